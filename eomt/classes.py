@@ -1,0 +1,124 @@
+"""What a class is: its id in the dataset, its name, its colour, and whether it is a thing or stuff."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from eomt.errors import InputError
+
+
+@dataclass(frozen=True)
+class SegmentClass:
+    """One class.
+
+    Attributes:
+        id: the id that the dataset's own files use (COCO's category id).
+        name: the class's name.
+        color: red, green and blue, 0..255.
+        is_thing: True for countable objects, False for stuff.
+    """
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+    is_thing: bool
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a dataset in the order of the network's outputs: class k is output k.
+
+    The network has one output more, the last, which stands for "no object".
+    """
+
+    items: tuple[SegmentClass, ...]
+
+    def __post_init__(self):
+        if not self.items:
+            raise InputError("a dataset needs at least one class, found none in its categories")
+        ids = [item.id for item in self.items]
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        if twice:
+            raise InputError(f"category id {twice[0]} stands more than once in the dataset's categories")
+
+    @classmethod
+    def from_categories(cls, categories: Iterable[Mapping]) -> Classes:
+        """Read COCO's `categories`: things first, then stuff, each by category id.
+
+        Args:
+            categories: mappings with `id` and `name`, optionally `isthing` (0 or 1, default 1) and
+                `color` ([red, green, blue], default: a fixed colour for the position).
+
+        Raises:
+            InputError: if a category lacks its id or name, or an id stands twice.
+        """
+        rows = list(categories)
+        for row in rows:
+            if "id" not in row or "name" not in row:
+                raise InputError(f"a category needs an id and a name, found {dict(row)}")
+        rows.sort(key=lambda row: (not row.get("isthing", 1), row["id"]))
+        return cls(
+            tuple(
+                SegmentClass(
+                    int(row["id"]),
+                    str(row["name"]),
+                    tuple(int(c) for c in row.get("color") or distinct_color(k)),
+                    bool(row.get("isthing", 1)),
+                )
+                for k, row in enumerate(rows)
+            )
+        )
+
+    def to_list(self) -> list[dict]:
+        """Plain values in COCO's `categories` form, fit for JSON and for a checkpoint."""
+        return [
+            {"id": c.id, "name": c.name, "color": list(c.color), "isthing": int(c.is_thing)} for c in self.items
+        ]
+
+    @classmethod
+    def from_list(cls, rows: Iterable[Mapping]) -> Classes:
+        """The inverse of `to_list`: the order of the rows is kept."""
+        return cls(
+            tuple(
+                SegmentClass(int(r["id"]), str(r["name"]), tuple(int(c) for c in r["color"]), bool(r["isthing"]))
+                for r in rows
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[SegmentClass]:
+        return iter(self.items)
+
+    def __getitem__(self, index: int) -> SegmentClass:
+        return self.items[index]
+
+    @property
+    def names(self) -> list[str]:
+        return [c.name for c in self.items]
+
+    @property
+    def ids(self) -> list[int]:
+        """The dataset's own id of each class."""
+        return [c.id for c in self.items]
+
+    @property
+    def is_thing(self) -> list[bool]:
+        return [c.is_thing for c in self.items]
+
+    @property
+    def colors(self) -> np.ndarray:
+        """uint8 [C, 3]."""
+        return np.array([c.color for c in self.items], dtype=np.uint8)
+
+
+def distinct_color(index: int) -> tuple[int, int, int]:
+    """A colour for the index-th class: hues a golden ratio apart, so that neighbours differ."""
+    hue = (index * 0.61803398875) % 1.0
+    value = (0.95, 0.75, 0.55)[index // 7 % 3]
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, value))

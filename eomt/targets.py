@@ -1,0 +1,135 @@
+"""Ground truth in compact form: layered id maps instead of one mask per segment.
+
+A segment is a set of pixels with a class. Segments that do not overlap share one plane of integers,
+so panoptic and semantic ground truth is one plane however many segments it has; overlapping
+instances take as many planes as it needs to keep them apart (at most 5 on COCO).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ImageTargets(NamedTuple):
+    """The segments of one image. Segment t has the pixels where `ids[planes[t]] == t + 1`.
+
+    Attributes:
+        ids: int16 [K, H, W], K >= 1; 0 where a plane holds no segment.
+        labels: int64 [T], the class of each segment, 0..C-1.
+        planes: int64 [T], the plane of each segment, 0..K-1.
+        crowd: bool [T], True for a region of many objects of one class (COCO's `iscrowd`).
+    """
+
+    ids: Tensor
+    labels: Tensor
+    planes: Tensor
+    crowd: Tensor
+
+    def masks(self) -> Tensor:
+        """Expand to one mask per segment: bool [T, H, W]."""
+        number = torch.arange(1, len(self.labels) + 1, device=self.ids.device, dtype=self.ids.dtype)
+        return self.ids[self.planes] == number[:, None, None]
+
+
+class BatchTargets(NamedTuple):
+    """The segments of a batch of images of one size.
+
+    Attributes:
+        ids: int16 [B, K, H, W], K the largest number of planes of an image in the batch.
+        labels: int64 [B, T], T the largest number of segments in the batch; -1 beyond an image's own.
+        planes: int64 [B, T]; 0 beyond an image's own.
+        counts: the number of segments of each image, on the host, so that no device need be asked.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    planes: Tensor
+    counts: tuple[int, ...]
+
+
+def collate_targets(targets: Sequence[ImageTargets]) -> BatchTargets:
+    """Stack images' targets, padding planes and segments to the largest of the batch."""
+    planes = max(t.ids.shape[0] for t in targets)
+    counts = tuple(len(t.labels) for t in targets)
+    ids = targets[0].ids.new_zeros(len(targets), planes, *targets[0].ids.shape[1:])
+    labels = torch.full((len(targets), max(counts)), -1, dtype=torch.int64)
+    plane_of = torch.zeros((len(targets), max(counts)), dtype=torch.int64)
+    for b, t in enumerate(targets):
+        ids[b, : t.ids.shape[0]] = t.ids
+        labels[b, : counts[b]] = t.labels
+        plane_of[b, : counts[b]] = t.planes
+    return BatchTargets(ids, labels, plane_of, counts)
+
+
+def targets_from_id_map(
+    id_map: np.ndarray, segment_ids: Sequence[int], labels: Sequence[int], crowd: Sequence[bool] | None = None
+) -> ImageTargets:
+    """Targets of segments that do not overlap.
+
+    Args:
+        id_map: integers [H, W]; pixels whose value is none of `segment_ids` belong to no segment.
+        segment_ids: T distinct values of the map, in the order of the result.
+        labels: T classes.
+        crowd: T flags, default none.
+    """
+    # One pass over the pixels: sort the wanted ids, look each pixel up among them.
+    wanted = np.asarray(segment_ids, dtype=np.int64)
+    ids = np.zeros(id_map.shape, dtype=np.int16)
+    if len(wanted):
+        order = np.argsort(wanted)
+        values, inverse = np.unique(id_map, return_inverse=True)
+        place = np.searchsorted(wanted[order], values).clip(max=len(wanted) - 1)
+        found = wanted[order][place] == values
+        lookup = np.where(found, order[place] + 1, 0).astype(np.int16)
+        ids = lookup[inverse].reshape(id_map.shape)
+    count = len(wanted)
+    return ImageTargets(
+        torch.from_numpy(ids)[None],
+        torch.as_tensor(np.asarray(labels, dtype=np.int64).reshape(count)),
+        torch.zeros(count, dtype=torch.int64),
+        torch.as_tensor(np.asarray(crowd if crowd is not None else [False] * count, dtype=bool).reshape(count)),
+    )
+
+
+def targets_from_masks(masks: np.ndarray, labels: Sequence[int], crowd: Sequence[bool] | None = None) -> ImageTargets:
+    """Targets of masks that may overlap: each goes to the first plane where its pixels are free.
+
+    Args:
+        masks: bool [T, H, W].
+        labels: T classes.
+        crowd: T flags, default none.
+    """
+    count, height, width = masks.shape
+    layers: list[np.ndarray] = [np.zeros((height, width), dtype=np.int16)]
+    planes = []
+    for t, mask in enumerate(np.asarray(masks, dtype=bool)):
+        for k, layer in enumerate(layers):
+            if not layer[mask].any():
+                break
+        else:
+            k, layer = len(layers), np.zeros((height, width), dtype=np.int16)
+            layers.append(layer)
+        layer[mask] = t + 1
+        planes.append(k)
+    return ImageTargets(
+        torch.from_numpy(np.stack(layers)),
+        torch.as_tensor(np.asarray(labels, dtype=np.int64).reshape(count)),
+        torch.as_tensor(np.asarray(planes, dtype=np.int64).reshape(count)),
+        torch.as_tensor(np.asarray(crowd if crowd is not None else [False] * count, dtype=bool).reshape(count)),
+    )
+
+
+def select_segments(targets: ImageTargets, keep: np.ndarray) -> ImageTargets:
+    """The segments with `keep` (bool [T]) True, renumbered 1.. in their order; the others' pixels become 0."""
+    keep = np.asarray(keep, dtype=bool)
+    lookup = np.zeros(len(keep) + 1, dtype=np.int16)
+    lookup[1:][keep] = np.arange(1, keep.sum() + 1)
+    index = torch.from_numpy(np.flatnonzero(keep))
+    return ImageTargets(
+        torch.from_numpy(lookup)[targets.ids.long()], targets.labels[index], targets.planes[index], targets.crowd[index]
+    )
