@@ -1,0 +1,1 @@
+"""From images to answers: geometry, post-processing, official result files and pictures."""

@@ -1,0 +1,175 @@
+"""Between images of any size and the network's input, and back from logits to the image.
+
+Two ways in, as EoMT uses them. Instance and panoptic segmentation fit the whole image into the input
+and pad it; semantic segmentation lets the image cover the input and cuts windows along the side that
+is too long. `undo_fit` and `merge_windows` are their inverses. Sizes are (height, width) throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from eomt.errors import InputError
+
+
+class Placement(NamedTuple):
+    """How an image was scaled on its way in; all in pixels.
+
+    Attributes:
+        height, width: the original size.
+        scaled_height, scaled_width: the size after scaling, before padding or cutting.
+    """
+
+    height: int
+    width: int
+    scaled_height: int
+    scaled_width: int
+
+
+def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the image's aspect inside `size`.
+
+    Sides are rounded half to even, as the original does. A side of an extremely long image would round
+    to 0, where the original fails; it becomes 1.
+    """
+    factor = min(size[0] / height, size[1] / width)
+    return (
+        min(max(round(height * factor), 1), size[0]),
+        min(max(round(width * factor), 1), size[1]),
+    )
+
+
+def cover_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size of the image's aspect that covers `size`, sides rounded half to even.
+
+    At least one side equals that of `size`; only the other can exceed it.
+    """
+    factor = max(size[0] / height, size[1] / width)
+    return max(round(height * factor), size[0]), max(round(width * factor), size[1])
+
+
+def fit_and_pad(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Placement]:
+    """Scale an image so that all of it fits `size`, and fill the right and the bottom with zeros.
+
+    Args:
+        image: a PIL image, or uint8 [h, w, 3].
+        size: height and width of the network's input.
+
+    Returns:
+        uint8 [3, height, width], and the placement that `undo_fit` needs.
+
+    Raises:
+        InputError: if an array is not uint8 [h, w, 3], or the image has no pixel.
+    """
+    scaled, placement = _resize(image, size, fit_size)
+    padded = torch.zeros(3, *size, dtype=torch.uint8)
+    padded[:, : placement.scaled_height, : placement.scaled_width] = scaled
+    return padded, placement
+
+
+def undo_fit(logits: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
+    """Bring mask logits of a padded input back to the original image.
+
+    Args:
+        logits: float [K, h, w], over the whole input at any stride.
+        placement: of `fit_and_pad`.
+        size: height and width of the network's input.
+
+    Returns:
+        float [K, placement.height, placement.width]: resized to the input, cropped to the image's part,
+        resized to the original, each time bilinearly. Still logits: the sigmoid comes after.
+    """
+    logits = _bilinear(logits, size)[:, : placement.scaled_height, : placement.scaled_width]
+    return _bilinear(logits, (placement.height, placement.width))
+
+
+def window_starts(length: int, size: int) -> list[int]:
+    """Where windows of `size` pixels begin so that they cover `length` >= `size` pixels evenly.
+
+    There are ceil(length / size) of them, the first at 0, the last at length - size. All in integers:
+    the original's floating point truncates the last start at extreme lengths and leaves a column bare.
+    """
+    count = math.ceil(length / size)
+    return [j * (length - size) // max(count - 1, 1) for j in range(count)]
+
+
+def cut_windows(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Placement]:
+    """Scale an image so that it covers `size`, and cut it into windows along the side that is longer.
+
+    Args:
+        image: a PIL image, or uint8 [h, w, 3].
+        size: height and width of a window.
+
+    Returns:
+        uint8 [N, 3, height, width], windows from left to right or from top to bottom, and the placement
+        that `merge_windows` needs.
+
+    Raises:
+        InputError: if an array is not uint8 [h, w, 3], or the image has no pixel.
+    """
+    scaled, placement = _resize(image, size, cover_size)
+    return torch.stack([scaled[:, rows, columns] for rows, columns in _windows(placement, size)]), placement
+
+
+def merge_windows(scores: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
+    """Lay the windows' scores over each other and bring them to the original image.
+
+    Args:
+        scores: float [N, C, size[0], size[1]], for the windows of `cut_windows`.
+        placement: of `cut_windows`.
+        size: height and width of a window.
+
+    Returns:
+        float [C, placement.height, placement.width]: averaged where windows overlap, then resized
+        bilinearly.
+    """
+    total = scores.new_zeros(scores.shape[1], placement.scaled_height, placement.scaled_width)
+    count = scores.new_zeros(1, placement.scaled_height, placement.scaled_width)
+    for window, (rows, columns) in zip(scores, _windows(placement, size), strict=True):
+        total[:, rows, columns] += window
+        count[:, rows, columns] += 1
+    return _bilinear(total / count, (placement.height, placement.width))
+
+
+def _windows(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of each window in the scaled image. One of the two sides has a single start."""
+    return [
+        (slice(top, top + size[0]), slice(left, left + size[1]))
+        for top in window_starts(placement.scaled_height, size[0])
+        for left in window_starts(placement.scaled_width, size[1])
+    ]
+
+
+def _resize(
+    image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callable
+) -> tuple[Tensor, Placement]:
+    """The image scaled to `rule(height, width, size)` by PIL, as uint8 [3, h, w]."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(
+                f"an image array must be uint8 [height, width, 3], found {image.dtype} {list(image.shape)}"
+            )
+        if image.size == 0:
+            raise InputError(f"an image needs at least one pixel, found shape {list(image.shape)}")
+        image = Image.fromarray(image)
+    if image.width == 0 or image.height == 0:
+        raise InputError(f"an image needs at least one pixel, found {image.width} x {image.height}")
+    height, width = rule(image.height, image.width, size)
+    placement = Placement(image.height, image.width, height, width)
+    scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(scaled)).permute(2, 0, 1), placement
+
+
+def _bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize [K, h, w] to [K, *size]: corners not aligned, no antialias."""
+    # One map per batch entry, not per channel: PyTorch picks its kernel by the number of channels, and
+    # a map's result must not depend on how many others are resized with it.
+    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]

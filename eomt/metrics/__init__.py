@@ -1,0 +1,1 @@
+"""Official scores, summed exactly across images and ranks."""
