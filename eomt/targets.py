@@ -92,11 +92,15 @@ def targets_from_id_map(
         torch.from_numpy(ids)[None],
         torch.as_tensor(np.asarray(labels, dtype=np.int64).reshape(count)),
         torch.zeros(count, dtype=torch.int64),
-        torch.as_tensor(np.asarray(crowd if crowd is not None else [False] * count, dtype=bool).reshape(count)),
+        torch.as_tensor(
+            np.asarray(crowd if crowd is not None else [False] * count, dtype=bool).reshape(count)
+        ),
     )
 
 
-def targets_from_masks(masks: np.ndarray, labels: Sequence[int], crowd: Sequence[bool] | None = None) -> ImageTargets:
+def targets_from_masks(
+    masks: np.ndarray, labels: Sequence[int], crowd: Sequence[bool] | None = None
+) -> ImageTargets:
     """Targets of masks that may overlap: each goes to the first plane where its pixels are free.
 
     Args:
@@ -120,7 +124,9 @@ def targets_from_masks(masks: np.ndarray, labels: Sequence[int], crowd: Sequence
         torch.from_numpy(np.stack(layers)),
         torch.as_tensor(np.asarray(labels, dtype=np.int64).reshape(count)),
         torch.as_tensor(np.asarray(planes, dtype=np.int64).reshape(count)),
-        torch.as_tensor(np.asarray(crowd if crowd is not None else [False] * count, dtype=bool).reshape(count)),
+        torch.as_tensor(
+            np.asarray(crowd if crowd is not None else [False] * count, dtype=bool).reshape(count)
+        ),
     )
 
 
@@ -131,5 +137,8 @@ def select_segments(targets: ImageTargets, keep: np.ndarray) -> ImageTargets:
     lookup[1:][keep] = np.arange(1, keep.sum() + 1)
     index = torch.from_numpy(np.flatnonzero(keep))
     return ImageTargets(
-        torch.from_numpy(lookup)[targets.ids.long()], targets.labels[index], targets.planes[index], targets.crowd[index]
+        torch.from_numpy(lookup)[targets.ids.long()],
+        targets.labels[index],
+        targets.planes[index],
+        targets.crowd[index],
     )

@@ -1,0 +1,56 @@
+"""Mask annealing: how likely each block still masks its attention (arXiv 2503.19108, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from eomt.errors import InputError
+
+Bound = int | float | str
+"""A number of steps, or a fraction of the run as a number up to 1 or a text such as "1/6"."""
+
+
+def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int) -> list[tuple[int, int]]:
+    """Turn annealing windows into optimizer steps.
+
+    Args:
+        windows: (start, end) per masked block, first block first. A window whose end is at most 1 is a
+            fraction of the run, any other counts optimizer steps.
+        total_steps: optimizer steps of the whole run.
+
+    Raises:
+        InputError: if a window is no pair of numbers with 0 <= start <= end.
+    """
+    resolved = []
+    for window in windows:
+        try:
+            start, end = (Fraction(str(bound)) for bound in window)
+        except (ValueError, ZeroDivisionError) as error:
+            raise InputError(
+                f"annealing.windows: {window} is no pair of numbers or fractions such as 1/6"
+            ) from error
+        if not 0 <= start <= end:
+            raise InputError(f"annealing.windows: {list(window)} needs 0 <= start <= end")
+        scale = total_steps if end <= 1 else 1
+        resolved.append(
+            (math.floor(start * scale + Fraction(1, 2)), math.floor(end * scale + Fraction(1, 2)))
+        )
+    return resolved
+
+
+def mask_probability(step: int, start: int, end: int, power: float = 0.9) -> float:
+    """The probability that a query's attention is masked in a block.
+
+    Args:
+        step: optimizer steps done.
+        start: the step up to which it is 1.
+        end: the step from which on it is 0.
+        power: of the polynomial in between, `(1 - (step - start) / (end - start)) ** power`.
+    """
+    if step >= end:
+        return 0.0
+    if step <= start:
+        return 1.0
+    return (1 - (step - start) / (end - start)) ** power

@@ -1,0 +1,225 @@
+"""One interface over timm's plain Vision Transformers: tokens in, blocks, norm, grid and prefix count.
+
+timm's `VisionTransformer` (DINOv2: learned position embedding) and `Eva` (DINOv3: rotary position
+embedding) are both seen as: embed an image into [prefix, patch] tokens, then a list of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat, resample_abs_pos_embed
+from timm.models import Eva, VisionTransformer
+from torch import Tensor, nn
+
+from eomt.errors import InputError
+
+
+class Backbone(nn.Module):
+    """A timm ViT, seen block by block.
+
+    Args:
+        name: a timm model name, such as `vit_large_patch14_reg4_dinov2` or `vit_large_patch16_dinov3_qkvb`.
+        image_size: (height, width) of the images it trains on; multiples of the patch size. Other sizes
+            work too: the position embedding is then resampled on the fly (bicubic, as timm does).
+        patch_size: the side of a patch in pixels. Pretrained patch embeddings of another size are resampled.
+        pretrained: True for timm's own weights (downloaded), a path to a file with weights in timm's form,
+            or False for a random start.
+        options: further arguments for timm's model, such as `embed_dim` or `depth`.
+
+    Raises:
+        InputError: if timm does not know the name, the model is not a plain ViT, the image size does not
+            fit the patch size, or the weights asked for cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: tuple[int, int],
+        patch_size: int = 16,
+        pretrained: bool | str = False,
+        options: Mapping | None = None,
+    ):
+        super().__init__()
+        check_image_size(image_size, patch_size)
+        self.vit = _create(name, image_size, patch_size, pretrained, dict(options or {}))
+        self.native_grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.patch_size = patch_size
+        self.num_prefix_tokens = self.vit.num_prefix_tokens
+        self.embed_dim = self.vit.embed_dim
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.vit.blocks
+
+    @property
+    def norm(self) -> nn.Module:
+        return self.vit.norm
+
+    @property
+    def uses_rope(self) -> bool:
+        return isinstance(self.vit, Eva)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Turn images into tokens.
+
+        Args:
+            images: normalised, [B, 3, H, W], H and W multiples of the patch size.
+
+        Returns:
+            [B, prefix + (H/patch)*(W/patch), D]; the prefix is the class token and the registers.
+        """
+        vit = self.vit
+        patches = vit.patch_embed.proj(images)
+        grid = tuple(patches.shape[-2:])
+        patches = vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        prefix = [t.expand(len(images), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
+        if vit.pos_embed is None:
+            tokens = torch.cat([*prefix, patches], dim=1)
+        elif vit.no_embed_class:
+            tokens = torch.cat([*prefix, patches + self._position_embedding(grid, 0)], dim=1)
+        else:
+            tokens = torch.cat([*prefix, patches], dim=1) + self._position_embedding(
+                grid, self.num_prefix_tokens
+            )
+        return vit.norm_pre(tokens)
+
+    def rotary_embedding(self, grid: tuple[int, int]) -> Tensor | None:
+        """The rotary embedding of a grid of patches, [grid_h * grid_w, ...], or None where there is none."""
+        return self.vit.rope.get_embed(grid) if self.uses_rope else None
+
+    def run_block(
+        self, index: int, tokens: Tensor, rope: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Run one block.
+
+        Args:
+            index: 0..N-1.
+            tokens: [B, T, D]. Patch tokens come last; tokens before them are not rotated.
+            rope: what `rotary_embedding` gave, or None.
+            mask: bool [B, R, T], or None. The first R tokens attend only where it is True; the others
+                attend to all.
+        """
+        block = self.blocks[index]
+        unrotated = tokens.shape[1] - rope.shape[-2] if rope is not None else tokens.shape[1]
+        attended = attention(block.attn, block.norm1(tokens), rope, unrotated, mask)
+        if self.uses_rope:
+            tokens = tokens + block.drop_path1(_scaled(block.gamma_1, attended))
+            return tokens + block.drop_path2(_scaled(block.gamma_2, block.mlp(block.norm2(tokens))))
+        tokens = tokens + block.drop_path1(block.ls1(attended))
+        return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
+    def _position_embedding(self, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
+        if grid == self.native_grid:
+            return self.vit.pos_embed
+        return resample_abs_pos_embed(
+            self.vit.pos_embed, list(grid), list(self.native_grid), num_prefix_tokens=num_prefix_tokens
+        )
+
+
+def attention(
+    attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None
+) -> Tensor:
+    """Self-attention with timm's weights, in two calls where only the first tokens are masked.
+
+    Fused attention kernels are slow with a mask, and only the R query rows need one: they attend in a
+    call of their own with a [R, T] mask, all other rows in a call without. The result is that of one
+    call with a [T, T] mask that is open in the other rows.
+
+    Args:
+        attn: timm's `Attention` or `EvaAttention`.
+        tokens: [B, T, D], normalised.
+        rope: rotary embedding of the last T - num_unrotated tokens, or None.
+        num_unrotated: number of leading tokens that are not rotated.
+        mask: bool [B, R, T], or None; True where the first R tokens may attend.
+    """
+    batch, count, _ = tokens.shape
+    if getattr(attn, "q_bias", None) is None:
+        qkv = attn.qkv(tokens)
+    else:
+        qkv = F.linear(tokens, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
+    q, k, v = qkv.reshape(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        q, k = (_rotate(x, rope, num_unrotated, attn.rotate_half) for x in (q, k))
+        q, k = q.type_as(v), k.type_as(v)
+    if mask is None:
+        out = F.scaled_dot_product_attention(q, k, v)
+    else:
+        rows = mask.shape[1]
+        masked = F.scaled_dot_product_attention(q[:, :, :rows], k, v, attn_mask=mask[:, None])
+        open_rows = F.scaled_dot_product_attention(q[:, :, rows:], k, v)
+        out = torch.cat((masked, open_rows), dim=2)
+    return attn.proj(attn.norm(out.transpose(1, 2).flatten(2)))
+
+
+def check_image_size(image_size: tuple[int, int], patch_size: int) -> None:
+    """Raise InputError unless both sides are positive multiples of the patch size."""
+    height, width = image_size
+    if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
+        lower, upper = (max(1, height // patch_size + k) * patch_size for k in (0, 1))
+        raise InputError(
+            f"data.image_size={[height, width]} is no multiple of the patch size {patch_size}: "
+            f"choose for example {lower} or {upper}"
+        )
+
+
+def _rotate(x: Tensor, rope: Tensor, num_unrotated: int, half: bool) -> Tensor:
+    return torch.cat(
+        (x[:, :, :num_unrotated], apply_rot_embed_cat(x[:, :, num_unrotated:], rope, half=half)), dim=2
+    )
+
+
+def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
+    return x if gamma is None else gamma * x
+
+
+def _create(
+    name: str, image_size: tuple[int, int], patch_size: int, pretrained: bool | str, options: dict
+) -> VisionTransformer | Eva:
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_patch')[0]}*dinov*")[:6]) or "timm.list_models()"
+        raise InputError(f"model.backbone={name} is no model that timm knows; some that it knows: {near}")
+    from_file = isinstance(pretrained, str)
+    if from_file and not Path(pretrained).is_file():
+        raise InputError(f"model.pretrained={pretrained}: no such file")
+    overlay = {"file": pretrained, "hf_hub_id": None, "url": ""} if from_file else None
+    try:
+        vit = timm.create_model(
+            name,
+            pretrained=bool(pretrained),
+            pretrained_cfg_overlay=overlay,
+            img_size=image_size,
+            patch_size=patch_size,
+            num_classes=0,
+            **options,
+        )
+    except TypeError as error:
+        raise InputError(f"model.backbone={name} with model.backbone_options={options}: {error}") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"pretrained weights of {name} cannot be had ({reason}): give a file by model.pretrained=FILE, "
+            "fetch them on a machine with internet (see the README on prefetch), "
+            "or start from random weights by model.pretrained=false"
+        ) from error
+    _check_supported(name, vit)
+    return vit
+
+
+def _check_supported(name: str, vit: nn.Module) -> None:
+    attn = vit.blocks[0].attn if isinstance(vit, VisionTransformer | Eva) else None
+    plain = (
+        attn is not None and getattr(attn, "qkv", None) is not None and getattr(attn, "gate", None) is None
+    )
+    if not plain or isinstance(vit.norm, nn.Identity) or getattr(vit, "rope_mixed", False):
+        raise InputError(
+            f"model.backbone={name} is not a plain ViT with a final norm that EoMT can extend: "
+            "take a DINOv2 or DINOv3 ViT such as vit_large_patch14_reg4_dinov2"
+        )

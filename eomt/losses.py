@@ -1,0 +1,180 @@
+"""The mask classification loss (Mask2Former, arXiv 2112.01527; weights as EoMT's)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eomt.matching import match, matching_cost
+from eomt.network import Output
+from eomt.points import (
+    LossPoints,
+    draw_points,
+    sample_all_targets,
+    sample_logits,
+    sample_targets,
+    uncertain_points,
+)
+from eomt.targets import BatchTargets
+
+
+class MaskClassificationLoss(nn.Module):
+    """Matches every output's queries to the targets and compares masks and classes.
+
+    All of it is computed in float32 (or the logits' float64), outside autocast.
+
+    Args:
+        num_points: P, points on which masks are compared.
+        oversample_ratio: candidates per point; the most uncertain ones are kept.
+        importance_ratio: the share of points that are such candidates, the rest is uniform.
+        mask_weight: of binary cross-entropy, in the matching cost and in the total.
+        dice_weight: of the dice term, likewise.
+        class_weight: of the classification term, likewise.
+        no_object_weight: of "no object" in the cross-entropy over classes.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_ratio: float = 0.75,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        class_weight: float = 2.0,
+        no_object_weight: float = 0.1,
+    ):
+        super().__init__()
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_ratio = importance_ratio
+        self.weights = {"mask": mask_weight, "dice": dice_weight, "class": class_weight}
+        self.no_object_weight = no_object_weight
+
+    def draw(
+        self,
+        num_outputs: int,
+        num_queries: int,
+        counts: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> list[LossPoints]:
+        """The random points for `forward`, for images with `counts` targets."""
+        matched = num_matched(num_queries, counts)
+        return draw_points(
+            num_outputs,
+            len(counts),
+            matched,
+            self.num_points,
+            self.oversample_ratio,
+            self.importance_ratio,
+            generator,
+            device,
+        )
+
+    def forward(
+        self,
+        outputs: Sequence[Output],
+        targets: BatchTargets,
+        points: Sequence[LossPoints],
+        normaliser: float | Tensor | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """The loss terms of each output, unweighted.
+
+        Args:
+            outputs: O predictions for B images.
+            targets: the images' segments.
+            points: O sets of random points, as `draw` gives them.
+            normaliser: what sums over masks are divided by: the number of matched masks, or their mean
+                over ranks, at least 1. Default: the number of this batch.
+
+        Returns:
+            per output: scalars `mask` (binary cross-entropy), `dice` and `class`.
+        """
+        with torch.autocast(outputs[0].mask_logits.device.type, enabled=False):
+            outputs = [Output(*(_full_precision(logits) for logits in output)) for output in outputs]
+            if normaliser is None:
+                normaliser = max(1, num_matched(outputs[0].class_logits.shape[1], targets.counts))
+            matches = self.match(outputs, targets, points)
+            return [
+                self._terms(output, targets, drawn, pairs, normaliser)
+                for output, drawn, pairs in zip(outputs, points, matches, strict=True)
+            ]
+
+    def total(self, terms: Sequence[dict[str, Tensor]]) -> Tensor:
+        """The weighted sum of all outputs' terms."""
+        return sum(self.weights[name] * value for output in terms for name, value in output.items())
+
+    @torch.no_grad()
+    def match(self, outputs: Sequence[Output], targets: BatchTargets, points: Sequence[LossPoints]) -> Tensor:
+        """int64 [O, 3, M]: image, query and target of each match of each output."""
+        if targets.labels.shape[1] == 0:
+            return targets.labels.new_zeros(len(outputs), 3, 0)
+        costs = [
+            matching_cost(
+                sample_logits(output.mask_logits, drawn.match),
+                output.class_logits,
+                sample_all_targets(targets, drawn.match),
+                targets.labels,
+                self.weights["mask"],
+                self.weights["dice"],
+                self.weights["class"],
+            )
+            for output, drawn in zip(outputs, points, strict=True)
+        ]
+        return match(torch.stack(costs), targets.counts)
+
+    def _terms(
+        self,
+        output: Output,
+        targets: BatchTargets,
+        points: LossPoints,
+        pairs: Tensor,
+        normaliser: float | Tensor,
+    ) -> dict[str, Tensor]:
+        image, query, segment = pairs
+        mask, dice = self._mask_terms(output.mask_logits[image, query], targets, points, image, segment)
+        return {
+            "mask": mask / normaliser,
+            "dice": dice / normaliser,
+            "class": self._class_term(output.class_logits, targets, image, query, segment),
+        }
+
+    def _mask_terms(
+        self, logits: Tensor, targets: BatchTargets, points: LossPoints, image: Tensor, segment: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy and dice, summed over the M matched masks [M, h, w]."""
+        if len(logits) == 0:
+            # Sums of nothing that hang on the graph: every rank's backward pass reaches the same parameters.
+            return logits.sum(), logits.sum()
+        with torch.no_grad():
+            certain = int(self.importance_ratio * self.num_points)
+            chosen = uncertain_points(logits, points.candidates, points.extra, certain)
+            truth = sample_targets(targets, image, segment, chosen)
+        values = sample_logits(logits[:, None], chosen).squeeze(1)
+        bce = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(1).sum()
+        probability = values.sigmoid()
+        overlap = (probability * truth).sum(1)
+        dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
+        return bce, dice.sum()
+
+    def _class_term(
+        self, logits: Tensor, targets: BatchTargets, image: Tensor, query: Tensor, segment: Tensor
+    ) -> Tensor:
+        no_object = logits.shape[-1] - 1
+        wanted = torch.full(logits.shape[:2], no_object, dtype=torch.int64, device=logits.device)
+        wanted[image, query] = targets.labels[image, segment]
+        weight = logits.new_ones(no_object + 1)
+        weight[no_object] = self.no_object_weight
+        return F.cross_entropy(logits.transpose(1, 2), wanted, weight)
+
+
+def num_matched(num_queries: int, counts: Sequence[int]) -> int:
+    """The number of matched masks of images with `counts` targets."""
+    return sum(min(num_queries, count) for count in counts)
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,180 @@
+"""EoMT: a plain ViT that segments (arXiv 2503.19108, section 3).
+
+Learned queries join the tokens before the last blocks; each query predicts a class and a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from eomt.backbone import Backbone
+from eomt.errors import InputError
+
+
+class Output(NamedTuple):
+    """One prediction.
+
+    Attributes:
+        mask_logits: [B, Q, H/s, W/s], s = 4 for patch 16; a pixel belongs to a query where the logit is > 0.
+        class_logits: [B, Q, C+1], the last entry stands for "no object".
+    """
+
+    mask_logits: Tensor
+    class_logits: Tensor
+
+
+class EoMT(nn.Module):
+    """Encoder-only mask transformer.
+
+    Args:
+        backbone: timm's name of a plain ViT.
+        image_size: side of the square that it trains on, or (height, width).
+        num_classes: C, without "no object".
+        num_queries: Q.
+        num_masked_blocks: L2, the number of last blocks that the queries pass through.
+        patch_size: the side of a patch in pixels.
+        pretrained: see `Backbone`.
+        backbone_options: see `Backbone`.
+
+    Raises:
+        InputError: if a value is out of range or the backbone cannot be had.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        image_size: int | tuple[int, int],
+        num_classes: int,
+        num_queries: int,
+        num_masked_blocks: int,
+        patch_size: int = 16,
+        pretrained: bool | str = False,
+        backbone_options: Mapping | None = None,
+    ):
+        super().__init__()
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.spec = {
+            "backbone": backbone,
+            "image_size": list(size),
+            "num_classes": num_classes,
+            "num_queries": num_queries,
+            "num_masked_blocks": num_masked_blocks,
+            "patch_size": patch_size,
+            "backbone_options": dict(backbone_options or {}),
+        }
+        self.backbone = Backbone(backbone, size, patch_size, pretrained, backbone_options)
+        if not 1 <= num_masked_blocks <= len(self.backbone.blocks):
+            raise InputError(
+                f"model.num_masked_blocks={num_masked_blocks}: {backbone} has {len(self.backbone.blocks)} blocks, "
+                "choose a number from 1 to that"
+            )
+        if num_queries < 1 or num_classes < 1:
+            raise InputError(
+                f"model.num_queries={num_queries} and {num_classes} classes: both must be at least 1"
+            )
+        dim = self.backbone.embed_dim
+        self.num_masked_blocks = num_masked_blocks
+        self.queries = nn.Parameter(torch.randn(num_queries, dim))
+        self.class_head = nn.Linear(dim, num_classes + 1)
+        self.mask_head = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+        self.upscale = nn.Sequential(*(Upscale(dim) for _ in range(max(1, int(math.log2(patch_size)) - 2))))
+        # Not part of the weights: files of the original carry means and deviations that are wrong.
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images it was built for."""
+        return tuple(self.spec["image_size"])
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.queries)
+
+    @property
+    def num_classes(self) -> int:
+        return self.class_head.out_features - 1
+
+    def forward(self, images: Tensor, drops: Tensor | None = None) -> list[Output]:
+        """Segment images.
+
+        Args:
+            images: [B, 3, H, W], H and W multiples of the patch size, padded with zeros where there is no
+                image; uint8 0..255 or floating point 0..1.
+            drops: None for the mask-free network. Otherwise bool [L2, B, Q], True where a query's
+                attention mask is dropped in a block; the network then predicts before each of its last
+                L2 blocks too, and that prediction masks the block's attention.
+
+        Returns:
+            The predictions in order, the last of which is the answer: L2 + 1 of them with `drops`,
+            otherwise one.
+        """
+        grid = self._grid(images)
+        rope = self.backbone.rotary_embedding(grid)
+        tokens = self.backbone.embed(self._normalise(images))
+        first = len(self.backbone.blocks) - self.num_masked_blocks
+        for index in range(first):
+            tokens = self.backbone.run_block(index, tokens, rope)
+        tokens = torch.cat((self.queries.expand(len(images), -1, -1).to(tokens.dtype), tokens), dim=1)
+        outputs = []
+        for k in range(self.num_masked_blocks):
+            mask = None
+            if drops is not None:
+                outputs.append(self.predict(tokens, grid))
+                mask = self._attention_mask(outputs[-1].mask_logits, grid, drops[k])
+            tokens = self.backbone.run_block(first + k, tokens, rope, mask)
+        outputs.append(self.predict(tokens, grid))
+        return outputs
+
+    def predict(self, tokens: Tensor, grid: tuple[int, int]) -> Output:
+        """Classes and masks of the queries in `tokens` [B, Q + prefix + patches, D]."""
+        tokens = self.backbone.norm(tokens)
+        queries = tokens[:, : self.num_queries]
+        patches = tokens[:, self.num_queries + self.backbone.num_prefix_tokens :]
+        features = self.upscale(patches.transpose(1, 2).unflatten(2, grid))
+        mask_logits = (self.mask_head(queries) @ features.flatten(2)).unflatten(2, features.shape[-2:])
+        return Output(mask_logits, self.class_head(queries))
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        dtype = self.pixel_mean.dtype
+        images = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        patch = self.backbone.patch_size
+        height, width = images.shape[-2:]
+        if height % patch or width % patch:
+            raise ValueError(f"images are {height}x{width}, which is no multiple of the patch size {patch}")
+        return height // patch, width // patch
+
+    @torch.no_grad()
+    def _attention_mask(self, mask_logits: Tensor, grid: tuple[int, int], drop: Tensor) -> Tensor:
+        """Where queries may attend, bool [B, Q, Q + prefix + patches]: to all queries and prefix tokens,
+        and to the patches of their own mask, or to all patches where the mask is dropped."""
+        inside = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).flatten(2) > 0
+        always = inside.new_ones(*inside.shape[:2], self.num_queries + self.backbone.num_prefix_tokens)
+        return torch.cat((always, inside | drop[:, :, None]), dim=2)
+
+
+class Upscale(nn.Module):
+    """Doubles the resolution of a feature map: [B, D, h, w] to [B, D, 2h, 2w]."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.transposed = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+        self.depthwise = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, bias=False)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(F.gelu(self.transposed(x)))
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

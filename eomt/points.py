@@ -1,0 +1,141 @@
+"""Point sampling: logits and targets are compared on random points (PointRend, arXiv 1912.08193).
+
+Points are (x, y) in [0, 1]^2 over the whole image. Values are read bilinearly as `grid_sample` does
+with `align_corners=False` and zero padding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eomt.targets import BatchTargets
+
+
+class LossPoints(NamedTuple):
+    """The random points of one output's loss.
+
+    Attributes:
+        match: [B, P, 2], where matching compares all queries and targets of an image.
+        candidates: [M, 3P, 2], of which each matched mask takes the most uncertain ones.
+        extra: [M, P/4, 2], which each matched mask takes as they are.
+    """
+
+    match: Tensor
+    candidates: Tensor
+    extra: Tensor
+
+
+def draw_points(
+    num_outputs: int,
+    batch_size: int,
+    num_matched: int,
+    num_points: int,
+    oversample_ratio: float,
+    importance_ratio: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> list[LossPoints]:
+    """Draw the points of each output's loss, uniformly.
+
+    Args:
+        num_outputs: number of supervised outputs.
+        batch_size: B.
+        num_matched: M, the number of matched masks in the batch, min(queries, targets) summed over images.
+        num_points: P.
+        oversample_ratio: candidates per point.
+        importance_ratio: the share of points taken from the candidates.
+        generator: of `device`.
+    """
+    extra = num_points - int(importance_ratio * num_points)
+    shapes = (
+        (batch_size, num_points, 2),
+        (num_matched, int(num_points * oversample_ratio), 2),
+        (num_matched, extra, 2),
+    )
+    return [
+        LossPoints(*(torch.rand(shape, generator=generator, device=device) for shape in shapes))
+        for _ in range(num_outputs)
+    ]
+
+
+def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
+    """Read maps [N, C, h, w] at points [N, P, 2]: [N, C, P], differentiable in the maps."""
+    return F.grid_sample(logits, 2 * points[:, :, None] - 1, mode="bilinear", align_corners=False).squeeze(-1)
+
+
+def sample_all_targets(targets: BatchTargets, points: Tensor) -> Tensor:
+    """Read the masks of all segments at points shared by an image.
+
+    Args:
+        targets: of B images, T segments at most.
+        points: [B, P, 2].
+
+    Returns:
+        [B, T, P] in 0..1, of the points' dtype; 0 beyond an image's own segments.
+    """
+    batch, planes = targets.ids.shape[:2]
+    segments = targets.labels.shape[1]
+    numbers = torch.arange(1, segments + 1, device=points.device, dtype=targets.ids.dtype)
+    numbers = numbers.expand(batch, segments).masked_fill(targets.labels < 0, -1)[:, :, None]
+    values = points.new_zeros(batch, segments, points.shape[1])
+    flat = targets.ids.flatten(2)
+    for index, weight in _corners(points, *targets.ids.shape[2:]):
+        ids = flat.gather(2, index[:, None].expand(-1, planes, -1))
+        if planes > 1:
+            ids = ids.gather(1, targets.planes[:, :, None].expand(-1, -1, index.shape[-1]))
+        values += (ids == numbers) * weight[:, None]
+    return values
+
+
+def sample_targets(targets: BatchTargets, image: Tensor, segment: Tensor, points: Tensor) -> Tensor:
+    """Read single segments' masks, each at points of its own.
+
+    Args:
+        targets: of a batch.
+        image: int64 [M], the image of each mask.
+        segment: int64 [M], the segment of each mask.
+        points: [M, P, 2].
+
+    Returns:
+        [M, P] in 0..1, of the points' dtype.
+    """
+    flat = targets.ids.flatten(2)[image, targets.planes[image, segment]]
+    number = (segment + 1).to(flat.dtype)[:, None]
+    values = points.new_zeros(points.shape[:2])
+    for index, weight in _corners(points, *targets.ids.shape[2:]):
+        values += (flat.gather(1, index) == number) * weight
+    return values
+
+
+def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, count: int) -> Tensor:
+    """The `count` candidates whose logit is nearest to 0, and the extra points.
+
+    Args:
+        logits: [M, h, w].
+        candidates: [M, N, 2].
+        extra: [M, E, 2].
+
+    Returns:
+        [M, count + E, 2].
+    """
+    uncertainty = -sample_logits(logits[:, None], candidates).squeeze(1).abs()
+    chosen = uncertainty.topk(count, dim=1, sorted=False).indices
+    return torch.cat((candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2)), extra), dim=1)
+
+
+def _corners(points: Tensor, height: int, width: int):
+    """The four pixels around each point: flat index int64 [..., P] and weight [..., P], 0 outside."""
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    fx, fy = x - left, y - top
+    left, top = left.long(), top.long()
+    for column, wx in ((left, 1 - fx), (left + 1, fx)):
+        wx = wx * ((column >= 0) & (column < width))
+        column = column.clamp(0, width - 1)
+        for row, wy in ((top, 1 - fy), (top + 1, fy)):
+            wy = wy * ((row >= 0) & (row < height))
+            yield row.clamp(0, height - 1) * width + column, wx * wy

@@ -1,0 +1,1 @@
+"""Reading and writing weights in the forms that exist."""
