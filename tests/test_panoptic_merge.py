@@ -136,6 +136,15 @@ def test_won_pixels_below_the_mask_threshold_count_for_the_ratio_but_not_for_the
     assert result.ids.tolist() == [[1, 1, 0, 0, 0, 0, 2, 2, 0, 0]]
 
 
+def test_of_equals_the_first_query_wins_and_a_probability_of_a_half_is_inside():
+    masks = torch.tensor([[[0.0, 9, -9, -9]], [[0.0, 9, -9, -9]]])
+    classes = torch.tensor([[0.0, 10, -10], [10.0, 0, -10]])
+    placement = Placement(1, 4, 1, 4)
+    result = panoptic_segmentation(masks, classes, placement, (1, 4), torch.tensor([True, True]))
+    assert result.ids.tolist() == [[1, 1, 0, 0]]
+    assert result.labels.tolist() == [1]
+
+
 def test_stuff_is_merged_and_things_are_not():
     masks = torch.full((4, 1, 8), -20.0)
     for q in range(4):
