@@ -77,16 +77,18 @@ def targets_from_id_map(
         labels: T classes.
         crowd: T flags, default none.
     """
-    # One pass over the pixels: sort the wanted ids, look each pixel up among them.
     wanted = np.asarray(segment_ids, dtype=np.int64)
     ids = np.zeros(id_map.shape, dtype=np.int16)
-    if len(wanted):
+    if len(wanted) and id_map.size:
+        # Neighbours mostly share their value: look up each run of equal pixels once, not each pixel.
+        pixels = id_map.reshape(-1)
+        starts = np.concatenate([[0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1])
+        values = pixels[starts].astype(np.int64)
         order = np.argsort(wanted)
-        values, inverse = np.unique(id_map, return_inverse=True)
         place = np.searchsorted(wanted[order], values).clip(max=len(wanted) - 1)
         found = wanted[order][place] == values
-        lookup = np.where(found, order[place] + 1, 0).astype(np.int16)
-        ids = lookup[inverse].reshape(id_map.shape)
+        numbers = np.where(found, order[place] + 1, 0).astype(np.int16)
+        ids = np.repeat(numbers, np.diff(starts, append=pixels.size)).reshape(id_map.shape)
     count = len(wanted)
     return ImageTargets(
         torch.from_numpy(ids)[None],
@@ -137,7 +139,7 @@ def select_segments(targets: ImageTargets, keep: np.ndarray) -> ImageTargets:
     lookup[1:][keep] = np.arange(1, keep.sum() + 1)
     index = torch.from_numpy(np.flatnonzero(keep))
     return ImageTargets(
-        torch.from_numpy(lookup)[targets.ids.long()],
+        torch.from_numpy(lookup.take(targets.ids.numpy())),
         targets.labels[index],
         targets.planes[index],
         targets.crowd[index],
