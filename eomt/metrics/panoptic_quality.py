@@ -1,0 +1,189 @@
+"""Panoptic quality (Kirillov et al., CVPR 2019), counted as the official panopticapi counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from eomt.classes import Classes
+from eomt.errors import InputError
+from eomt.inference.panoptic import Segmentation
+from eomt.targets import ImageTargets
+
+IOU, TP, FP, FN = range(4)
+# Sums of IoU are kept in whole units of 2^-42. Integers come out the same in every order of images and
+# ranks, and no precision setting casts them, as `module.to(torch.bfloat16)` does to torchmetrics' floats.
+# The error of a match is below 1.2e-13; a class may have two million matches.
+IOU_UNIT = 2.0**-42
+
+
+class PanopticQuality(Metric):
+    """Panoptic, segmentation and recognition quality of a dataset.
+
+    The rules: a predicted and a true segment match if they are of one class and their IoU exceeds 0.5,
+    where the predicted segment's pixels in void do not count for the union. Crowd regions match nothing
+    and are never missed. An unmatched prediction is forgiven if more than half of it lies in void and
+    in the crowd region of its class (the last one listed, if there are several). Classes without a match,
+    a false positive or a miss are left out of the means.
+
+    Args:
+        classes: the dataset's classes; things and stuff are averaged apart, too.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    sums: Tensor  # int64 [4, C]: IoU in units of IOU_UNIT, true positives, false positives, misses
+
+    def __init__(self, classes: Classes):
+        super().__init__()
+        self.classes = classes
+        self.add_state("sums", torch.zeros(4, len(classes), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> PanopticQuality:
+        """Counts stay integers, whatever the precision."""
+        return self
+
+    def update(self, segmentation: Segmentation, targets: ImageTargets) -> None:
+        """Count one image.
+
+        Args:
+            segmentation: the prediction.
+            targets: the truth at the same size: ids int16 [1, H, W] where 0 is void.
+
+        Raises:
+            InputError: if true segments overlap (more than one plane), or the sizes differ.
+        """
+        planes, *shape = targets.ids.shape
+        if planes != 1:
+            raise InputError(
+                f"panoptic quality needs true segments that do not overlap, found {planes} planes"
+            )
+        if list(segmentation.ids.shape) != shape:
+            raise InputError(
+                f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: "
+                "score them at one size"
+            )
+        overlap = joint_histogram(
+            _int16(targets.ids[0]),
+            _int16(segmentation.ids),
+            len(targets.labels) + 1,
+            len(segmentation.labels) + 1,
+        )
+        sums = count_segments(
+            overlap,
+            targets.labels.numpy(force=True),
+            segmentation.labels.numpy(force=True),
+            targets.crowd.numpy(force=True),
+            len(self.classes),
+        )
+        self.sums += torch.from_numpy(sums).to(self.sums.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means in percent, each a float64 scalar on the host: pq, sq and rq of all classes, and the same
+        with `_things` and `_stuff`. NaN where no class of the group has been seen.
+        """
+        scores, seen = _class_scores(self.sums)
+        things = torch.tensor(self.classes.is_thing)
+        groups = {"": seen, "_things": seen & things, "_stuff": seen & ~things}
+        return {
+            f"{name}{suffix}": scores[k, group].mean()
+            for suffix, group in groups.items()
+            for k, name in enumerate(("pq", "sq", "rq"))
+        }
+
+    def per_class(self) -> list[dict]:
+        """The table of the classes seen: id, name, isthing, pq, sq, rq (percent), tp, fp, fn.
+
+        Joins the ranks' counts, so that every rank must call it.
+        """
+        with self.sync_context():
+            scores, seen = _class_scores(self.sums)
+            counts = self.sums.tolist()
+        return [
+            {
+                "id": item.id,
+                "name": item.name,
+                "isthing": int(item.is_thing),
+                **{name: float(scores[row, k]) for row, name in enumerate(("pq", "sq", "rq"))},
+                **{name: counts[row][k] for row, name in ((TP, "tp"), (FP, "fp"), (FN, "fn"))},
+            }
+            for k, item in enumerate(self.classes)
+            if seen[k]
+        ]
+
+
+def joint_histogram(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> np.ndarray:
+    """How often each pair of values meets: int64 [height, width].
+
+    Args:
+        rows, columns: int16 of one shape, values 0..height-1 and 0..width-1.
+    """
+    # Segments are coherent, so runs of equal pairs are few: comparing neighbours in the smallest type and
+    # summing the runs' lengths is several times faster than counting every pixel.
+    code = rows.astype(np.uint16 if height * width <= 2**16 else np.uint32).ravel()
+    code *= width
+    code += columns.astype(code.dtype).ravel()
+    last = np.append(np.flatnonzero(code[1:] != code[:-1]), code.size - 1)
+    counts = np.bincount(code[last], weights=np.diff(last, prepend=-1), minlength=height * width)
+    return counts.astype(np.int64).reshape(height, width)
+
+
+def count_segments(
+    overlap: np.ndarray, true_labels: np.ndarray, labels: np.ndarray, crowd: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """Match the segments of one image.
+
+    Args:
+        overlap: int64 [T + 1, S + 1], pixels that true segment t and predicted segment s share at
+            [t + 1, s + 1]; row 0 is void, column 0 is where nothing was predicted.
+        true_labels: int64 [T].
+        labels: int64 [S].
+        crowd: bool [T].
+
+    Returns:
+        int64 [4, num_classes], as the state of `PanopticQuality`.
+    """
+    shared, void, area = overlap[1:, 1:], overlap[0, 1:], overlap[:, 1:].sum(0)
+    union = overlap[1:].sum(1)[:, None] + (area - void) - shared
+    one_class = (true_labels[:, None] == labels) & ~crowd[:, None]
+    # In integers, 2 * shared > union is IoU > 0.5 without a division by an empty union.
+    true_match, match = np.nonzero(one_class & (2 * shared > union))
+
+    missed = ~crowd
+    missed[true_match] = False
+    # A segment without pixels (only a caller's own could be one) is no prediction.
+    wrong = area > 0
+    wrong[match] = False
+    forgiven = void.copy()
+    last_crowd = {true_labels[t]: t for t in np.flatnonzero(crowd)}
+    for label, t in last_crowd.items():
+        forgiven += np.where(labels == label, shared[t], 0)
+    wrong &= 2 * forgiven <= area
+
+    sums = np.zeros((4, num_classes), dtype=np.int64)
+    iou = shared[true_match, match] / union[true_match, match]
+    np.add.at(sums[IOU], labels[match], np.rint(iou / IOU_UNIT).astype(np.int64))
+    sums[TP] = np.bincount(labels[match], minlength=num_classes)
+    sums[FP] = np.bincount(labels[wrong], minlength=num_classes)
+    sums[FN] = np.bincount(true_labels[missed], minlength=num_classes)
+    return sums
+
+
+def _class_scores(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """PQ, SQ and RQ in percent, float64 [3, C], and which classes were seen, bool [C]; both on the host."""
+    counts = sums.cpu().double()
+    iou = counts[IOU] * IOU_UNIT
+    denominator = counts[TP] + (counts[FP] + counts[FN]) / 2
+    seen = denominator > 0
+    pq = iou / denominator.clamp(min=0.5)
+    sq = iou / counts[TP].clamp(min=1)
+    rq = counts[TP] / denominator.clamp(min=0.5)
+    return 100 * torch.stack([pq, sq, rq]), seen
+
+
+def _int16(ids: Tensor) -> np.ndarray:
+    """On the host in the smallest type: int16 holds the number of any image's segments."""
+    return ids.to(torch.int16).numpy(force=True)
