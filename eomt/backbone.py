@@ -26,14 +26,12 @@ class Backbone(nn.Module):
         name: a timm model name, such as `vit_large_patch14_reg4_dinov2` or `vit_large_patch16_dinov3_qkvb`.
         image_size: (height, width) of the images it trains on; multiples of the patch size. Other sizes
             work too: the position embedding is then resampled on the fly (bicubic, as timm does).
-        patch_size: the side of a patch in pixels. Pretrained patch embeddings of another size are resampled.
-        pretrained: True for timm's own weights (downloaded), a path to a file with weights in timm's form,
-            or False for a random start.
+        patch_size: the side of a patch in pixels.
         options: further arguments for timm's model, such as `embed_dim` or `depth`.
 
     Raises:
-        InputError: if timm does not know the name, the model is not a plain ViT, the image size does not
-            fit the patch size, or the weights asked for cannot be had.
+        InputError: if timm does not know the name, the model is not a plain ViT, or the image size does
+            not fit the patch size.
     """
 
     def __init__(
@@ -41,12 +39,14 @@ class Backbone(nn.Module):
         name: str,
         image_size: tuple[int, int],
         patch_size: int = 16,
-        pretrained: bool | str = False,
         options: Mapping | None = None,
     ):
         super().__init__()
         check_image_size(image_size, patch_size)
-        self.vit = _create(name, image_size, patch_size, pretrained, dict(options or {}))
+        self.name = name
+        self.options = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0, **(options or {})}
+        self.vit = _create(name, self.options)
+        _check_supported(name, self.vit)
         self.native_grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.patch_size = patch_size
         self.num_prefix_tokens = self.vit.num_prefix_tokens
@@ -113,6 +113,35 @@ class Backbone(nn.Module):
         tokens = tokens + block.drop_path1(block.ls1(attended))
         return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
 
+    def load_pretrained(self, source: bool | str) -> None:
+        """Load pretrained weights; patch and position embeddings of another size are resampled by timm.
+
+        Args:
+            source: True for timm's own weights of this model, from its cache or by download; or the path
+                of a file with weights in timm's form.
+
+        Raises:
+            InputError: if the weights cannot be had or do not fit.
+        """
+        overlay = None
+        if source is not True:
+            if not Path(source).is_file():
+                raise InputError(f"model.pretrained={source}: no such file")
+            overlay = {"file": str(source), "hf_hub_id": None, "url": ""}
+        try:
+            vit = timm.create_model(
+                self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options
+            )
+        except Exception as error:
+            # Whatever goes wrong between a hub, a file and timm, the user needs to know that and the way out.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise InputError(
+                f"pretrained weights of {self.name} from {'timm' if source is True else source} cannot be had "
+                f"({reason}): give a file by model.pretrained=FILE, fetch them where there is internet by "
+                "`python train.py prefetch=true`, or start from random weights by model.pretrained=false"
+            ) from error
+        self.vit.load_state_dict(vit.state_dict())
+
     def _position_embedding(self, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
         if grid == self.native_grid:
             return self.vit.pos_embed
@@ -178,39 +207,14 @@ def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
 
 
-def _create(
-    name: str, image_size: tuple[int, int], patch_size: int, pretrained: bool | str, options: dict
-) -> VisionTransformer | Eva:
+def _create(name: str, options: dict) -> VisionTransformer | Eva:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_patch')[0]}*dinov*")[:6]) or "timm.list_models()"
         raise InputError(f"model.backbone={name} is no model that timm knows; some that it knows: {near}")
-    from_file = isinstance(pretrained, str)
-    if from_file and not Path(pretrained).is_file():
-        raise InputError(f"model.pretrained={pretrained}: no such file")
-    overlay = {"file": pretrained, "hf_hub_id": None, "url": ""} if from_file else None
     try:
-        vit = timm.create_model(
-            name,
-            pretrained=bool(pretrained),
-            pretrained_cfg_overlay=overlay,
-            img_size=image_size,
-            patch_size=patch_size,
-            num_classes=0,
-            **options,
-        )
+        return timm.create_model(name, **options)
     except TypeError as error:
-        raise InputError(f"model.backbone={name} with model.backbone_options={options}: {error}") from error
-    except Exception as error:
-        if not pretrained:
-            raise
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"pretrained weights of {name} cannot be had ({reason}): give a file by model.pretrained=FILE, "
-            "fetch them on a machine with internet (see the README on prefetch), "
-            "or start from random weights by model.pretrained=false"
-        ) from error
-    _check_supported(name, vit)
-    return vit
+        raise InputError(f"model.backbone={name} with {options}: {error}") from error
 
 
 def _check_supported(name: str, vit: nn.Module) -> None:

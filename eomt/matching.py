@@ -1,4 +1,4 @@
-"""Hungarian matching of queries and targets (DETR, arXiv 2005.12872, section 3.1; on points as Mask2Former)."""
+"""Hungarian matching of queries and targets (DETR, arXiv 2005.12872, section 3.1), on sampled points."""
 
 from __future__ import annotations
 

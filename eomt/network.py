@@ -40,11 +40,10 @@ class EoMT(nn.Module):
         num_queries: Q.
         num_masked_blocks: L2, the number of last blocks that the queries pass through.
         patch_size: the side of a patch in pixels.
-        pretrained: see `Backbone`.
         backbone_options: see `Backbone`.
 
     Raises:
-        InputError: if a value is out of range or the backbone cannot be had.
+        InputError: if a value is out of range or timm cannot build the backbone.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class EoMT(nn.Module):
         num_queries: int,
         num_masked_blocks: int,
         patch_size: int = 16,
-        pretrained: bool | str = False,
         backbone_options: Mapping | None = None,
     ):
         super().__init__()
@@ -69,11 +67,11 @@ class EoMT(nn.Module):
             "patch_size": patch_size,
             "backbone_options": dict(backbone_options or {}),
         }
-        self.backbone = Backbone(backbone, size, patch_size, pretrained, backbone_options)
+        self.backbone = Backbone(backbone, size, patch_size, backbone_options)
         if not 1 <= num_masked_blocks <= len(self.backbone.blocks):
             raise InputError(
-                f"model.num_masked_blocks={num_masked_blocks}: {backbone} has {len(self.backbone.blocks)} blocks, "
-                "choose a number from 1 to that"
+                f"model.num_masked_blocks={num_masked_blocks}: {backbone} has {len(self.backbone.blocks)} "
+                "blocks, choose a number from 1 to that"
             )
         if num_queries < 1 or num_classes < 1:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from eomt.errors import InputError
 from eomt.network import EoMT
@@ -114,7 +115,6 @@ def test_giant_with_its_gated_mlp_builds_and_runs():
         ({"backbone": "resnet18", "backbone_options": {}}, "resnet18"),
         ({"num_masked_blocks": 4}, "num_masked_blocks=4"),
         ({"num_queries": 0}, "num_queries=0"),
-        ({"pretrained": "no/such/file.safetensors"}, "no such file"),
         ({"backbone_options": {"no_such_option": 1}}, "no_such_option"),
     ],
 )
@@ -124,18 +124,34 @@ def test_bad_values_are_named_in_one_line(changes, words):
     assert "\n" not in str(error.value)
 
 
-def test_weights_that_cannot_be_had_are_an_error(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match=r"cannot be had.*model\.pretrained=FILE"):
-        tiny(pretrained=True)
+def test_weights_that_cannot_be_had_are_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    backbone = tiny().backbone
+    before = backbone.vit.pos_embed.clone()
+    with pytest.raises(InputError, match=r"cannot be had.*model\.pretrained=FILE") as error:
+        backbone.load_pretrained(True)
+    assert "\n" not in str(error.value)
+    torch.testing.assert_close(backbone.vit.pos_embed, before)
+    with pytest.raises(InputError, match=r"no/such/file\.safetensors: no such file"):
+        backbone.load_pretrained("no/such/file.safetensors")
 
 
 def test_pretrained_weights_from_a_file(tmp_path):
-    from safetensors.torch import save_file
-
-    source = tiny()
+    source, other = tiny(image_size=32).backbone, tiny(image_size=(64, 48)).backbone
     path = tmp_path / "vit.safetensors"
-    save_file(source.backbone.vit.state_dict(), path)
-    loaded = tiny(pretrained=str(path))
-    for key, value in source.backbone.vit.state_dict().items():
-        torch.testing.assert_close(loaded.backbone.vit.state_dict()[key], value, atol=0, rtol=0)
+    save_file(source.vit.state_dict(), path)
+    other.load_pretrained(str(path))
+    for key, value in source.vit.state_dict().items():
+        if key == "pos_embed":
+            assert other.vit.pos_embed.shape[1] == 48, "resampled to the other grid"
+        else:
+            torch.testing.assert_close(other.vit.state_dict()[key], value, atol=0, rtol=0)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "vit.safetensors"
+    save_file(tiny().backbone.vit.state_dict(), path)
+    wider = tiny(backbone_options={"embed_dim": 64, "depth": 3, "num_heads": 2}).backbone
+    with pytest.raises(InputError, match="cannot be had"):
+        wider.load_pretrained(str(path))

@@ -1,0 +1,38 @@
+"""`metrics.json`: the scores of the last validation, flat, in percent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from eomt.files import write_json
+
+
+class MetricsFile(Callback):
+    """Writes `metrics.json` and `metrics_per_class.json` into the run folder after each validation.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        scores = {
+            name: round(float(value), 10)
+            for name, value in trainer.callback_metrics.items()
+            if "/" not in name and not name.startswith("val_")
+        }
+        masked = pl_module.validate_masked and bool((pl_module.mask_probabilities > 0).any())
+        write_json(
+            self.folder / "metrics.json",
+            {**scores, "step": trainer.global_step, "epoch": trainer.current_epoch, "mask_free": not masked},
+        )
+        write_json(self.folder / "metrics_per_class.json", pl_module.scores_per_class)

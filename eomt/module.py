@@ -1,0 +1,241 @@
+"""The LightningModule: steps and logging; all that it computes stands in the files it imports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from eomt.annealing import Bound, mask_probability, resolve_windows
+from eomt.checkpoint import FORMAT, check_same_model
+from eomt.classes import Classes
+from eomt.errors import InputError
+from eomt.losses import MaskClassificationLoss, num_matched
+from eomt.network import EoMT, Output
+from eomt.optim import parameter_groups, two_stage_warmup
+from eomt.tasks import Task
+
+
+class EoMTModule(lightning.LightningModule):
+    """Trains and validates EoMT.
+
+    Args:
+        network: what is trained.
+        task: how its answers are read and scored.
+        classes: the dataset's classes.
+        loss: the mask classification loss.
+        annealing_windows: when each masked block's attention mask is annealed away, first block first,
+            as `resolve_windows` takes them; None trains without attention masks.
+        annealing_power: of the annealing polynomial.
+        lr: learning rate of the heads and of the last block.
+        weight_decay: AdamW's, on all parameters.
+        layer_decay: see `parameter_groups`.
+        decay_masked_blocks: see `parameter_groups`.
+        warmup_steps: optimizer steps of the (head, backbone) warm-up.
+        schedule_power: of the learning-rate polynomial.
+        validate_masked: validate under the current attention masks, drops drawn at random, as the
+            original does, instead of the mask-free network that is deployed.
+        pretrained: what `Backbone.load_pretrained` takes, or False.
+        seed: of all random draws.
+        run: plain values that checkpoints carry along, such as the configuration.
+    """
+
+    def __init__(
+        self,
+        network: EoMT,
+        task: Task,
+        classes: Classes,
+        loss: MaskClassificationLoss,
+        annealing_windows: Sequence[Sequence[Bound]] | None,
+        annealing_power: float = 0.9,
+        lr: float = 1e-4,
+        weight_decay: float = 0.05,
+        layer_decay: float = 0.8,
+        decay_masked_blocks: bool = True,
+        warmup_steps: Sequence[int] = (500, 1000),
+        schedule_power: float = 0.9,
+        validate_masked: bool = False,
+        pretrained: bool | str = False,
+        seed: int = 0,
+        run: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if annealing_windows is not None and len(annealing_windows) != network.num_masked_blocks:
+            raise InputError(
+                f"annealing.windows has {len(annealing_windows)} windows, but model.num_masked_blocks is "
+                f"{network.num_masked_blocks}: give one per masked block"
+            )
+        self.network = network
+        self.task = task
+        self.classes = classes
+        self.loss = loss
+        self.annealing_windows = annealing_windows
+        self.annealing_power = annealing_power
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.layer_decay = layer_decay
+        self.decay_masked_blocks = decay_masked_blocks
+        self.warmup_steps = tuple(warmup_steps)
+        self.schedule_power = schedule_power
+        self.validate_masked = validate_masked
+        self.pretrained = pretrained
+        self.seed = seed
+        self.run = dict(run or {})
+        self.metric = task.metric(classes)
+        self.windows: list[tuple[int, int]] = []
+        # Says of a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
+        self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
+
+    # Set-up
+
+    def prepare_data(self) -> None:
+        """Download pretrained weights: called on one process per machine while the others wait."""
+        if self.pretrained is True and not self._resumes():
+            self.network.backbone.load_pretrained(True)
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        if self.pretrained and not self._resumes():
+            self.network.backbone.load_pretrained(self.pretrained)
+            rank_zero_info(f"backbone: pretrained weights of {self.network.spec['backbone']} loaded")
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise InputError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+        self.total_steps = int(total)
+        if self.annealing_windows is not None:
+            self.windows = resolve_windows(self.annealing_windows, self.total_steps)
+        self._set_mask_probabilities()
+
+    def configure_optimizers(self):
+        groups = parameter_groups(self.network, self.lr, self.layer_decay, self.decay_masked_blocks)
+        # Under float16 Lightning must unscale gradients before it clips them, which a fused optimizer
+        # would do by itself.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+        multipliers = [
+            two_stage_warmup(g["stage"], self.warmup_steps, self.total_steps, self.schedule_power)
+            for g in groups
+        ]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, multipliers)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Training
+
+    def training_step(self, batch, batch_idx: int) -> Tensor:
+        self._set_mask_probabilities()
+        cpu, device = self._generators(batch_idx)
+        drops = self._draw_drops(len(batch.images), cpu) if self.windows else None
+        outputs = self.network(batch.images, drops)
+        counts = batch.targets.counts
+        points = self.loss.draw(len(outputs), self.network.num_queries, counts, device, self.device)
+        terms = self.loss(outputs, batch.targets, points, self._normaliser(counts))
+        total = self.loss.total(terms)
+        self._log_step(total, terms, len(counts))
+        return total
+
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        """Clip the total norm over all parameters, and log the norm before it."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        limit = gradient_clip_val or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        self.log("train/gradient_norm", norm)
+
+    # Validation
+
+    def validation_step(self, batch, batch_idx: int) -> list:
+        """Score the batch; returns a prediction per image, for those who draw or save them."""
+        output = self.answer(batch.images, batch_idx)
+        size = tuple(batch.images.shape[-2:])
+        predictions = []
+        for index, (placement, targets) in enumerate(zip(batch.placements, batch.targets, strict=True)):
+            prediction = self.task.predict(output, index, placement, size, self.classes)
+            self.metric.update(prediction, targets)
+            predictions.append(prediction)
+        return predictions
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.metric.compute()
+        self.scores_per_class = self.metric.per_class()
+        self.metric.reset()
+        self.log_dict(scores, prog_bar=False, rank_zero_only=False)
+        self.log(self.task.monitor, scores[self.task.monitor], prog_bar=True)
+
+    def answer(self, images: Tensor, batch_idx: int = 0) -> Output:
+        """The last output for a batch of images, in float32."""
+        drops = None
+        if self.validate_masked and bool((self.mask_probabilities > 0).any()):
+            drops = self._draw_drops(len(images), self._generators(batch_idx)[0])
+        return Output(*(x.float() for x in self.network(images, drops)[-1]))
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint[FORMAT] = {
+            "kind": self.task.kind,
+            "classes": self.classes.to_list(),
+            "network": self.network.spec,
+            **self.run,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_same_model(checkpoint, self.task.kind, self.classes, self.network.spec)
+
+    # Parts
+
+    def _resumes(self) -> bool:
+        return getattr(self.trainer, "ckpt_path", None) is not None
+
+    def _set_mask_probabilities(self) -> None:
+        probabilities = [mask_probability(self.global_step, *w, self.annealing_power) for w in self.windows]
+        self._probabilities = probabilities or [0.0] * self.network.num_masked_blocks
+        self.mask_probabilities.copy_(torch.tensor(self._probabilities))
+
+    def _generators(self, batch_idx: int) -> tuple[torch.Generator, torch.Generator]:
+        """Random numbers on the host and on the device that depend only on the seed and where the run is,
+        so that a resumed run draws what the undisturbed one would have drawn."""
+        key = (self.seed, self.global_step, batch_idx, self.global_rank)
+        host, device = np.random.SeedSequence(key).generate_state(2, np.uint64) >> np.uint64(1)
+        return (
+            torch.Generator().manual_seed(int(host)),
+            torch.Generator(self.device).manual_seed(int(device)),
+        )
+
+    def _draw_drops(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """bool [L2, B, Q]: True where a query's mask is dropped in a block."""
+        draws = torch.rand(
+            len(self._probabilities), batch_size, self.network.num_queries, generator=generator
+        )
+        dropped = draws > torch.tensor(self._probabilities)[:, None, None]
+        return dropped.to(self.device, non_blocking=True)
+
+    def _normaliser(self, counts: Sequence[int]) -> float | Tensor:
+        """The number of matched masks, averaged over ranks, at least 1."""
+        number = num_matched(self.network.num_queries, counts)
+        if self.trainer.world_size == 1:
+            return max(1, number)
+        return self.trainer.strategy.reduce(
+            torch.tensor(float(number), device=self.device), reduce_op="mean"
+        ).clamp(min=1)
+
+    def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch_size)
+        for name in terms[0]:
+            value = sum(output[name].detach() for output in terms)
+            self.log(f"train/loss_{name}", value, batch_size=batch_size)
+        rates = {"head": 0.0, "backbone": 0.0}
+        for group in self.optimizers().param_groups:
+            rates[group["stage"]] = max(rates[group["stage"]], group["lr"])
+        for stage, rate in rates.items():
+            self.log(f"lr/{stage}", rate, prog_bar=stage == "head", batch_size=batch_size)
+        for block, probability in enumerate(self._probabilities):
+            self.log(f"mask_probability/{block}", probability, prog_bar=True, batch_size=batch_size)
