@@ -1,0 +1,121 @@
+"""What the built-in dataset shows: eight kinds of things, known by outline, and five of stuff, by texture.
+
+Hue helps with some and not with others. Disc and star are both red, square and cross both blue, so that only
+the outline tells them apart; sky and water share a hue range, as do tiles and planks: the texture tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of things or stuff.
+
+    Attributes:
+        id: its category id. Ids have gaps, as COCO's do.
+        hue: lowest and highest hue in turns; both may lie outside 0..1, hues go round.
+        paint: for a thing, f(u, v) -> bool, the outline in a frame of its own where its radius is about 1;
+            for stuff, f(rng, x, y) -> 0..1, the texture, in lengths of the image's nominal side.
+    """
+
+    id: int
+    name: str
+    hue: tuple[float, float]
+    paint: Callable[..., np.ndarray]
+
+
+def turned(rng: Generator, x, y):
+    """The coordinates in a frame turned by a random angle."""
+    return rotated(x, y, rng.uniform(0, np.pi))
+
+
+def rotated(x, y, angle: float):
+    """The coordinates in a frame turned by `angle` (radians)."""
+    cos, sin = math.cos(angle), math.sin(angle)  # Python's floats leave float32 arrays float32
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def _triangle(u, v):
+    return np.maximum(u, math.sqrt(0.75) * np.abs(v) - 0.5 * u) < 0.58
+
+
+def _star(u, v):
+    # Fold the plane onto half of one of five points, whose edge runs from the tip to the notch beside it.
+    angle = np.abs((np.arctan2(v, u) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+    tip, notch_x, notch_y = 1.15, 0.5 * math.cos(math.pi / 5), 0.5 * math.sin(math.pi / 5)
+    radius = np.hypot(u, v)
+    return (radius * np.cos(angle) - tip) * notch_y + radius * np.sin(angle) * (tip - notch_x) < 0
+
+
+def _cross(u, v):
+    u, v = np.abs(u), np.abs(v)
+    return (np.minimum(u, v) < 0.33) & (np.maximum(u, v) < 1.0)
+
+
+def _heart(u, v):
+    u, v = 1.15 * u, 0.15 - 1.15 * v
+    return np.cbrt(u * u) * v > u * u + v * v - 1  # (u^2 + v^2 - 1)^3 < u^2 v^3, without its high powers
+
+
+def _crescent(u, v):
+    return (np.hypot(u, v) < 1.05) & (np.hypot(u - 0.5, v) > 0.8)
+
+
+def _ring(u, v):
+    return np.abs(np.hypot(u, v) - 0.75) < 0.29
+
+
+def _sky(rng: Generator, x, y):
+    a, _ = turned(rng, x, y)
+    return (a - a.min()) / np.ptp(a)
+
+
+def _water(rng: Generator, x, y):
+    a, b = turned(rng, x, y)
+    period, ripple = rng.uniform(0.09, 0.14), rng.uniform(0.16, 0.24)
+    return 0.5 + 0.5 * np.sin(2 * np.pi * (a / period + 0.35 * np.sin(2 * np.pi * b / ripple)))
+
+
+def _grass(rng: Generator, x, y):
+    blades = rng.random(x.shape)
+    return np.maximum(blades, np.roll(blades, 1, axis=0))
+
+
+def _tiles(rng: Generator, x, y):
+    a, b = turned(rng, x, y)
+    side = rng.uniform(0.07, 0.11)
+    return (np.floor(a / side) + np.floor(b / side)) % 2
+
+
+def _planks(rng: Generator, x, y):
+    a, _ = turned(rng, x, y)
+    return np.floor(a / rng.uniform(0.05, 0.08)) % 2
+
+
+_RED, _BLUE = (-0.04, 0.04), (0.57, 0.66)
+_PALE_BLUE, _BROWN = (0.50, 0.60), (0.05, 0.12)
+
+THINGS = (
+    Kind(1, "disc", _RED, lambda u, v: np.hypot(u, v) < 0.95),
+    Kind(2, "star", _RED, _star),
+    Kind(4, "square", _BLUE, lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.82),
+    Kind(5, "cross", _BLUE, _cross),
+    Kind(8, "triangle", (0.29, 0.37), _triangle),
+    Kind(13, "ring", (0.12, 0.17), _ring),
+    Kind(16, "heart", (0.85, 0.92), _heart),
+    Kind(21, "crescent", (0.74, 0.79), _crescent),
+)
+STUFF = (
+    Kind(92, "sky", _PALE_BLUE, _sky),
+    Kind(95, "water", _PALE_BLUE, _water),
+    Kind(100, "grass", (0.20, 0.30), _grass),
+    Kind(107, "tiles", _BROWN, _tiles),
+    Kind(112, "planks", _BROWN, _planks),
+)
