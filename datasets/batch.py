@@ -1,0 +1,82 @@
+"""Batches as the model receives them: named tuples, whose tensors PyTorch pins and Lightning moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eomt.inference.geometry import Placement
+from eomt.targets import BatchTargets, ImageTargets, collate_targets
+
+
+class TrainItem(NamedTuple):
+    """One transformed training image.
+
+    Attributes:
+        image: uint8 [3, H, W].
+        targets: its segments, without crowds.
+        name: of the image that was read.
+        skipped: what was wrong with the images that were drawn before this one could be read.
+    """
+
+    image: Tensor
+    targets: ImageTargets
+    name: str
+    skipped: tuple[str, ...]
+
+
+class TrainBatch(NamedTuple):
+    """Training images of one size.
+
+    Attributes:
+        images: uint8 [B, 3, H, W], 0..255, padded with zeros.
+        targets: their segments.
+        names: B names.
+    """
+
+    images: Tensor
+    targets: BatchTargets
+    names: tuple[str, ...]
+
+
+class EvalItem(NamedTuple):
+    """One image of a validation set, as the entries of `EvalBatch`."""
+
+    image: Tensor
+    placement: Placement
+    targets: ImageTargets
+    name: str
+    image_id: int
+
+
+class EvalBatch(NamedTuple):
+    """Validation images, each fitted into the network's input.
+
+    Attributes:
+        images: uint8 [B, 3, H, W], 0..255, padded with zeros.
+        placements: how each image was scaled.
+        targets: the segments at the image's original size, crowds included.
+        names: B names.
+        image_ids: the dataset's own ids.
+    """
+
+    images: Tensor
+    placements: tuple[Placement, ...]
+    targets: tuple[ImageTargets, ...]
+    names: tuple[str, ...]
+    image_ids: tuple[int, ...]
+
+
+def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
+    """Stack transformed images; planes and segments are padded to the largest of the batch."""
+    images, targets, names, _ = zip(*items, strict=True)
+    return TrainBatch(torch.stack(images), collate_targets(targets), names)
+
+
+def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:
+    """Stack fitted images; targets keep their own sizes."""
+    images, placements, targets, names, image_ids = zip(*items, strict=True)
+    return EvalBatch(torch.stack(images), placements, targets, names, image_ids)
