@@ -1,0 +1,1 @@
+"""Readers of datasets, and what turns their images into training batches."""

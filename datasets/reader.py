@@ -1,0 +1,50 @@
+"""What every dataset of this project is: images with their ground truth, read one at a time."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from eomt.classes import Classes
+from eomt.targets import ImageTargets
+
+
+class Reader(Protocol):
+    """A dataset before any transform. It can be pickled to workers and used by forked ones as it is.
+
+    All files are found, and all that can be checked without decoding images is checked, when a reader
+    is made; then it raises `eomt.errors.InputError`. `read` checks the image itself.
+
+    Attributes:
+        classes: what the targets' labels count.
+    """
+
+    classes: Classes
+
+    def __len__(self) -> int:
+        """The number of images, also those without segments: validation scores them all."""
+
+    def has_targets(self) -> np.ndarray:
+        """bool [N]: the image has at least one segment. Training leaves the others out."""
+
+    def name(self, index: int) -> str:
+        """The image's file name, for messages and for the names of results."""
+
+    def image_id(self, index: int) -> int:
+        """The id under which result files name the image."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image, without reading it."""
+
+    def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
+        """Read one image.
+
+        Returns:
+            uint8 [H, W, 3], red, green, blue, contiguous and writable; and its targets of that size,
+            crowd segments among them: whoever trains drops those, whoever scores needs them.
+
+        Raises:
+            InputError: if the image or its ground truth cannot be decoded or they contradict each other;
+                the message names the image.
+        """
