@@ -1,0 +1,237 @@
+"""Reading, transforming and batching in worker processes, with exact resume and errors that say what failed.
+
+An exception that crosses from a worker to the main process arrives with a stack trace in its text. Bad
+images therefore travel as values, and the loaders raise or report them in the main process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
+from datasets.reader import Reader
+from datasets.sampling import EpochBatchSampler, SampleKey
+from datasets.transforms import TrainTransform
+from eomt.errors import InputError
+from eomt.inference.geometry import fit_and_pad
+
+log = logging.getLogger("eomt.data")
+
+# Images drawn in place of a broken one before training gives up: more than a few broken files in a row
+# mean that the data as a whole is not what the configuration says.
+MAX_REPLACEMENTS = 20
+
+
+class TrainingSet(Dataset):
+    """The images of a reader that have at least one segment, transformed.
+
+    Args:
+        reader: where images and targets come from.
+        transform: the random transform.
+        seed: non-negative; with the key of a sample it decides all that is random about it.
+
+    Raises:
+        InputError: if no image has a segment.
+    """
+
+    def __init__(self, reader: Reader, transform: TrainTransform, seed: int):
+        self.reader = reader
+        self.transform = transform
+        self.seed = seed
+        self.indices = np.flatnonzero(reader.has_targets())
+        if not len(self.indices):
+            raise InputError(
+                f"data.train has {len(reader)} images and none has a segment: nothing to train on; "
+                "check that its annotations belong to its images"
+            )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: SampleKey) -> TrainItem | InputError:
+        """The sample of a key, or what is wrong if neither its image nor any in its place can be read."""
+        skipped: list[str] = []
+        index = key.index
+        while len(skipped) <= MAX_REPLACEMENTS:
+            place = int(self.indices[index])
+            try:
+                image, targets = self.reader.read(place)
+            except InputError as error:
+                skipped.append(str(error))
+                index = key.replacement(self.seed, len(skipped), len(self))
+                continue
+            image, targets = self.transform(image, targets, key.augmentation_seed(self.seed))
+            return TrainItem(image, targets, self.reader.name(place), tuple(skipped))
+        return InputError(
+            f"{len(skipped)} training images drawn in a row could not be read; the last: {skipped[-1]}"
+        )
+
+
+class EvaluationSet(Dataset):
+    """This rank's share of a reader's images, each exactly once over all ranks, fitted into `size`."""
+
+    def __init__(self, reader: Reader, size: tuple[int, int], rank: int = 0, world_size: int = 1):
+        self.reader = reader
+        self.size = size
+        self.indices = range(rank, len(reader), world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> EvalItem | InputError:
+        """An image with its targets, or what is wrong with it."""
+        index = self.indices[place]
+        try:
+            image, targets = self.reader.read(index)
+        except InputError as error:
+            return error
+        fitted, placement = fit_and_pad(image, self.size)
+        return EvalItem(fitted, placement, targets, self.reader.name(index), self.reader.image_id(index))
+
+
+class EvaluationLoader(DataLoader):
+    """Batches of an `EvaluationSet`.
+
+    Iterating raises InputError, in this process and in one line, when an image cannot be read: a score
+    without it would be another score.
+    """
+
+    def __init__(self, dataset: EvaluationSet, batch_size: int, num_workers: int):
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=partial(_collate, collate_eval),
+            **_process_options(num_workers),
+        )
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        for batch, _ in map(_raise_error, super().__iter__()):
+            yield batch
+
+
+class ResumableLoader(DataLoader):
+    """Batches of a `TrainingSet` that can stop and go on anywhere.
+
+    Lightning stores `state_dict` in its checkpoints and gives it back by `load_state_dict`. What is
+    counted are the batches handed out, not those that the workers read ahead.
+
+    Args:
+        dataset: the images.
+        batch_sampler: what goes into which batch.
+        num_workers: reading processes.
+        limit: batches of an epoch that will be asked for, if fewer than there are.
+
+    Attributes:
+        replaced: images of this rank that could not be read so far, each replaced by another one.
+    """
+
+    def __init__(
+        self,
+        dataset: TrainingSet,
+        batch_sampler: EpochBatchSampler,
+        num_workers: int,
+        limit: int | None = None,
+    ):
+        super().__init__(
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=partial(_collate, collate_train),
+            **_process_options(num_workers),
+        )
+        self.replaced = 0
+        self._limit = min(limit or len(batch_sampler), len(batch_sampler))
+        self._epoch = 0
+        self._batches = 0
+        self._goes_on = False
+        self._reported: set[str] = set()
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        """The rest of the epoch after `load_state_dict`, otherwise the next whole epoch."""
+        if self._batches and not self._goes_on:
+            self._begin_next_epoch()
+        self._goes_on = False
+        self.batch_sampler.start_at(self._epoch, self._batches)
+        for batch, skipped in map(_raise_error, super().__iter__()):
+            self._report(skipped)
+            self._batches += 1
+            # Before the last batch is handed out: Lightning knows the length and never asks for the end.
+            if self._batches == self._limit:
+                self._begin_next_epoch()
+            yield batch
+
+    def _begin_next_epoch(self) -> None:
+        self._epoch += 1
+        self._batches = 0
+
+    def _report(self, skipped: Sequence[str]) -> None:
+        for message in skipped:
+            self.replaced += 1
+            if message not in self._reported:
+                self._reported.add(message)
+                log.warning("%s; trained on another image instead (%d so far)", message, self.replaced)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, in plain values."""
+        return {
+            "epoch": self._epoch,
+            "batches": self._batches,
+            "replaced": self.replaced,
+            "layout": self.batch_sampler.layout(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there at the next iteration.
+
+        Raises:
+            InputError: if the state is from the middle of an epoch that this run would order otherwise.
+        """
+        saved, here = state["layout"], self.batch_sampler.layout()
+        changed = [f"{name} was {saved[name]}, is {here[name]}" for name in here if saved[name] != here[name]]
+        if state["batches"] and changed:
+            raise InputError(
+                "the checkpoint is from the middle of an epoch, which this run would go through in another "
+                f"order ({'; '.join(changed)}): resume with the same values, or from the end of an epoch"
+            )
+        self._epoch, self._batches, self.replaced = state["epoch"], state["batches"], state["replaced"]
+        self._goes_on = True
+
+
+def _collate(stack: Callable[[Sequence], Any], items: Sequence) -> tuple[Any, tuple[str, ...]] | InputError:
+    """The batch and the messages about images left out, or the first item that is an error."""
+    error = next((item for item in items if isinstance(item, InputError)), None)
+    if error is not None:
+        return error
+    return stack(items), tuple(message for item in items for message in getattr(item, "skipped", ()))
+
+
+def _raise_error(batch: tuple | InputError) -> tuple:
+    if isinstance(batch, InputError):
+        # A new one: an error that its own frame holds keeps the workers alive until garbage is collected,
+        # when they can no longer be told to stop and are waited for in vain.
+        raise InputError(str(batch))
+    return batch
+
+
+def _process_options(num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _use_one_thread,
+        # Its own, for otherwise every epoch draws from PyTorch's global generator.
+        "generator": torch.Generator(),
+    }
+
+
+def _use_one_thread(worker: int) -> None:
+    """There are as many workers as the user wants busy cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

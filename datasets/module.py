@@ -1,0 +1,207 @@
+"""A training and a validation set as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+
+from datasets.loading import EvaluationLoader, EvaluationSet, ResumableLoader, TrainingSet
+from datasets.reader import Reader
+from datasets.sampling import EpochBatchSampler
+from datasets.transforms import TrainTransform
+from eomt.classes import Classes
+from eomt.errors import InputError
+
+
+class SegmentationData(LightningDataModule):
+    """Loads a training and a validation set.
+
+    Training goes through the images that have a segment, shuffled by (seed, epoch), and resumes exactly.
+    Validation goes through every image once, however many ranks share them. Give the trainer
+    `use_distributed_sampler=False` and `accumulate_grad_batches=accumulation(...)`.
+
+    Args:
+        train, val: readers, or functions without argument that open them.
+        image_size: the network's input: the side of a square, or (height, width).
+        batch_size: images per device and batch.
+        global_batch: images per optimizer step.
+        num_workers: reading processes per device and set; 0 reads in the main process.
+        seed: decides the order of images and the random transforms; non-negative.
+        scale_range: of the large-scale jitter, see `TrainTransform`.
+        color_jitter: see `TrainTransform`.
+        eval_batch_size: images per device and batch of validation; default `batch_size`.
+
+    Raises:
+        InputError: if a value is out of its range.
+    """
+
+    # With more devices than validation images some have none to load.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        train: Reader | Callable[[], Reader],
+        val: Reader | Callable[[], Reader],
+        image_size: int | Sequence[int],
+        batch_size: int,
+        global_batch: int,
+        num_workers: int,
+        seed: int,
+        scale_range: Sequence[float] = (0.1, 2.0),
+        color_jitter: bool = False,
+        eval_batch_size: int | None = None,
+    ):
+        super().__init__()
+        self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        self.batch_size = batch_size
+        self.global_batch = global_batch
+        self.num_workers = num_workers
+        self.seed = seed
+        self.scale_range = tuple(scale_range)
+        self.color_jitter = color_jitter
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self._sources = {"train": train, "val": val}
+        self._readers: dict[str, Reader] = {}
+        self._check_values()
+
+    def _check_values(self) -> None:
+        sides, scales = self.image_size, self.scale_range
+        rules = [
+            (
+                "image_size",
+                sides,
+                len(sides) == 2 and min(sides) >= 1,
+                "a side, or [height, width], of at least 1",
+            ),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("global_batch", self.global_batch, self.global_batch >= 1, "at least 1"),
+            ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1"),
+            ("num_workers", self.num_workers, self.num_workers >= 0, "at least 0"),
+            ("seed", self.seed, self.seed >= 0, "at least 0"),
+            (
+                "scale_range",
+                scales,
+                len(scales) == 2 and 0 < scales[0] <= scales[1],
+                "[low, high], 0 < low <= high",
+            ),
+        ]
+        for key, value, good, rule in rules:
+            if not good:
+                raise InputError(f"data.{key} is {value}, must be {rule}")
+
+    def _reader(self, split: str) -> Reader:
+        """The reader of "train" or "val", opened when it is first asked for."""
+        if split not in self._readers:
+            source = self._sources[split]
+            self._readers[split] = source() if callable(source) else source
+        return self._readers[split]
+
+    @property
+    def classes(self) -> Classes:
+        """The classes of the training set; the network's outputs are in their order."""
+        return self._reader("train").classes
+
+    def prepare_data(self) -> None:
+        """Open the sets in one process per node, so that a cached index is written before others read it."""
+        self.setup(self.trainer.state.fn)
+
+    def setup(self, stage: str) -> None:
+        """Open the sets that the stage needs: both to "fit", otherwise that of validation.
+
+        Raises:
+            InputError: if training and validation differ in their classes.
+        """
+        classes = self._reader("val").classes
+        if stage == TrainerFn.FITTING:
+            _check_same_classes(self.classes, classes)
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Yields `TrainBatch`.
+
+        Raises:
+            InputError: if the trainer does not accumulate as many batches as make up `global_batch`.
+        """
+        rank, world_size = self._place()
+        accumulated = accumulation(self.global_batch, self.batch_size, world_size)
+        if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
+            raise InputError(
+                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but "
+                f"data.global_batch={self.global_batch} takes {accumulated} batches of {self.batch_size} "
+                f"on {world_size} devices: leave it to data.global_batch"
+            )
+        images = TrainingSet(
+            self._reader("train"),
+            TrainTransform(self.image_size, self.scale_range, self.color_jitter),
+            self.seed,
+        )
+        batches = EpochBatchSampler(
+            len(images), self.batch_size, self.global_batch, self.seed, rank, world_size
+        )
+        return ResumableLoader(images, batches, self.num_workers, self._limit(len(batches)))
+
+    def _limit(self, batches: int) -> int:
+        """How many batches of an epoch the trainer will ask for: an int counts them, a float is a share."""
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if limit is None:
+            return batches
+        return int(batches * limit) if isinstance(limit, float) else min(limit, batches)
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Yields `EvalBatch`."""
+        images = EvaluationSet(self._reader("val"), self.image_size, *self._place())
+        return EvaluationLoader(images, self.eval_batch_size, self.num_workers)
+
+
+def accumulation(global_batch: int, batch_size: int, devices: int) -> int:
+    """Batches to accumulate so that an optimizer step sees `global_batch` images.
+
+    Args:
+        global_batch: images per optimizer step.
+        batch_size: images per device and batch.
+        devices: processes that train together, over all nodes.
+
+    Raises:
+        InputError: if that is no whole number.
+    """
+    together = batch_size * devices
+    if global_batch >= together and global_batch % together == 0:
+        return global_batch // together
+    multiples = {global_batch // together * together, -(-global_batch // together) * together} - {0}
+    ways = [f"data.global_batch={_or(multiples)}"]
+    if global_batch % devices == 0:
+        share = global_batch // devices
+        fitting = [size for size in range(1, share + 1) if share % size == 0]
+        nearest = [size for size in fitting if size < batch_size][-1:]
+        nearest += [size for size in fitting if size > batch_size][:1]
+        ways.append(f"data.batch_size={_or(nearest)}")
+    raise InputError(
+        f"data.global_batch={global_batch} cannot be made of batches of data.batch_size={batch_size} on "
+        f"{devices} devices (trainer.devices x trainer.num_nodes); what works: {'; '.join(ways)}"
+    )
+
+
+def _or(values) -> str:
+    return " or ".join(str(value) for value in sorted(values))
+
+
+def _check_same_classes(train: Classes, val: Classes) -> None:
+    """Colours may differ; what a network's outputs mean may not."""
+    mine, other = ([(c.id, c.name, c.is_thing) for c in classes] for classes in (train, val))
+    if mine == other:
+        return
+    if len(mine) != len(other):
+        difference = f"{len(other)} classes where data.train has {len(mine)}"
+    else:
+        k = next(k for k in range(len(mine)) if mine[k] != other[k])
+        difference = f"class {k} as {_describe(other[k])} where data.train has {_describe(mine[k])}"
+    raise InputError(f"data.val has {difference}: give both the same categories")
+
+
+def _describe(key: tuple[int, str, bool]) -> str:
+    return f"{key[1]!r} (id {key[0]}, {'thing' if key[2] else 'stuff'})"
