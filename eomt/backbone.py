@@ -135,10 +135,11 @@ class Backbone(nn.Module):
         except Exception as error:
             # Whatever goes wrong between a hub, a file and timm, the user needs to know that and the way out.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            where = "timm" if source is True else source
             raise InputError(
-                f"pretrained weights of {self.name} from {'timm' if source is True else source} cannot be had "
-                f"({reason}): give a file by model.pretrained=FILE, fetch them where there is internet by "
-                "`python train.py prefetch=true`, or start from random weights by model.pretrained=false"
+                f"pretrained weights of {self.name} from {where} cannot be had ({reason}): give a file by "
+                "model.pretrained=FILE, fetch them where there is internet by `python train.py prefetch=true`, "
+                "or start from random weights by model.pretrained=false"
             ) from error
         self.vit.load_state_dict(vit.state_dict())
 

@@ -47,8 +47,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
             raise InputError(
-                f"{path} cannot be written ({error}): free some space or choose another folder by hydra.run.dir=; "
-                "the checkpoint written before is whole"
+                f"{path} cannot be written ({error}): free some space or choose another folder by "
+                "hydra.run.dir=; the checkpoint written before is whole"
             ) from error
 
     def load_checkpoint(
@@ -88,8 +88,8 @@ def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Map
         raise InputError(f"ckpt= is of a {saved.get('kind')} model, this run is {kind}: choose its task")
     if [c["id"] for c in saved["classes"]] != classes.ids:
         raise InputError(
-            f"ckpt= was trained on {len(saved['classes'])} other classes than the {len(classes)} of this data: "
-            "choose its task and data"
+            f"ckpt= was trained on {len(saved['classes'])} other classes than the {len(classes)} of this "
+            "data: choose its task and data"
         )
     for key, value in spec.items():
         if saved["network"].get(key) != value:

@@ -125,6 +125,9 @@ class EoMTModule(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, multipliers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        rank_zero_info(self._description())
+
     # Training
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
@@ -191,6 +194,32 @@ class EoMTModule(lightning.LightningModule):
         check_same_model(checkpoint, self.task.kind, self.classes, self.network.spec)
 
     # Parts
+
+    def _description(self) -> str:
+        """What this run is, in a few lines: batch, length and windows."""
+        trainer, data = self.trainer, self.trainer.datamodule
+        accumulated = trainer.accumulate_grad_batches
+        batch = data.batch_size * trainer.world_size * accumulated
+        millions = sum(p.numel() for p in self.parameters()) / 1e6
+        height, width = self.network.image_size
+        lines = [
+            f"{self.task.kind} segmentation, {len(self.classes)} classes, {self.network.num_queries} queries,"
+            f" {millions:.1f} M parameters, image size {height}x{width}, precision {trainer.precision}",
+            f"effective batch {batch} = {data.batch_size} per device x {trainer.world_size} devices x "
+            f"{accumulated} accumulated; {self.total_steps} optimizer steps",
+        ]
+        if self.windows:
+            lines += [
+                f"attention mask {k + 1} of {len(self.windows)}: on until step {start}, off from step {end}"
+                for k, (start, end) in enumerate(self.windows)
+            ]
+        else:
+            lines.append("attention masks: off")
+        if sum(self.warmup_steps) >= self.total_steps:
+            lines.append(
+                f"note: the run ends before its warm-up, optim.warmup_steps={list(self.warmup_steps)}"
+            )
+        return "\n".join(lines)
 
     def _resumes(self) -> bool:
         return getattr(self.trainer, "ckpt_path", None) is not None

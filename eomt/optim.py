@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from torch import nn
-
 from eomt.network import EoMT
 
 
@@ -78,8 +76,3 @@ def _lr_scale(name: str, network: EoMT, layer_decay: float, decay_masked_blocks:
     if name.startswith("backbone.") and not name.startswith("backbone.vit.norm."):
         return layer_decay ** (blocks - 1)
     return 1.0
-
-
-def count_parameters(module: nn.Module) -> int:
-    """The number of trainable numbers."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -89,15 +89,7 @@ def targets_from_id_map(
         found = wanted[order][place] == values
         numbers = np.where(found, order[place] + 1, 0).astype(np.int16)
         ids = np.repeat(numbers, np.diff(starts, append=pixels.size)).reshape(id_map.shape)
-    count = len(wanted)
-    return ImageTargets(
-        torch.from_numpy(ids)[None],
-        torch.as_tensor(np.asarray(labels, dtype=np.int64).reshape(count)),
-        torch.zeros(count, dtype=torch.int64),
-        torch.as_tensor(
-            np.asarray(crowd if crowd is not None else [False] * count, dtype=bool).reshape(count)
-        ),
-    )
+    return _image_targets(ids[None], labels, np.zeros(len(wanted)), crowd)
 
 
 def targets_from_masks(
@@ -110,30 +102,20 @@ def targets_from_masks(
         labels: T classes.
         crowd: T flags, default none.
     """
-    count, height, width = masks.shape
-    layers: list[np.ndarray] = [np.zeros((height, width), dtype=np.int16)]
+    _, height, width = masks.shape
+    layers = [np.zeros((height, width), dtype=np.int16)]
     planes = []
     for t, mask in enumerate(np.asarray(masks, dtype=bool)):
-        for k, layer in enumerate(layers):
-            if not layer[mask].any():
-                break
-        else:
-            k, layer = len(layers), np.zeros((height, width), dtype=np.int16)
-            layers.append(layer)
-        layer[mask] = t + 1
-        planes.append(k)
-    return ImageTargets(
-        torch.from_numpy(np.stack(layers)),
-        torch.as_tensor(np.asarray(labels, dtype=np.int64).reshape(count)),
-        torch.as_tensor(np.asarray(planes, dtype=np.int64).reshape(count)),
-        torch.as_tensor(
-            np.asarray(crowd if crowd is not None else [False] * count, dtype=bool).reshape(count)
-        ),
-    )
+        free = next((k for k, layer in enumerate(layers) if not layer[mask].any()), len(layers))
+        if free == len(layers):
+            layers.append(np.zeros((height, width), dtype=np.int16))
+        layers[free][mask] = t + 1
+        planes.append(free)
+    return _image_targets(np.stack(layers), labels, planes, crowd)
 
 
 def select_segments(targets: ImageTargets, keep: np.ndarray) -> ImageTargets:
-    """The segments with `keep` (bool [T]) True, renumbered 1.. in their order; the others' pixels become 0."""
+    """The segments with `keep` (bool [T]) True, renumbered in their order; the others' pixels become 0."""
     keep = np.asarray(keep, dtype=bool)
     lookup = np.zeros(len(keep) + 1, dtype=np.int16)
     lookup[1:][keep] = np.arange(1, keep.sum() + 1)
@@ -143,4 +125,16 @@ def select_segments(targets: ImageTargets, keep: np.ndarray) -> ImageTargets:
         targets.labels[index],
         targets.planes[index],
         targets.crowd[index],
+    )
+
+
+def _image_targets(
+    ids: np.ndarray, labels: Sequence[int], planes: Sequence[int], crowd: Sequence[bool] | None
+) -> ImageTargets:
+    # Copies: labels may be views of a read-only memory map.
+    return ImageTargets(
+        torch.from_numpy(ids),
+        torch.from_numpy(np.array(labels, dtype=np.int64)),
+        torch.from_numpy(np.array(planes, dtype=np.int64)),
+        torch.from_numpy(np.array(crowd if crowd is not None else np.zeros(len(labels)), dtype=bool)),
     )

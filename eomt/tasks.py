@@ -6,6 +6,7 @@ is written for the benchmark's server. Everything else is shared.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +63,12 @@ class PanopticTask:
         return panoptic_segmentation(
             output.mask_logits[index], output.class_logits[index], placement, size, is_thing
         )
+
+    def table(self, scores: Mapping[str, float]) -> str:
+        rows = [("", "PQ", "SQ", "RQ")]
+        for title, suffix in (("all", ""), ("things", "_things"), ("stuff", "_stuff")):
+            rows.append((title, *(f"{scores[f'{name}{suffix}']:.2f}" for name in ("pq", "sq", "rq"))))
+        return "\n".join(f"{row[0]:<8}" + "".join(f"{value:>8}" for value in row[1:]) for row in rows)
 
 
 _TASKS = {task.kind: task for task in (PanopticTask(),)}

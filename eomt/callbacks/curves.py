@@ -44,7 +44,10 @@ class CurvePlot(Callback):
 
 
 def read_logs(paths: list[Path]) -> dict[str, dict[int, float]]:
-    """Join CSV logs to one series per quantity, step -> value; a later log overrides from its first step on."""
+    """Join CSV logs to one series per quantity, step -> value.
+
+    A later log takes the place of the earlier ones from its first step on.
+    """
     series: dict[str, dict[int, float]] = defaultdict(dict)
     for path in paths:
         with path.open(newline="") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import lightning
@@ -25,14 +26,16 @@ class MetricsFile(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        scores = {
-            name: round(float(value), 10)
-            for name, value in trainer.callback_metrics.items()
-            if "/" not in name and not name.startswith("val_")
-        }
+        scores = {name: _number(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
         masked = pl_module.validate_masked and bool((pl_module.mask_probabilities > 0).any())
         write_json(
             self.folder / "metrics.json",
             {**scores, "step": trainer.global_step, "epoch": trainer.current_epoch, "mask_free": not masked},
         )
         write_json(self.folder / "metrics_per_class.json", pl_module.scores_per_class)
+
+
+def _number(value) -> float | None:
+    """JSON has no NaN: a score over no class at all is null."""
+    value = float(value)
+    return None if math.isnan(value) else value

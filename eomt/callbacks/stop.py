@@ -32,7 +32,10 @@ class GracefulStop(Callback):
         self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int
     ) -> None:
         # Between the micro-batches of an optimizer step there are gradients, which no checkpoint holds.
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.fit_loop.epoch_loop.done:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        # Asking the other ranks makes the host wait for the device.
+        if trainer.world_size > 1 and trainer.global_step % 10:
             return
         if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             self._restore()

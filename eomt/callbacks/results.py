@@ -1,0 +1,37 @@
+"""Official result files, written while a model is evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+
+class SavePredictions(Callback):
+    """Writes each prediction of a validation in the form that the benchmark's server takes.
+
+    Args:
+        folder: where the files go.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._writer = pl_module.task.writer(
+            self.folder, pl_module.classes, trainer.global_rank, trainer.world_size
+        )
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        for prediction, name, image_id in zip(outputs, batch.names, batch.image_ids, strict=True):
+            self._writer.add(prediction, name, image_id)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._writer.flush()
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            self._writer.close()
+        trainer.strategy.barrier()

@@ -1,0 +1,38 @@
+"""Evaluate a checkpoint on its validation set.
+
+python eval.py ckpt=RUN/checkpoints/last.ckpt
+python eval.py ckpt=RUN/checkpoints/best.ckpt data.root=DIR save_predictions=true
+"""
+
+from omegaconf import DictConfig, OmegaConf
+
+from eomt.callbacks import MetricsFile, PredictionPictures, SavePredictions
+from eomt.checkpoint import FORMAT, read_checkpoint
+from launch import build_data, build_trainer, command, load_module, log
+
+
+def main(cfg: DictConfig) -> None:
+    """Score a checkpoint; what is not null in `cfg` takes the place of the checkpoint's own settings."""
+    checkpoint = read_checkpoint(cfg.ckpt)
+    saved = OmegaConf.create(checkpoint[FORMAT]["config"])
+    settings = OmegaConf.merge(saved, _given(OmegaConf.to_container(cfg, resolve=True)))
+    module = load_module(checkpoint)
+    data = build_data(settings)
+    callbacks = [MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
+    if cfg.save_predictions:
+        callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
+    trainer = build_trainer(settings, data, callbacks, False)
+    trainer.validate(module, data, verbose=False)
+    if trainer.is_global_zero:
+        print(module.task.table({name: float(v) for name, v in trainer.callback_metrics.items()}))
+        log.info("results: %s", cfg.run_folder)
+
+
+def _given(values: dict) -> dict:
+    """The entries that are not null, at any depth."""
+    nested = {k: _given(v) if isinstance(v, dict) else v for k, v in values.items()}
+    return {k: v for k, v in nested.items() if v is not None and v != {}}
+
+
+if __name__ == "__main__":
+    command("eval", main)
