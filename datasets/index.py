@@ -127,7 +127,7 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping) -> Non
     folder.mkdir()
     for name, array in arrays.items():
         with open(folder / f"{name}.npy", "wb") as file:
-            np.save(file, array)
+            np.save(file, array, allow_pickle=False)
             _force(file)
     with open(folder / _META, "w", encoding="utf-8") as file:
         json.dump({"arrays": list(arrays), "meta": dict(meta)}, file)

@@ -1,0 +1,140 @@
+"""Compact targets: layered id maps and what they expand to."""
+
+import numpy as np
+import pytest
+import torch
+
+from eomt.targets import (
+    collate_targets,
+    select_segments,
+    targets_from_id_map,
+    targets_from_masks,
+)
+
+
+def random_id_map(seed, ids, height=24, width=31, block=4):
+    """Blocks of random ids, as runs of equal pixels need."""
+    rng = np.random.default_rng(seed)
+    small = rng.choice(ids, (-(-height // block), -(-width // block)))
+    return np.kron(small, np.ones((block, block), dtype=small.dtype))[:height, :width]
+
+
+def random_masks(seed, count, height=13, width=17):
+    """Rectangles that overlap."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, height, width), dtype=bool)
+    for mask in masks:
+        top, left = rng.integers(0, height - 3), rng.integers(0, width - 3)
+        mask[top : top + rng.integers(1, height), left : left + rng.integers(1, width)] = True
+    return masks
+
+
+def check_types(targets):
+    assert targets.ids.dtype == torch.int16
+    assert targets.labels.dtype == targets.planes.dtype == torch.int64
+    assert targets.crowd.dtype == torch.bool
+    assert len(targets.labels) == len(targets.planes) == len(targets.crowd)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint32, np.int64])
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_id_map_to_masks(dtype, block, transposed):
+    present = np.array([0, 3, 200, 7, 90, 255])
+    id_map = random_id_map(0, present.astype(dtype), block=block)
+    if transposed:  # not contiguous
+        id_map = id_map.T
+    wanted, labels, crowd = [200, 3, 90, 7], [5, 0, 5, 2], [False, True, False, False]
+    targets = targets_from_id_map(id_map, wanted, labels, crowd)
+    check_types(targets)
+    assert targets.ids.shape == (1, *id_map.shape)
+    assert targets.labels.tolist() == labels
+    assert targets.crowd.tolist() == crowd
+    masks = targets.masks().numpy()
+    for mask, value in zip(masks, wanted, strict=True):
+        np.testing.assert_array_equal(mask, id_map == value)
+    np.testing.assert_array_equal(masks.any(0), np.isin(id_map, wanted))
+
+
+def test_large_ids_and_an_absent_one():
+    id_map = np.array([[2**24 - 1, 2**24 - 1, 0], [2**23, 1, 0]], dtype=np.uint32)
+    targets = targets_from_id_map(id_map, [2**23, 17, 2**24 - 1], [0, 1, 2])
+    assert targets.ids.tolist() == [[[3, 3, 0], [1, 0, 0]]]
+    assert targets.masks().sum((1, 2)).tolist() == [1, 0, 2]
+    assert targets.crowd.tolist() == [False] * 3
+
+
+def test_id_map_without_wanted_segments():
+    targets = targets_from_id_map(np.full((4, 5), 9), [], [])
+    check_types(targets)
+    assert targets.ids.shape == (1, 4, 5)
+    assert not targets.ids.any()
+    assert targets.masks().shape == (0, 4, 5)
+
+
+def test_ground_truth_is_copied_from_the_id_map():
+    id_map = np.array([[1, 2]], dtype=np.int16)
+    targets = targets_from_id_map(id_map, [1, 2], [0, 0])
+    targets.ids.zero_()
+    assert id_map.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_overlapping_masks_come_back(seed):
+    masks = random_masks(seed, 12)
+    labels, crowd = list(range(12)), [k % 3 == 0 for k in range(12)]
+    targets = targets_from_masks(masks, labels, crowd)
+    check_types(targets)
+    np.testing.assert_array_equal(targets.masks(), masks)
+    assert targets.labels.tolist() == labels
+    assert targets.crowd.tolist() == crowd
+    assert len(targets.ids) == targets.planes.max() + 1
+    # No plane too many: every segment meets, on each earlier plane, a segment that came before it.
+    planes = targets.planes.numpy()
+    for t, plane in enumerate(planes):
+        for k in range(plane):
+            assert (masks[t] & masks[:t][planes[:t] == k].any(0)).any()
+
+
+def test_masks_apart_share_a_plane():
+    masks = np.zeros((3, 2, 3), dtype=bool)
+    masks[0, 0], masks[1, 1, :2], masks[2, 1, 2] = True, True, True
+    assert targets_from_masks(masks, [0, 1, 2]).ids.tolist() == [[[1, 1, 1], [2, 2, 3]]]
+
+
+def test_no_masks():
+    targets = targets_from_masks(np.zeros((0, 2, 3), dtype=bool), [])
+    check_types(targets)
+    assert targets.ids.shape == (1, 2, 3)
+    assert targets.masks().shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("keep", [[], [0], [1, 4, 5], list(range(6))])
+def test_select_segments(keep):
+    masks = random_masks(7, 6)
+    targets = targets_from_masks(masks, range(10, 16), [True, False] * 3)
+    chosen = select_segments(targets, np.isin(np.arange(6), keep))
+    check_types(chosen)
+    np.testing.assert_array_equal(chosen.masks(), masks[keep])
+    assert chosen.labels.tolist() == [10 + k for k in keep]
+    assert chosen.crowd.tolist() == [k % 2 == 0 for k in keep]
+    np.testing.assert_array_equal(targets.masks(), masks)  # unchanged
+
+
+def test_collate_pads_planes_and_segments():
+    stacked = np.ones((3, 4, 5), dtype=bool)  # three planes
+    targets = [
+        targets_from_masks(stacked, [4, 5, 6]),
+        targets_from_id_map(random_id_map(1, [0, 1, 2, 3, 4], 4, 5, 1), [1, 2, 3, 4], [0, 1, 2, 3]),
+        targets_from_id_map(np.zeros((4, 5), dtype=int), [], []),
+    ]
+    batch = collate_targets(targets)
+    assert batch.ids.shape == (3, 3, 4, 5)
+    assert batch.counts == (3, 4, 0)
+    assert batch.labels.tolist() == [[4, 5, 6, -1], [0, 1, 2, 3], [-1] * 4]
+    assert batch.planes.tolist() == [[0, 1, 2, 0], [0] * 4, [0] * 4]
+    assert batch.ids.dtype == torch.int16
+    for b, own in enumerate(targets):
+        planes = len(own.ids)
+        assert torch.equal(batch.ids[b, :planes], own.ids)
+        assert not batch.ids[b, planes:].any()
