@@ -121,7 +121,7 @@ def select_segments(targets: ImageTargets, keep: np.ndarray) -> ImageTargets:
     lookup[1:][keep] = np.arange(1, keep.sum() + 1)
     index = torch.from_numpy(np.flatnonzero(keep))
     return ImageTargets(
-        torch.from_numpy(lookup.take(targets.ids.numpy())),
+        torch.from_numpy(lookup).index_select(0, targets.ids.flatten().int()).view(targets.ids.shape),
         targets.labels[index],
         targets.planes[index],
         targets.crowd[index],
