@@ -207,7 +207,7 @@ class ZipArchive:
             raise self._damaged(name, "is not where the archive's directory says") from error
 
     def _bytes(self, offset: int, count: int, name: str) -> bytes:
-        data = self._file.read(offset, count) if offset + count <= self._start + self._size else b""
+        data = self._file.read(offset, count)
         if len(data) < count:
             raise self._damaged(name, "ends too early")
         return data

@@ -87,9 +87,8 @@ class CocoPanoptic:
 
     def _targets(self, index: int, image: str) -> ImageTargets:
         start, count = int(self._index["segment_start"][index]), int(self._index["segment_count"][index])
-        # Copied: tensors must not share the index's read-only pages.
         ids, labels, crowd = (
-            self._index[column][start : start + count].copy()
+            self._index[column][start : start + count]
             for column in ("segment_id", "segment_label", "segment_crowd")
         )
         if not self._index["has_mask"][index]:

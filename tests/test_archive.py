@@ -209,9 +209,9 @@ def test_one_descriptor_per_process_and_none_pickled(tmp_path):
 
     process = context.Process(target=child)
     process.start()
-    data, descriptor = queue.get()
-    process.join()
+    process.join(30)
     assert process.exitcode == 0
+    data, descriptor = queue.get()
     assert data == b"outside"
     assert descriptor != own
 
@@ -220,15 +220,23 @@ def test_one_descriptor_per_process_and_none_pickled(tmp_path):
     assert contents(copy) == FILES
 
 
-def test_threads_share_an_archive(tmp_path):
+def test_threads_share_a_descriptor(tmp_path, monkeypatch):
     path = tmp_path / "a.zip"
     path.write_bytes(zip_bytes(method=zipfile.ZIP_DEFLATED))
     members = ZipArchive(path).members()
     source = ZipArchive(path)
-    start, wrong = threading.Barrier(8), []
+    together, opened, closed, wrong = threading.Barrier(8), [], [], []
+    open_, close = os.open, os.close
+
+    def slow_open(*args):
+        together.wait(timeout=30)  # all eight found none open
+        opened.append(open_(*args))
+        return opened[-1]
+
+    monkeypatch.setattr("datasets.archive.os.open", slow_open)
+    monkeypatch.setattr("datasets.archive.os.close", lambda fd: (closed.append(fd), close(fd)))
 
     def read():
-        start.wait()
         for _ in range(20):
             wrong.extend(n for n, m in members.items() if source.read(n, m) != FILES[n])
 
@@ -238,7 +246,8 @@ def test_threads_share_an_archive(tmp_path):
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(source._file._descriptors) == 1
+    assert len(opened) == 8
+    assert set(opened) - set(closed) == set(source._file._descriptors.values())
 
 
 def test_members_survive_an_array(tmp_path):

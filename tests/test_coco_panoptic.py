@@ -16,11 +16,11 @@ from eomt.errors import InputError
 
 CATEGORIES = [
     {"id": 200, "name": "sky", "isthing": 0},
-    {"id": 7, "name": "dog", "isthing": 1, "color": [1, 2, 3]},
+    {"id": 300, "name": "dog", "isthing": 1, "color": [1, 2, 3]},
     {"id": 100, "name": "wall", "isthing": 0},
     {"id": 3, "name": "cat", "isthing": 1},
 ]
-DOG, CAT, SKY = 8_941_399, 70_000, 5  # ids that need all three colours, two, one
+DOG, CAT, SKY = 8_941_399, 5, 5  # the last two in different images
 
 
 def segment(id_, category, crowd=0):
@@ -66,7 +66,11 @@ class Tiny:
             "annotations": [
                 {"image_id": 30, "file_name": "c.png", "segments_info": []},
                 {"image_id": 10, "file_name": "a.png", "segments_info": [segment(CAT, 3, crowd=1)]},
-                {"image_id": 20, "file_name": "b.png", "segments_info": [segment(DOG, 7), segment(SKY, 200)]},
+                {
+                    "image_id": 20,
+                    "file_name": "b.png",
+                    "segments_info": [segment(DOG, 300), segment(SKY, 200)],
+                },
             ],
             "categories": CATEGORIES,
             "images": [
@@ -124,7 +128,7 @@ def _cache(tmp_path_factory, monkeypatch):
 def check_tiny(data, tiny):
     assert len(data) == 4
     assert data.classes.names == ["cat", "dog", "wall", "sky"]
-    assert data.classes.ids == [3, 7, 100, 200]
+    assert data.classes.ids == [3, 300, 100, 200]
     assert data.classes.is_thing == [True, True, False, False]
     assert data.classes[1].color == (1, 2, 3)
     assert [data.name(k) for k in range(4)] == ["b.jpg", "a.jpg", "c.jpg", "d.jpg"]
@@ -162,21 +166,27 @@ def test_names_of_ones_own(tmp_path, tiny):
     check_tiny(CocoPanoptic(str(tmp_path), images="photos", annotations="truth"), tiny)
 
 
-def test_splits_of_one_archive_do_not_mix(tmp_path, tiny):
-    tiny.write(tmp_path, "extracted", "train2017", "panoptic_train2017")
-    other = Tiny()
-    other.json["images"].pop()
-    other.write(tmp_path, "extracted")
-    assert [len(CocoPanoptic(tmp_path, split)) for split in ("train", "val", "train")] == [4, 3, 4]
+def test_annotations_of_one_archive_do_not_mix(tmp_path, tiny):
+    # The two differ in nothing but their JSON, and one archive holds both.
+    tiny.write(tmp_path)
+    masks = write_zip(io.BytesIO(), tiny.masks).getvalue()
+    files = {"annotations/all.json": json.dumps(tiny.json), "annotations/all.zip": masks}
+    tiny.json["images"].pop()
+    files |= {"annotations/few.json": json.dumps(tiny.json), "annotations/few.zip": masks}
+    write_zip(tmp_path / "panoptic_annotations_trainval2017.zip", files)
+    sizes = [len(CocoPanoptic(tmp_path, "val", annotations=name)) for name in ("all", "few", "all")]
+    assert sizes == [4, 3, 4]
 
 
-@pytest.mark.parametrize("layout", ["stored", "extracted"])
+@pytest.mark.parametrize("layout", ["stored", "extracted", "half extracted"])
 def test_changed_files_are_read_anew(tmp_path, tiny, layout):
     assert len(CocoPanoptic(tiny.write(tmp_path, layout), "val")) == 4
+    tiny.masks = {"unnamed.png": b"longer than before", **tiny.masks}
+    check_tiny(CocoPanoptic(tiny.write(tmp_path, layout), "val"), tiny)
     tiny.json["images"][3]["file_name"] = "unnamed.jpg"
     assert CocoPanoptic(tiny.write(tmp_path, layout), "val").name(3) == "unnamed.jpg"
     del tiny.images["c.jpg"]
-    if layout == "extracted":
+    if layout != "stored":
         (tmp_path / "val2017" / "c.jpg").unlink()
     with pytest.raises(InputError, match=r"c\.jpg is missing"):
         CocoPanoptic(tiny.write(tmp_path, layout), "val")
