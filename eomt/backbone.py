@@ -138,7 +138,7 @@ class Backbone(nn.Module):
             where = "timm" if source is True else source
             raise InputError(
                 f"pretrained weights of {self.name} from {where} cannot be had ({reason}): give a file by "
-                "model.pretrained=FILE, fetch them where there is internet by `python train.py prefetch=true`, "
+                "model.pretrained=FILE, fetch them with internet by `python train.py prefetch=true`, "
                 "or start from random weights by model.pretrained=false"
             ) from error
         self.vit.load_state_dict(vit.state_dict())
