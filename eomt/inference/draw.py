@@ -1,0 +1,197 @@
+"""Pictures for people: segments in colour over the image, with outlines and names."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from eomt.classes import Classes
+
+# Images with shorter sides than this are enlarged by a whole factor, so that names have room.
+READABLE = 384
+MARGIN = 8
+# Shades of one thing class's instances, by turns: (hue offset, factor of brightness).
+SHADES = ((0.0, 1.0), (0.035, 0.72), (-0.035, 1.25), (0.06, 0.9), (-0.06, 0.6), (0.02, 1.4), (-0.02, 0.8))
+
+
+def draw_segments(
+    image: np.ndarray,
+    ids: np.ndarray | Tensor,
+    labels: Sequence[int] | np.ndarray | Tensor,
+    classes: Classes,
+    scores: Sequence[float] | np.ndarray | Tensor | None = None,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """Paint segments over an image: a colour per class, shades per instance, outlines, names.
+
+    Args:
+        image: uint8 [H, W, 3].
+        ids: integers [H, W]; s + 1 where segment s is, 0 where none is: there the image stays as it is.
+        labels: S classes.
+        classes: their names and colours.
+        scores: S probabilities, written behind the names in percent.
+        alpha: 0 shows the image alone, 1 the colours alone.
+
+    Returns:
+        uint8 [kH, kW, 3], where k > 1 only for images with a side below 384 pixels: the smallest whole
+        number that lifts their longer side to that.
+    """
+    ids, labels = _array(ids).astype(np.int64), _array(labels)
+    factor = -(-READABLE // max(ids.shape))
+    image, ids = _enlarge(image, factor), _enlarge(ids, factor)
+    colors = segment_colors(labels, classes)
+
+    paint = np.concatenate([np.zeros((1, 3), np.uint8), colors])[ids]
+    paint = np.where(ids[..., None] == 0, image, paint)
+    canvas = np.array(Image.blend(Image.fromarray(image), Image.fromarray(paint), alpha))
+    line = _outlines(ids, max(1, round(min(ids.shape) / 400)))
+    canvas[line] = (0.25 * canvas[line] + 0.75 * 255).astype(np.uint8)
+
+    texts = [classes[label].name for label in labels.tolist()]
+    if scores is not None:
+        texts = [
+            f"{text} {100 * score:.0f}%" for text, score in zip(texts, _array(scores).tolist(), strict=True)
+        ]
+    return _write_names(canvas, ids, texts, colors)
+
+
+def segment_colors(labels: np.ndarray, classes: Classes) -> np.ndarray:
+    """uint8 [S, 3]: the class's colour; of a thing class, every further instance has another shade."""
+    seen: dict[int, int] = {}
+    colors = np.zeros((len(labels), 3), dtype=np.uint8)
+    for s, label in enumerate(labels.tolist()):
+        colors[s] = classes[label].color
+        if classes[label].is_thing:
+            turn = seen[label] = seen.get(label, -1) + 1
+            shift, brightness = SHADES[turn % len(SHADES)]
+            hue, saturation, value = colorsys.rgb_to_hsv(*(colors[s] / 255))
+            rgb = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, min(value * brightness, 1))
+            colors[s] = [round(255 * c) for c in rgb]
+    return colors
+
+
+def side_by_side(
+    image: np.ndarray, pictures: Sequence[tuple[str, np.ndarray]], title: str = "image"
+) -> np.ndarray:
+    """The image and pictures of it in a row, each under its title.
+
+    Args:
+        image: uint8 [H, W, 3].
+        pictures: titles and uint8 pictures, of any one size or several; all get the largest one's.
+        title: of the image.
+
+    Returns:
+        uint8 [H', W', 3] on white.
+    """
+    height = max(picture.shape[0] for picture in (image, *(picture for _, picture in pictures)))
+    width = max(picture.shape[1] for picture in (image, *(picture for _, picture in pictures)))
+    font = _font(_font_size(height, width))
+    strip = round(1.6 * font.size)
+    tiles = [(title, image), *pictures]
+    sheet = Image.new("RGB", ((width + MARGIN) * len(tiles) + MARGIN, height + strip + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, (text, picture) in enumerate(tiles):
+        left = MARGIN + k * (width + MARGIN)
+        pen.text((left, strip / 2), text, font=font, fill="black", anchor="lm")
+        # Enlarged pixels stay squares, as in the pictures beside them.
+        sheet.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (left, strip))
+    return np.array(sheet)
+
+
+def contact_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures uint8 [., ., 3] below each other, at the left, on white."""
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate(
+        [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    )
+
+
+def border_distance(ids: np.ndarray) -> np.ndarray:
+    """How deep each pixel of a map [H, W] lies in its segment: int64 [H, W], the chessboard distance to the
+    nearest pixel of another. Beyond the map's edge nothing belongs to a segment.
+    """
+    padded = np.pad(ids, 1, constant_values=ids.min() - 1)
+    even_rows = (padded[:, :-2] == padded[:, 1:-1]) & (padded[:, 1:-1] == padded[:, 2:])
+    even_columns = (padded[:-2] == padded[1:-1]) & (padded[1:-1] == padded[2:])
+    inside = even_rows[:-2] & even_rows[1:-1] & even_rows[2:] & even_columns[:, 1:-1]
+    distance = np.ones(ids.shape, dtype=np.int64)
+    while inside.any():
+        distance += inside
+        # Peel one layer: what stays has all eight neighbours.
+        padded = np.pad(inside, 1)
+        rows = padded[:-2] & padded[1:-1] & padded[2:]
+        inside = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
+    return distance
+
+
+def _outlines(ids: np.ndarray, thickness: int) -> np.ndarray:
+    """bool [H, W]: pixels next to another segment, lines of about `thickness` pixels."""
+    line = np.zeros(ids.shape, dtype=bool)
+    for step in range(1, thickness + 1):
+        line[:, step:] |= ids[:, step:] != ids[:, :-step]
+        line[step:] |= ids[step:] != ids[:-step]
+    return line
+
+
+def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: np.ndarray) -> np.ndarray:
+    """Write each segment's text where it lies deepest and hides no other text; skip what has no room."""
+    height, width = ids.shape
+    font = _font(_font_size(height, width))
+    # Places are looked for on a coarse map: a name need not be placed to the pixel.
+    stride = max(1, max(ids.shape) // 160)
+    coarse = ids[stride // 2 :: stride, stride // 2 :: stride]
+    depth = border_distance(coarse) * stride
+    areas = np.bincount(coarse.ravel(), minlength=len(texts) + 1)[1:]
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture, "RGBA")
+    taken: list[tuple[int, int, int, int]] = []
+    # Small segments first: they have the fewest places to choose from.
+    for s in sorted(range(len(texts)), key=lambda s: areas[s]):
+        ys, xs = np.nonzero(coarse == s + 1)
+        if not len(ys) or depth[ys, xs].max() < 0.5 * font.size:
+            continue
+        # Of places about as deep, those near the segment's middle.
+        away = np.hypot(ys - ys.mean(), xs - xs.mean()) * stride
+        order = np.argsort(0.1 * away - depth[ys, xs], kind="stable")[:200:4]
+        # Halves in whole pixels: letters look alike wherever they stand.
+        half_width = math.ceil(font.getlength(texts[s]) / 2 + 0.25 * font.size)
+        half_height = math.ceil(0.65 * font.size)
+        for y, x in zip(ys[order] * stride, xs[order] * stride, strict=True):
+            x = max(min(x, width - half_width - 1), half_width + 1)
+            y = max(min(y, height - half_height - 1), half_height + 1)
+            box = (x - half_width, y - half_height, x + half_width, y + half_height)
+            if not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                shade = tuple(int(c) for c in colors[s] * 0.3)
+                pen.rounded_rectangle(box, radius=font.size / 4, fill=(*shade, 190))
+                pen.text((x, y), texts[s], font=font, fill="white", anchor="mm")
+                break
+    return np.array(picture)
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    """Whether two boxes (left, top, right, bottom) share a pixel."""
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _font_size(height: int, width: int) -> int:
+    return max(12, round(min(height, width) / 28))
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _enlarge(values: np.ndarray, factor: int) -> np.ndarray:
+    return values if factor <= 1 else values.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _array(values) -> np.ndarray:
+    return values.numpy(force=True) if isinstance(values, Tensor) else np.asarray(values)
