@@ -1,7 +1,7 @@
 """What the built-in dataset shows: eight kinds of things, known by outline, and five of stuff, by texture.
 
-Hue helps with some and not with others. Disc and star are both red, square and cross both blue, so that only
-the outline tells them apart; sky and water share a hue range, as do tiles and planks: the texture tells.
+Hue tells most of them apart too, but not all: disc and ring are both red, square and cross both blue, and
+only the outline says which.
 """
 
 from __future__ import annotations
@@ -100,22 +100,21 @@ def _planks(rng: Generator, x, y):
 
 
 _RED, _BLUE = (-0.04, 0.04), (0.57, 0.66)
-_PALE_BLUE, _BROWN = (0.50, 0.60), (0.05, 0.12)
 
 THINGS = (
     Kind(1, "disc", _RED, lambda u, v: np.hypot(u, v) < 0.95),
-    Kind(2, "star", _RED, _star),
+    Kind(2, "ring", _RED, _ring),
     Kind(4, "square", _BLUE, lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.82),
     Kind(5, "cross", _BLUE, _cross),
     Kind(8, "triangle", (0.29, 0.37), _triangle),
-    Kind(13, "ring", (0.12, 0.17), _ring),
+    Kind(13, "star", (0.12, 0.17), _star),
     Kind(16, "heart", (0.85, 0.92), _heart),
     Kind(21, "crescent", (0.74, 0.79), _crescent),
 )
 STUFF = (
-    Kind(92, "sky", _PALE_BLUE, _sky),
-    Kind(95, "water", _PALE_BLUE, _water),
-    Kind(100, "grass", (0.20, 0.30), _grass),
-    Kind(107, "tiles", _BROWN, _tiles),
-    Kind(112, "planks", _BROWN, _planks),
+    Kind(92, "sky", (0.56, 0.62), _sky),
+    Kind(95, "water", (0.46, 0.52), _water),
+    Kind(100, "grass", (0.22, 0.30), _grass),
+    Kind(107, "tiles", (0.88, 0.96), _tiles),
+    Kind(112, "planks", (0.06, 0.11), _planks),
 )

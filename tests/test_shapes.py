@@ -125,7 +125,7 @@ def test_picture_and_ground_truth_agree_and_two_pairs_of_kinds_share_their_hue(s
         turned = [(h - (low + high) / 2 + 0.5) % 1 - 0.5 for h in hues[kind.id]]
         assert np.abs(turned).max() < (high - low) / 2 + 0.03, kind.name
         ranges[kind.name] = kind.hue
-    assert ranges["disc"] == ranges["star"]
+    assert ranges["disc"] == ranges["ring"]
     assert ranges["square"] == ranges["cross"]
     assert len(set(ranges.values())) == len(THINGS) - 2
 
