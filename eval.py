@@ -6,13 +6,15 @@ python eval.py ckpt=RUN/checkpoints/best.ckpt data.root=DIR save_predictions=tru
 
 from omegaconf import DictConfig, OmegaConf
 
-from eomt.callbacks import MetricsFile, PredictionPictures, SavePredictions
-from eomt.checkpoint import FORMAT, read_checkpoint
-from launch import build_data, build_trainer, command, load_module, log
+from launch import command, log
 
 
 def main(cfg: DictConfig) -> None:
     """Score a checkpoint; what is not null in `cfg` takes the place of the checkpoint's own settings."""
+    from build import build_data, build_trainer, load_module
+    from eomt.callbacks import MetricsFile, PredictionPictures, SavePredictions
+    from eomt.checkpoint import FORMAT, read_checkpoint
+
     checkpoint = read_checkpoint(cfg.ckpt)
     saved = OmegaConf.create(checkpoint[FORMAT]["config"])
     settings = OmegaConf.merge(saved, _given(OmegaConf.to_container(cfg, resolve=True)))

@@ -1,4 +1,7 @@
-"""What the entry points share: Hydra, one-line errors, and objects from a configuration."""
+"""The command line that the entry points share: Hydra, resuming, and errors in one line.
+
+It imports nothing heavy, so that a mistyped key is answered at once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -17,21 +19,11 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import hydra
-import lightning
-import torch
 from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from datasets.module import SegmentationData, accumulation
-from eomt.callbacks.stop import Stopped
-from eomt.checkpoint import FORMAT, AtomicCheckpointIO, read_checkpoint
-from eomt.classes import Classes
-from eomt.errors import InputError
-from eomt.module import EoMTModule
-from eomt.network import EoMT
-from eomt.tasks import task_of
+from eomt.errors import InputError, Stopped
 
 CONFIGS = str(Path(__file__).parent / "configs")
 log = logging.getLogger("eomt")
@@ -49,8 +41,15 @@ def run_id() -> str:
     return f"slurm-{job}" if job else datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
+def monitor(kind: str) -> str:
+    """The metric by which the best checkpoint of a kind of segmentation is chosen."""
+    from eomt.tasks import task_of
+
+    return task_of(kind).monitor
+
+
 OmegaConf.register_new_resolver("run_id", run_id, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("monitor", lambda kind: task_of(kind).monitor, replace=True)
+OmegaConf.register_new_resolver("monitor", monitor, replace=True)
 
 
 def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
@@ -127,6 +126,8 @@ def resumed(arguments: list[str]) -> list[str]:
     path = Path(typed.get("ckpt", "").strip("'"))
     if typed.get("ckpt", "null") in ("", "null"):
         return arguments
+    from eomt.checkpoint import FORMAT, read_checkpoint
+
     saved = read_checkpoint(path)[FORMAT].get("overrides", [])
     if any(o.partition("=")[0].lstrip("+") in ("task", "experiment") for o in arguments):
         # Another task or experiment is another configuration; values of the old one would not fit it.
@@ -136,90 +137,3 @@ def resumed(arguments: list[str]) -> list[str]:
     if path.parent.name == "checkpoints" and "hydra.run.dir" not in typed:
         arguments = [*arguments, *quote_paths([f"hydra.run.dir={folder}"])]
     return saved + arguments
-
-
-def build_data(cfg: DictConfig) -> SegmentationData:
-    """The data module of a configuration; `data.root` is for its readers."""
-    settings = OmegaConf.to_container(cfg.data, resolve=True)
-    settings.pop("root", None)
-    return instantiate(settings, _convert_="all")
-
-
-def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> EoMTModule:
-    """A new network with its loss and recipe."""
-    model = OmegaConf.to_container(cfg.model, resolve=True)
-    pretrained = model.pop("pretrained")
-    return EoMTModule(
-        network=EoMT(image_size=image_size, num_classes=len(classes), **model),
-        task=task_of(cfg.kind),
-        classes=classes,
-        loss=instantiate(cfg.loss),
-        annealing_windows=OmegaConf.to_container(cfg.annealing.windows, resolve=True)
-        if cfg.annealing.windows is not None
-        else None,
-        annealing_power=cfg.annealing.power,
-        validate_masked=cfg.annealing.validate_masked,
-        pretrained=pretrained,
-        seed=cfg.seed,
-        run={"config": portable(cfg), "overrides": _task_overrides()},
-        **OmegaConf.to_container(cfg.optim, resolve=True),
-    )
-
-
-def load_module(checkpoint: dict) -> EoMTModule:
-    """The trained network of a checkpoint, ready to evaluate.
-
-    Raises:
-        InputError: if the weights do not fit the network that the checkpoint describes.
-    """
-    saved = checkpoint[FORMAT]
-    cfg = OmegaConf.create(saved["config"])
-    module = EoMTModule(
-        network=EoMT(**saved["network"]),
-        task=task_of(saved["kind"]),
-        classes=Classes.from_list(saved["classes"]),
-        loss=instantiate(cfg.loss),
-        annealing_windows=cfg.annealing.windows,
-        validate_masked=cfg.annealing.validate_masked,
-        seed=cfg.seed,
-    )
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, RuntimeError) as error:
-        raise InputError(f"ckpt= holds other weights than its network has: {error}") from error
-    return module
-
-
-def build_trainer(
-    cfg: DictConfig, data: SegmentationData, callbacks: list, loggers: list | bool
-) -> lightning.Trainer:
-    """The Lightning trainer, with the accumulation that makes up the global batch."""
-    settings = OmegaConf.to_container(cfg.trainer, resolve=True)
-    if settings["precision"] is None:
-        on_gpu = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
-        settings["precision"] = "bf16-mixed" if on_gpu else "32-true"
-    plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision(cfg.matmul_precision)
-    # What we count on and Lightning warns of: our loaders shard by themselves, and few steps may be wanted.
-    for words in ("does not have many workers", "the number of training batches", "exists and is not empty"):
-        warnings.filterwarnings("ignore", f".*{words}.*")
-    trainer = lightning.Trainer(
-        **settings, callbacks=callbacks, logger=loggers, plugins=plugins, use_distributed_sampler=False
-    )
-    trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)
-    return trainer
-
-
-def portable(cfg: DictConfig) -> dict:
-    """The configuration as plain values, fit for a checkpoint."""
-    return OmegaConf.to_container(cfg, resolve=True)
-
-
-def _task_overrides() -> list[str]:
-    """What was typed to start this run, without Hydra's own keys."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return []
-    return [o for o in HydraConfig.get().overrides.task if not o.startswith(("ckpt=", "prefetch="))]

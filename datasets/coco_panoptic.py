@@ -40,17 +40,22 @@ class CocoPanoptic:
         annotations: the name of the JSON and of its PNGs without suffix, default `panoptic_{split}2017`.
 
     Raises:
-        InputError: if a file is missing or damaged; if the JSON names an image or PNG that is not there, an
-            image id or file name twice, an unknown image or category id, or a segment id twice in an image.
+        InputError: if no folder is given; if a file is missing or damaged; if the JSON names an image or PNG
+            that is not there, an image id or file name twice, an unknown image or category id, or a segment
+            id twice in an image.
     """
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None,
         split: str = "train",
         images: str | None = None,
         annotations: str | None = None,
     ):
+        if root is None:
+            raise InputError(
+                "data.root is not set: give the folder that holds the dataset, as in data.root=DIR"
+            )
         files = _find(
             Path(root).expanduser().absolute(),
             images or f"{split}2017",

@@ -127,7 +127,7 @@ class SegmentationData(LightningDataModule):
         Raises:
             InputError: if the trainer does not accumulate as many batches as make up `global_batch`.
         """
-        rank, world_size = self._place()
+        _, world_size = self._place()
         accumulated = accumulation(self.global_batch, self.batch_size, world_size)
         if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
             raise InputError(
@@ -135,15 +135,24 @@ class SegmentationData(LightningDataModule):
                 f"data.global_batch={self.global_batch} takes {accumulated} batches of {self.batch_size} "
                 f"on {world_size} devices: leave it to data.global_batch"
             )
-        images = TrainingSet(
-            self._reader("train"),
-            TrainTransform(self.image_size, self.scale_range, self.color_jitter),
-            self.seed,
-        )
-        batches = EpochBatchSampler(
+        images, batches = self._training()
+        return ResumableLoader(images, batches, self.num_workers, self._limit(len(batches)))
+
+    def train_batches(self) -> int:
+        """The number of batches that this rank trains on in an epoch.
+
+        Known without a loader: Lightning restores a loader's place only if none was made before it reads
+        the checkpoint, which asking `trainer.estimated_stepping_batches` would do.
+        """
+        return self._limit(len(self._training()[1]))
+
+    def _training(self) -> tuple[TrainingSet, EpochBatchSampler]:
+        rank, world_size = self._place()
+        transform = TrainTransform(self.image_size, self.scale_range, self.color_jitter)
+        images = TrainingSet(self._reader("train"), transform, self.seed)
+        return images, EpochBatchSampler(
             len(images), self.batch_size, self.global_batch, self.seed, rank, world_size
         )
-        return ResumableLoader(images, batches, self.num_workers, self._limit(len(batches)))
 
     def _limit(self, batches: int) -> int:
         """How many batches of an epoch the trainer will ask for: an int counts them, a float is a share."""

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend."""
+"""Endings that a user can mend or has asked for: one line, no stack trace."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     The command line prints the message alone, without a stack trace, and exits with status 1.
     """
+
+
+class Stopped(Exception):
+    """The run was ended by its user, and its state is saved. The command line exits with status 130."""

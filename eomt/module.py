@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,10 +105,7 @@ class EoMTModule(lightning.LightningModule):
         if self.pretrained and not self._resumes():
             self.network.backbone.load_pretrained(self.pretrained)
             rank_zero_info(f"backbone: pretrained weights of {self.network.spec['backbone']} loaded")
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise InputError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        self.total_steps = int(total)
+        self.total_steps = self._count_steps()
         if self.annealing_windows is not None:
             self.windows = resolve_windows(self.annealing_windows, self.total_steps)
         self._set_mask_probabilities()
@@ -170,8 +168,8 @@ class EoMTModule(lightning.LightningModule):
         scores = self.metric.compute()
         self.scores_per_class = self.metric.per_class()
         self.metric.reset()
-        self.log_dict(scores, prog_bar=False, rank_zero_only=False)
-        self.log(self.task.monitor, scores[self.task.monitor], prog_bar=True)
+        for name, value in scores.items():
+            self.log(name, value, prog_bar=name == self.task.monitor)
 
     def answer(self, images: Tensor, batch_idx: int = 0) -> Output:
         """The last output for a batch of images, in float32."""
@@ -220,6 +218,18 @@ class EoMTModule(lightning.LightningModule):
                 f"note: the run ends before its warm-up, optim.warmup_steps={list(self.warmup_steps)}"
             )
         return "\n".join(lines)
+
+    def _count_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        trainer = self.trainer
+        ends = [trainer.max_steps] if trainer.max_steps != -1 else []
+        if trainer.max_epochs != -1:
+            # Not `estimated_stepping_batches`: it makes the loader before a checkpoint can restore its place.
+            per_epoch = math.ceil(trainer.datamodule.train_batches() / trainer.accumulate_grad_batches)
+            ends.append(per_epoch * trainer.max_epochs)
+        if not ends:
+            raise InputError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+        return min(ends)
 
     def _resumes(self) -> bool:
         return getattr(self.trainer, "ckpt_path", None) is not None

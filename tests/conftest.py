@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+# Two test workers share two cores, and the order of sums, which bit-equal runs need, hangs on the threads.
+torch.set_num_threads(1)
+
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -39,12 +42,6 @@ def golden_network(name, dtype=torch.float32):
     )
     network.load_state_dict(from_original(golden_tensors(f"{name}_original_state")), strict=True)
     return network.to(dtype)
-
-
-@pytest.fixture(autouse=True)
-def _few_threads():
-    """Two test workers share two cores."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

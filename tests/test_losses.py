@@ -13,7 +13,8 @@ from tests.conftest import golden_json, golden_tensors
 
 
 def batch_of(masks, labels):
-    return collate_targets([targets_from_masks(m.numpy() > 0, y.tolist()) for m, y in zip(masks, labels, strict=True)])
+    pairs = zip(masks, labels, strict=True)
+    return collate_targets([targets_from_masks(m.numpy() > 0, y.tolist()) for m, y in pairs])
 
 
 @pytest.fixture(scope="module")

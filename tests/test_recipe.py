@@ -90,7 +90,9 @@ def test_twenty_steps_equal_the_originals():
         drops = torch.stack([record.get(f"{step}.drop.{i}", kept) > p for i, p in enumerate(probabilities)])
         targets = collate_targets(
             [
-                targets_from_masks(record[f"{step}.masks.{b}"].numpy() > 0, record[f"{step}.labels.{b}"].tolist())
+                targets_from_masks(
+                    record[f"{step}.masks.{b}"].numpy() > 0, record[f"{step}.labels.{b}"].tolist()
+                )
                 for b in range(plan["batch"])
             ]
         )
