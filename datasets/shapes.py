@@ -36,7 +36,7 @@ from eomt.classes import Classes, distinct_color
 from eomt.errors import InputError
 
 # Part of the folder's name: raise it with every change of pictures or files, so that no old folder is taken.
-VERSION = 2
+VERSION = 3
 SPLITS = ("train", "val")
 
 CATEGORIES = [

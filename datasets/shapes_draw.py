@@ -54,7 +54,7 @@ def draw_scene(rng: Generator, size: int) -> Scene:
     if rng.random() >= 0.05:
         if rng.random() < 0.12:
             canvas.add_crowd()
-        for _ in range(rng.integers(1, 9)):
+        for _ in range(rng.integers(1, 8)):
             canvas.add_thing()
     return canvas.finish()
 
@@ -144,7 +144,7 @@ class _Canvas:
     def add_thing(self) -> None:
         """Put a thing on top, or none if no place turns up where enough of the others stays visible."""
         kind = THINGS[self.rng.integers(len(THINGS))]
-        radius = math.exp(self.rng.uniform(math.log(0.075), math.log(0.27)))
+        radius = math.exp(self.rng.uniform(math.log(0.09), math.log(0.28)))
         for _ in range(5):
             mask, light = self._outline(kind, radius)
             if mask.sum() >= MIN_AREA and self._leaves_others_visible(mask):

@@ -72,7 +72,7 @@ def test_scenes_have_what_the_tasks_need(scenes):
         for number, s in enumerate(scene.segments, start=1)
         if s.category_id in THING_IDS and not s.crowd
     ]
-    assert min(widths) < 12
+    assert min(widths) < 14
     assert max(widths) > 48
 
 
