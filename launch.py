@@ -17,6 +17,8 @@ from typing import NoReturn
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# On a CPU that is shared with data workers, threads that spin while they wait slow each other down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
 from hydra.errors import HydraException
