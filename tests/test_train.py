@@ -5,58 +5,19 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import eval as evaluation
 import launch
 import train
-from datasets.shapes import ensure_shapes
 from eomt.checkpoint import FORMAT, AtomicCheckpointIO, read_checkpoint
 from eomt.errors import InputError
+from tests.conftest import ROOT, configured
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("train")
-
-SMALL = (
-    "data.num_workers=1",
-    "data.batch_size=4",
-    "data.global_batch=8",
-    "data.eval_batch_size=8",
-    "data.image_size=64",
-    "loss.num_points=64",
-    "model.num_queries=12",
-    "model.backbone_options={embed_dim: 32, depth: 3, num_heads: 2}",
-    "optim.warmup_steps=[2,2]",
-    "trainer.enable_progress_bar=false",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=1",
-    "callbacks.pictures.count=2",
-)
-
-
-def configured(folder, *overrides, name="train"):
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
-        return compose(name, overrides=[*overrides, f"run_folder='{folder}'"])
-
-
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory):
-    """24 training and 10 validation images, and a cache of their own."""
-    folder = tmp_path_factory.mktemp("cache")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("EOMT_CACHE", str(folder))
-    yield ensure_shapes(train_images=24, val_images=10, size=48)
-    patch.undo()
-
-
-@pytest.fixture(scope="session")
-def options(shapes):
-    return (*SMALL, f"data.root='{shapes}'", "trainer.max_epochs=2")
 
 
 @pytest.fixture(scope="session")
@@ -250,3 +211,17 @@ def test_fresh_run_and_resume_from_the_command_line(options, tmp_path):
     assert read_checkpoint(checkpoint)["global_step"] == 5
     versions = sorted(p.name for p in (tmp_path / "my run=1" / "csv").iterdir())
     assert versions == ["version_0", "version_1"]
+
+
+def test_two_processes_train_and_score_each_image_once(options, tmp_path):
+    """The score of two ranks, each with half of the images, is the one that a single process gives."""
+    folder = tmp_path / "ddp"
+    done = _command(*options, "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "effective batch 8 = 4 per device x 2 devices x 1 accumulated; 6 optimizer steps" in done.stdout
+    during = json.loads((folder / "metrics.json").read_text())
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", "trainer.devices=1", name="eval"))
+    after = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert during["pq"] == pytest.approx(after["pq"], abs=1e-9)
+    assert during["step"] == 6

@@ -1,0 +1,79 @@
+"""Runs that are stopped at an arbitrary moment go on and end where the undisturbed run ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import train
+from eomt.checkpoint import read_checkpoint
+from tests.conftest import ROOT, configured
+
+pytestmark = pytest.mark.xdist_group("train")
+
+LONGER = ("trainer.max_epochs=12", "callbacks.last.every_n_steps=1", "trainer.limit_val_batches=0")
+
+
+@pytest.fixture(scope="module")
+def settings(options):
+    return (*options, *LONGER, "callbacks.best=null")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train.main(configured(folder, *settings))
+    return read_checkpoint(folder / "checkpoints" / "last.ckpt")
+
+
+def _start(settings, folder):
+    """A run of its own process, once it has saved a checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *settings, f"hydra.run.dir={folder}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
+        time.sleep(0.01)
+    return process
+
+
+def _same_end(settings, folder, undisturbed):
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    stopped_at = read_checkpoint(checkpoint)["global_step"]
+    assert 1 <= stopped_at <= undisturbed["global_step"]
+    assert not [p for p in checkpoint.parent.iterdir() if p.suffix != ".ckpt" and not p.name.startswith(".")]
+    if stopped_at < undisturbed["global_step"]:
+        train.main(configured(folder, *settings, f"ckpt='{checkpoint}'"))
+    ended = read_checkpoint(checkpoint)
+    assert ended["global_step"] == undisturbed["global_step"]
+    for key, value in undisturbed["state_dict"].items():
+        assert torch.equal(ended["state_dict"][key], value), key
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.37, 1.1])
+def test_killed(settings, undisturbed, tmp_path, delay):
+    process = _start(settings, tmp_path)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    _same_end(settings, tmp_path, undisturbed)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(settings, undisturbed, tmp_path):
+    process = _start((*settings, "trainer.max_epochs=2000"), tmp_path)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "go on by: python train.py ckpt=" in output
+    assert "Traceback" not in output
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] >= 1
