@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 def shapes_panoptic(
     split: str,
     seed: int = 0,
-    train_images: int = 2000,
+    train_images: int = 1800,
     val_images: int = 200,
     size: int = 96,
     root: str | Path | None = None,
@@ -87,7 +87,7 @@ def shapes_panoptic(
 
 def ensure_shapes(
     seed: int = 0,
-    train_images: int = 2000,
+    train_images: int = 1800,
     val_images: int = 200,
     size: int = 96,
     folder: str | Path | None = None,
