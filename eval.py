@@ -6,24 +6,30 @@ python eval.py ckpt=RUN/checkpoints/best.ckpt data.root=DIR save_predictions=tru
 
 from omegaconf import DictConfig, OmegaConf
 
+from eomt.errors import InputError
 from launch import command, log
 
 
 def main(cfg: DictConfig) -> None:
     """Score a checkpoint; what is not null in `cfg` takes the place of the checkpoint's own settings."""
-    from build import build_data, build_trainer, load_module
-    from eomt.callbacks import MetricsFile, PredictionPictures, SavePredictions
-    from eomt.checkpoint import FORMAT, read_checkpoint
+    from assemble import build_data, build_trainer, load_module
+    from eomt.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
+    from eomt.checkpoint import FORMAT, check_same_classes, read_checkpoint
 
+    if cfg.ckpt is None:
+        raise InputError("ckpt is not set: give a checkpoint, as in ckpt=RUN/checkpoints/best.ckpt")
     checkpoint = read_checkpoint(cfg.ckpt)
-    saved = OmegaConf.create(checkpoint[FORMAT]["config"])
-    settings = OmegaConf.merge(saved, _given(OmegaConf.to_container(cfg, resolve=True)))
-    module = load_module(checkpoint)
+    # Where it was trained says nothing of where it is evaluated.
+    here = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto", "num_nodes": 1}}
+    given = _given(OmegaConf.to_container(cfg, resolve=True))
+    settings = OmegaConf.merge(checkpoint[FORMAT]["config"], here, given)
+    module = load_module(checkpoint, settings)
     data = build_data(settings)
-    callbacks = [MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
+    check_same_classes(module.classes, data.val_classes)
+    callbacks = [Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
-    trainer = build_trainer(settings, data, callbacks, False)
+    trainer = build_trainer(settings, callbacks, False)
     trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         print(module.task.table({name: float(v) for name, v in trainer.callback_metrics.items()}))

@@ -34,7 +34,9 @@ log = logging.getLogger("eomt")
 ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
 
 # Values of these keys are paths, whose characters Hydra's override grammar would read as its own.
-PATH_KEYS = re.compile(r"^\+{0,2}(ckpt|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations))=")
+TEXT_KEYS = re.compile(r"^\+{0,2}(ckpt|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations))=")
+# Those of these are read from other folders later on, so that they are made absolute.
+PATH_KEYS = re.compile(r"^\+{0,2}(ckpt|(\w+\.)*(root|pretrained))=")
 
 
 def run_id() -> str:
@@ -71,8 +73,10 @@ def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
         _end(error)
     try:
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(_guarded(function))()
-    except ENDINGS as error:
+    except (*ENDINGS, KeyboardInterrupt) as error:
         _end(error)
+    except OSError as error:
+        _end(InputError(f"{error.filename}: {error.strerror}; choose another folder by hydra.run.dir="))
 
 
 def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -81,16 +85,21 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
     def guarded(cfg: DictConfig) -> None:
         try:
             function(cfg)
-        except ENDINGS as error:
+        except (*ENDINGS, KeyboardInterrupt) as error:
             _end(error)
+        except Exception as error:
+            if not type(error).__module__.startswith("wandb"):
+                raise
+            _end(InputError(f"wandb: {error}; run `wandb login`, or set logger.wandb.offline=true"))
 
     return guarded
 
 
-def _end(error: Exception) -> NoReturn:
+def _end(error: BaseException) -> NoReturn:
     """Say in one line why the run ended, and exit."""
-    if isinstance(error, Stopped):
-        log.info("%s", error)
+    if isinstance(error, Stopped | KeyboardInterrupt):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(str(error) or "stopped by Ctrl-C", flush=True)
         sys.exit(130)
     print(f"error: {explain(error)}", file=sys.stderr)
     sys.exit(1)
@@ -105,16 +114,24 @@ def explain(error: BaseException) -> str:
     text = str(ours[-1]) if ours else str(error)
     if not ours and str(chain[-1]) not in text:
         text += f" ({chain[-1]})"
+    unknown = re.search(r"Could not override '([^']+)'.*not in struct", text, re.DOTALL)
+    if unknown and unknown[1] == "trainer.accumulate_grad_batches":
+        return "trainer.accumulate_grad_batches follows from data.global_batch and data.batch_size: set those"
+    if unknown:
+        return f"{unknown[1]} is no key of the configuration: --cfg job prints all that there are"
     return " ".join(text.split())
 
 
 def quote_paths(arguments: list[str]) -> list[str]:
-    """Quote the values of path-like keys, so that `ckpt=a=b (1).ckpt` means what it says."""
+    """Quote the values of path-like keys, so that `ckpt=a=b (1).ckpt` means what it says, and make paths
+    absolute, so that a checkpoint finds its data from any folder."""
     quoted = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        plain = value and value[0] not in "'\"[" and "${" not in value and value != "null"
-        if PATH_KEYS.match(argument) and plain:
+        plain = value and value[0] not in "'\"[" and "${" not in value
+        if TEXT_KEYS.match(argument) and plain and value.lower() not in ("null", "true", "false"):
+            if PATH_KEYS.match(argument):
+                value = os.path.abspath(os.path.expanduser(value))
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             argument = f"{key}='{escaped}'"
         quoted.append(argument)
@@ -130,11 +147,13 @@ def resumed(arguments: list[str]) -> list[str]:
         return arguments
     from eomt.checkpoint import FORMAT, read_checkpoint
 
-    saved = read_checkpoint(path)[FORMAT].get("overrides", [])
+    saved = read_checkpoint(path, mmap=True)[FORMAT].get("overrides", [])
     if any(o.partition("=")[0].lstrip("+") in ("task", "experiment") for o in arguments):
         # Another task or experiment is another configuration; values of the old one would not fit it.
         saved = []
-    saved = [o for o in saved if o.partition("=")[0].lstrip("+~") not in typed and not o.startswith("hydra.")]
+    keys = [o.partition("=")[0].lstrip("+~") for o in saved]
+    # What is typed now takes the place of what was typed then; another group, of all values within the old one.
+    saved = [o for o, key in zip(saved, keys, strict=True) if key not in typed and key.split(".")[0] not in typed]
     folder = path.absolute().parent.parent
     if path.parent.name == "checkpoints" and "hydra.run.dir" not in typed:
         arguments = [*arguments, *quote_paths([f"hydra.run.dir={folder}"])]

@@ -16,26 +16,36 @@ def main(cfg: DictConfig) -> None:
     import lightning
     from hydra.utils import instantiate
 
-    from build import build_data, build_module, build_trainer
+    from assemble import build_data, build_module, build_trainer, check_numbers
+    from datasets.module import accumulation
+    from eomt.checkpoint import check_same_model, read_checkpoint
     from eomt.files import replacing
 
-    lightning.seed_everything(cfg.seed, verbose=False)
+    check_numbers(cfg)
     data = build_data(cfg)
+    lightning.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data.classes, data.image_size)
     if cfg.prefetch:
-        data.prepare_data()
+        data.setup("fit")
         if module.pretrained:
             module.network.backbone.load_pretrained(module.pretrained)
         log.info("the data's index and the pretrained weights are in the cache")
         return
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    trainer = build_trainer(cfg, data, callbacks, loggers or False)
+    trainer = build_trainer(cfg, callbacks, loggers or False)
+    trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)
+    if cfg.ckpt:
+        check_same_model(read_checkpoint(cfg.ckpt, mmap=True), cfg.kind, data.classes, module.network.spec)
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
     trainer.fit(module, data, ckpt_path=cfg.ckpt)
-    log.info("run folder: %s", cfg.run_folder)
+    if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
+        # The run ended within an epoch, or in one that is not validated.
+        trainer.validate(module, data, verbose=False)
+    if trainer.is_global_zero:
+        log.info("run folder: %s", cfg.run_folder)
 
 
 if __name__ == "__main__":

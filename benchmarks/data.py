@@ -121,9 +121,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--seconds", type=float, default=10, help="for each row")
     options = parser.parse_args()
-    measure = partial(
-        images_per_second, root=options.root, size=options.size, seconds=options.seconds / TURNS
-    )
+    measure = partial(images_per_second, root=options.root, size=options.size, seconds=options.seconds / TURNS)
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         turns = [pool.map(measure, ROWS, chunksize=1) for _ in range(TURNS)]
     rates = dict(zip(ROWS, map(statistics.median, zip(*turns, strict=True)), strict=True))

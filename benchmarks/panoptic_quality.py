@@ -174,9 +174,7 @@ def main():
     other = TorchmetricsPanopticQuality(
         things=set(range(80)), stuffs=set(range(80, 133)), allow_unknown_preds_category=True
     )
-    converted = [
-        (category_and_instance(p.ids, p.labels), category_and_instance(t.ids[0], t.labels)) for p, t in few
-    ]
+    converted = [(category_and_instance(p.ids, p.labels), category_and_instance(t.ids[0], t.labels)) for p, t in few]
     theirs = median_seconds(other.update, converted)
     subset = PanopticQuality(CLASSES)
     for pair in few:

@@ -118,9 +118,7 @@ class ZipArchive:
         label: how messages call it, default the path.
     """
 
-    def __init__(
-        self, path: Path, prefix: str = "", start: int = 0, size: int | None = None, label: str | None = None
-    ):
+    def __init__(self, path: Path, prefix: str = "", start: int = 0, size: int | None = None, label: str | None = None):
         self._file = _File(Path(path))
         self._label = label or str(path)
         self._prefix = f"{prefix}/" if prefix else ""

@@ -12,9 +12,7 @@ from eomt.errors import InputError
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def stream_arrays(
-    chunks: Iterable[bytes], names: Collection[str], where: str
-) -> Iterator[tuple[str, object]]:
+def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -> Iterator[tuple[str, object]]:
     """Walk through a JSON object and give the elements of some of its arrays, one at a time.
 
     Args:
@@ -45,13 +43,9 @@ def stream_arrays(
             mark = text.take(",}")
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise InputError(
-            f"{where} is not valid JSON ({reason}, near byte {text.done()}); download it again"
-        ) from error
+        raise InputError(f"{where} is not valid JSON ({reason}, near byte {text.done()}); download it again") from error
     if missing:
-        raise InputError(
-            f"{where} has no {sorted(missing)[0]!r}: it is not a COCO annotation file of this kind"
-        )
+        raise InputError(f"{where} has no {sorted(missing)[0]!r}: it is not a COCO annotation file of this kind")
 
 
 def _elements(text: _Text) -> Iterator[object]:
@@ -90,9 +84,7 @@ class _Text:
         mark = self._buffer[self._at : self._at + 1]
         if marks is not None and (not mark or mark not in marks):
             expected = " or ".join(marks)
-            raise json.JSONDecodeError(
-                f"expected {expected}, found {mark or 'the end'}", self._buffer, self._at
-            )
+            raise json.JSONDecodeError(f"expected {expected}, found {mark or 'the end'}", self._buffer, self._at)
         self._at += not keep
         return mark
 

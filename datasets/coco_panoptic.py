@@ -53,9 +53,7 @@ class CocoPanoptic:
         annotations: str | None = None,
     ):
         if root is None:
-            raise InputError(
-                "data.root is not set: give the folder that holds the dataset, as in data.root=DIR"
-            )
+            raise InputError("data.root is not set: give the folder that holds the dataset, as in data.root=DIR")
         files = _find(
             Path(root).expanduser().absolute(),
             images or f"{split}2017",
@@ -93,16 +91,13 @@ class CocoPanoptic:
     def _targets(self, index: int, image: str) -> ImageTargets:
         start, count = int(self._index["segment_start"][index]), int(self._index["segment_count"][index])
         ids, labels, crowd = (
-            self._index[column][start : start + count]
-            for column in ("segment_id", "segment_label", "segment_crowd")
+            self._index[column][start : start + count] for column in ("segment_id", "segment_label", "segment_crowd")
         )
         if not self._index["has_mask"][index]:
             return targets_from_id_map(np.zeros(self.size(index), dtype=np.uint32), ids, labels, crowd)
         name = name_at(self._index["mask_name"], self._index["mask_name_end"], index)
         where = f"{self._masks.describe(name)} (ground truth of {image})"
-        id_map = decode_id_map(
-            self._masks.read(name, Member(*self._index["mask_member"][index].item())), where
-        )
+        id_map = decode_id_map(self._masks.read(name, Member(*self._index["mask_member"][index].item())), where)
         if id_map.shape != self.size(index):
             raise InputError(f"{where} is {_by(id_map.shape)}, but its image is {_by(self.size(index))}")
         targets = targets_from_id_map(id_map, ids, labels, crowd)
@@ -114,14 +109,10 @@ def _check_ids(id_map: np.ndarray, numbers: np.ndarray, segment_ids: np.ndarray,
     """The PNG and its JSON must name the same segments, as panopticapi demands."""
     unknown = id_map[(numbers == 0) & (id_map != 0)]
     if unknown.size:
-        raise InputError(
-            f"{where} has the id {unknown[0]} on {unknown.size} pixels, but its JSON has no such segment"
-        )
+        raise InputError(f"{where} has the id {unknown[0]} on {unknown.size} pixels, but its JSON has no such segment")
     pixels = np.bincount(numbers.ravel(), minlength=len(segment_ids) + 1)[1:]
     if not pixels.all():
-        raise InputError(
-            f"{where} has no pixel with the id {segment_ids[pixels == 0][0]}, a segment of its JSON"
-        )
+        raise InputError(f"{where} has no pixel with the id {segment_ids[pixels == 0][0]}, a segment of its JSON")
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -149,16 +140,12 @@ class _Files(NamedTuple):
 
     def build(self) -> tuple[dict[str, np.ndarray], dict]:
         chunks = self.annotations.chunks(self.json_name, self.json_member)
-        return build_panoptic_index(
-            chunks, self.annotations.describe(self.json_name), self.images, self.masks
-        )
+        return build_panoptic_index(chunks, self.annotations.describe(self.json_name), self.images, self.masks)
 
 
 def _find(root: Path, images: str, annotations: str) -> _Files:
     if not root.is_dir():
-        raise InputError(
-            f"data.root: {root} is no folder; it must hold {images}.zip and {_ARCHIVE}, as downloaded"
-        )
+        raise InputError(f"data.root: {root} is no folder; it must hold {images}.zip and {_ARCHIVE}, as downloaded")
     found_images, found_annotations = find_source(root, images), _find_annotations(root, annotations)
     missing = []
     if found_images is None:
@@ -168,9 +155,7 @@ def _find(root: Path, images: str, annotations: str) -> _Files:
             f"{_ARCHIVE} with annotations/{annotations}.json and .zip (or that JSON with its PNGs extracted)"
         )
     if missing:
-        raise InputError(
-            f"data.root: {root} lacks {' and '.join(missing)}; download it, no need to unpack it"
-        )
+        raise InputError(f"data.root: {root} lacks {' and '.join(missing)}; download it, no need to unpack it")
     return _Files(found_images, *found_annotations)
 
 

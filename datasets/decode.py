@@ -36,9 +36,7 @@ def decode_id_map(data: bytes, where: str) -> np.ndarray:
     """
     image = _load(data, where)
     if image.mode not in ("RGB", "RGBA"):
-        raise InputError(
-            f"{where} must hold segment ids in red, green and blue, but its mode is {image.mode}"
-        )
+        raise InputError(f"{where} must hold segment ids in red, green and blue, but its mode is {image.mode}")
     # Pillow keeps four bytes a pixel: read as little-endian integers they are the ids, but for the fourth.
     pixels = np.frombuffer(image.tobytes("raw", "RGBX" if image.mode == "RGB" else "RGBA"), dtype="<u4")
     return (pixels & 0xFFFFFF).reshape(image.height, image.width)
@@ -51,7 +49,5 @@ def _load(data: bytes, where: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly any kind on damaged files
-        raise InputError(
-            f"{where} cannot be decoded ({error or type(error).__name__}); replace the file"
-        ) from error
+        raise InputError(f"{where} cannot be decoded ({error or type(error).__name__}); replace the file") from error
     return image

@@ -70,9 +70,7 @@ class TrainingSet(Dataset):
                 continue
             image, targets = self.transform(image, targets, key.augmentation_seed(self.seed))
             return TrainItem(image, targets, self.reader.name(place), tuple(skipped))
-        return InputError(
-            f"{len(skipped)} training images drawn in a row could not be read; the last: {skipped[-1]}"
-        )
+        return InputError(f"{len(skipped)} training images drawn in a row could not be read; the last: {skipped[-1]}")
 
 
 class EvaluationSet(Dataset):

@@ -103,6 +103,11 @@ class SegmentationData(LightningDataModule):
         """The classes of the training set; the network's outputs are in their order."""
         return self._reader("train").classes
 
+    @property
+    def val_classes(self) -> Classes:
+        """The classes of the validation set."""
+        return self._reader("val").classes
+
     def prepare_data(self) -> None:
         """Open the sets in one process per node, so that a cached index is written before others read it."""
         self.setup(self.trainer.state.fn)
@@ -150,9 +155,7 @@ class SegmentationData(LightningDataModule):
         rank, world_size = self._place()
         transform = TrainTransform(self.image_size, self.scale_range, self.color_jitter)
         images = TrainingSet(self._reader("train"), transform, self.seed)
-        return images, EpochBatchSampler(
-            len(images), self.batch_size, self.global_batch, self.seed, rank, world_size
-        )
+        return images, EpochBatchSampler(len(images), self.batch_size, self.global_batch, self.seed, rank, world_size)
 
     def _limit(self, batches: int) -> int:
         """How many batches of an epoch the trainer will ask for: an int counts them, a float is a share."""

@@ -136,9 +136,7 @@ class _Table:
         seen: set[int] = set()
         for owner, name in zip(self._owners, self._mask_names, strict=True):
             if owner not in row_of:
-                raise InputError(
-                    f"{self._where}: the annotation {name} belongs to the unknown image id {owner}"
-                )
+                raise InputError(f"{self._where}: the annotation {name} belongs to the unknown image id {owner}")
             if owner in seen:
                 file = self._image_names[row_of[owner]]
                 raise InputError(f"{self._where}: the image {file} (id {owner}) has more than one annotation")
@@ -153,18 +151,14 @@ class _Table:
         place = order[np.searchsorted(known[order], wanted).clip(max=len(known) - 1)]
         wrong = np.flatnonzero(known[place] != wanted)
         if len(wrong):
-            raise self._bad_segment(
-                wrong[0], f"the category id {wanted[wrong[0]]}, which is not in 'categories'"
-            )
+            raise self._bad_segment(wrong[0], f"the category id {wanted[wrong[0]]}, which is not in 'categories'")
         return place.astype(np.int32)
 
     def _check_segments(self, counts: np.ndarray) -> None:
         ids = np.array(self._ids, dtype=np.int64)
         wrong = np.flatnonzero((ids < 1) | (ids >= 1 << 24))
         if len(wrong):
-            raise self._bad_segment(
-                wrong[0], "an id that no PNG colour stands for (1 to 16777215; 0 is void)"
-            )
+            raise self._bad_segment(wrong[0], "an id that no PNG colour stands for (1 to 16777215; 0 is void)")
         order = np.argsort((np.repeat(np.arange(len(counts)), counts) << 24) + ids, kind="stable")
         owner = np.repeat(np.arange(len(counts)), counts)[order]
         twice = np.flatnonzero((np.diff(ids[order]) == 0) & (np.diff(owner) == 0))
@@ -173,9 +167,7 @@ class _Table:
         many = np.flatnonzero(counts > _MAX_SEGMENTS)
         if len(many):
             name = self._mask_names[many[0]]
-            raise InputError(
-                f"{self._where}: {name} has {counts[many[0]]} segments, more than {_MAX_SEGMENTS}"
-            )
+            raise InputError(f"{self._where}: {name} has {counts[many[0]]} segments, more than {_MAX_SEGMENTS}")
 
     def _bad_segment(self, place: int, what: str) -> InputError:
         annotation = int(np.searchsorted(np.cumsum(self._counts), place, side="right"))

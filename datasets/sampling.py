@@ -51,9 +51,7 @@ class EpochBatchSampler:
         rank, world_size: this process among those that train together.
     """
 
-    def __init__(
-        self, count: int, batch_size: int, global_batch: int, seed: int, rank: int = 0, world_size: int = 1
-    ):
+    def __init__(self, count: int, batch_size: int, global_batch: int, seed: int, rank: int = 0, world_size: int = 1):
         self.count = count
         self.batch_size = batch_size
         self.global_batch = global_batch

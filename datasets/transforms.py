@@ -36,9 +36,7 @@ class TrainTransform:
         color_jitter: True for ADE20K and Cityscapes, False for COCO.
     """
 
-    def __init__(
-        self, size: tuple[int, int], scale_range: Sequence[float] = (0.1, 2.0), color_jitter: bool = False
-    ):
+    def __init__(self, size: tuple[int, int], scale_range: Sequence[float] = (0.1, 2.0), color_jitter: bool = False):
         self._size = tuple(size)
         self._pipeline = A.Compose(
             [
@@ -48,9 +46,7 @@ class TrainTransform:
             ]
         )
 
-    def __call__(
-        self, image: np.ndarray, targets: ImageTargets, seed: Sequence[int]
-    ) -> tuple[Tensor, ImageTargets]:
+    def __call__(self, image: np.ndarray, targets: ImageTargets, seed: Sequence[int]) -> tuple[Tensor, ImageTargets]:
         """Transform one image with its targets.
 
         Args:
@@ -145,13 +141,9 @@ class LargeScaleJitter(A.DualTransform):
         (top, bottom), (left, right) = window
         return resized[0, :, top:bottom, left:right].permute(1, 2, 0).numpy()
 
-    def apply_to_masks(
-        self, masks: np.ndarray, scaled: Sequence[int], window: Sequence[tuple[int, int]], **params
-    ):
+    def apply_to_masks(self, masks: np.ndarray, scaled: Sequence[int], window: Sequence[tuple[int, int]], **params):
         """int16 [K, h, w] to int16 [K, crop height, crop width]; reads the pixels of the crop alone."""
-        rows, columns = (
-            nearest_pixels(*sides) for sides in zip(masks.shape[1:], scaled, window, strict=True)
-        )
+        rows, columns = (nearest_pixels(*sides) for sides in zip(masks.shape[1:], scaled, window, strict=True))
         return masks.take(columns, axis=2).take(rows, axis=1)
 
 

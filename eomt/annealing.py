@@ -28,15 +28,13 @@ def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int) -> lis
         try:
             start, end = (Fraction(str(bound)) for bound in window)
         except (ValueError, ZeroDivisionError) as error:
-            raise InputError(
-                f"annealing.windows: {window} is no pair of numbers or fractions such as 1/6"
-            ) from error
+            raise InputError(f"annealing.windows: {window} is no pair of numbers or fractions such as 1/6") from error
         if not 0 <= start <= end:
             raise InputError(f"annealing.windows: {list(window)} needs 0 <= start <= end")
+        if end > 1 and (start.denominator != 1 or end.denominator != 1):
+            raise InputError(f"annealing.windows: {list(window)} mixes a fraction with a number of steps")
         scale = total_steps if end <= 1 else 1
-        resolved.append(
-            (math.floor(start * scale + Fraction(1, 2)), math.floor(end * scale + Fraction(1, 2)))
-        )
+        resolved.append((math.floor(start * scale + Fraction(1, 2)), math.floor(end * scale + Fraction(1, 2))))
     return resolved
 
 

@@ -83,18 +83,14 @@ class Backbone(nn.Module):
         elif vit.no_embed_class:
             tokens = torch.cat([*prefix, patches + self._position_embedding(grid, 0)], dim=1)
         else:
-            tokens = torch.cat([*prefix, patches], dim=1) + self._position_embedding(
-                grid, self.num_prefix_tokens
-            )
+            tokens = torch.cat([*prefix, patches], dim=1) + self._position_embedding(grid, self.num_prefix_tokens)
         return vit.norm_pre(tokens)
 
     def rotary_embedding(self, grid: tuple[int, int]) -> Tensor | None:
         """The rotary embedding of a grid of patches, [grid_h * grid_w, ...], or None where there is none."""
         return self.vit.rope.get_embed(grid) if self.uses_rope else None
 
-    def run_block(
-        self, index: int, tokens: Tensor, rope: Tensor | None, mask: Tensor | None = None
-    ) -> Tensor:
+    def run_block(self, index: int, tokens: Tensor, rope: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Run one block.
 
         Args:
@@ -129,16 +125,14 @@ class Backbone(nn.Module):
                 raise InputError(f"model.pretrained={source}: no such file")
             overlay = {"file": str(source), "hf_hub_id": None, "url": ""}
         try:
-            vit = timm.create_model(
-                self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options
-            )
+            vit = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options)
         except Exception as error:
             # Whatever goes wrong between a hub, a file and timm, the user needs to know that and the way out.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             where = "timm" if source is True else source
             raise InputError(
                 f"pretrained weights of {self.name} from {where} cannot be had ({reason}): give a file by "
-                "model.pretrained=FILE, fetch them with internet by `python train.py prefetch=true`, "
+                "model.pretrained=FILE, fetch them with internet by this command with prefetch=true, "
                 "or start from random weights by model.pretrained=false"
             ) from error
         self.vit.load_state_dict(vit.state_dict())
@@ -151,9 +145,7 @@ class Backbone(nn.Module):
         )
 
 
-def attention(
-    attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None
-) -> Tensor:
+def attention(attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None) -> Tensor:
     """Self-attention with timm's weights, in two calls where only the first tokens are masked.
 
     Fused attention kernels are slow with a mask, and only the R query rows need one: they attend in a
@@ -199,9 +191,7 @@ def check_image_size(image_size: tuple[int, int], patch_size: int) -> None:
 
 
 def _rotate(x: Tensor, rope: Tensor, num_unrotated: int, half: bool) -> Tensor:
-    return torch.cat(
-        (x[:, :, :num_unrotated], apply_rot_embed_cat(x[:, :, num_unrotated:], rope, half=half)), dim=2
-    )
+    return torch.cat((x[:, :, :num_unrotated], apply_rot_embed_cat(x[:, :, num_unrotated:], rope, half=half)), dim=2)
 
 
 def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
@@ -220,9 +210,7 @@ def _create(name: str, options: dict) -> VisionTransformer | Eva:
 
 def _check_supported(name: str, vit: nn.Module) -> None:
     attn = vit.blocks[0].attn if isinstance(vit, VisionTransformer | Eva) else None
-    plain = (
-        attn is not None and getattr(attn, "qkv", None) is not None and getattr(attn, "gate", None) is None
-    )
+    plain = attn is not None and getattr(attn, "qkv", None) is not None and getattr(attn, "gate", None) is None
     if not plain or isinstance(vit.norm, nn.Identity) or getattr(vit, "rope_mixed", False):
         raise InputError(
             f"model.backbone={name} is not a plain ViT with a final norm that EoMT can extend: "

@@ -1,15 +1,12 @@
-"""Checkpoints: written whole or not at all, read without running code from the file."""
+"""Reading our checkpoints, without running code from the file."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -18,48 +15,13 @@ FORMAT = "eomt"
 """The key under which a checkpoint carries kind, classes, network and configuration."""
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it there; reads plain values and tensors only."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Write all of it to a temporary file in the same folder, flush it to disk, and rename it.
-
-        Raises:
-            InputError: if the disk is full or cannot be written; what was at `path` stays whole.
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        temporary = None
-        try:
-            with tempfile.NamedTemporaryFile(
-                dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-            ) as file:
-                temporary = Path(file.name)
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
-            raise InputError(
-                f"{path} cannot be written ({error}): free some space or choose another folder by "
-                "hydra.run.dir=; the checkpoint written before is whole"
-            ) from error
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict:
-        """Read a checkpoint; `weights_only` is always on, whatever is asked for."""
-        return read_checkpoint(path, map_location)
-
-
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict:
     """Read a checkpoint of ours.
+
+    Args:
+        path: the file.
+        map_location: as for `torch.load`.
+        mmap: leave the tensors in the file until they are used, to look at the plain values alone.
 
     Raises:
         InputError: if there is no such file, it is truncated, holds anything but plain values and tensors,
@@ -69,7 +31,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
     if not path.is_file():
         raise InputError(f"ckpt={path}: no such file")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:
         # torch.load raises nearly anything on a damaged file.
         raise InputError(
@@ -86,14 +48,24 @@ def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Map
     saved = checkpoint.get(FORMAT, {})
     if saved.get("kind") != kind:
         raise InputError(f"ckpt= is of a {saved.get('kind')} model, this run is {kind}: choose its task")
-    if [c["id"] for c in saved["classes"]] != classes.ids:
-        raise InputError(
-            f"ckpt= was trained on {len(saved['classes'])} other classes than the {len(classes)} of this "
-            "data: choose its task and data"
-        )
+    check_same_classes(Classes.from_list(saved["classes"]), classes)
     for key, value in spec.items():
         if saved["network"].get(key) != value:
             raise InputError(
                 f"ckpt= is of another model: {key} is {saved['network'].get(key)} there and {value} here; "
                 "choose its model"
             )
+
+
+def check_same_classes(trained: Classes, given: Classes) -> None:
+    """Raise InputError unless a checkpoint's classes are those of the data: id, name, thing or stuff."""
+    ours, theirs = ([(c.id, c.name, c.is_thing) for c in classes] for classes in (trained, given))
+    if ours == theirs:
+        return
+    first = next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+    difference = (
+        f"{len(ours)} there, {len(theirs)} in the data"
+        if first is None
+        else f"class {first} is {ours[first][1]!r} there and {theirs[first][1]!r} in the data"
+    )
+    raise InputError(f"ckpt= was trained on other classes ({difference}): choose its task and data")

@@ -75,19 +75,14 @@ class Classes:
 
     def to_list(self) -> list[dict]:
         """Plain values in COCO's `categories` form, fit for JSON and for a checkpoint."""
-        return [
-            {"id": c.id, "name": c.name, "color": list(c.color), "isthing": int(c.is_thing)}
-            for c in self.items
-        ]
+        return [{"id": c.id, "name": c.name, "color": list(c.color), "isthing": int(c.is_thing)} for c in self.items]
 
     @classmethod
     def from_list(cls, rows: Iterable[Mapping]) -> Classes:
         """The inverse of `to_list`: the order of the rows is kept."""
         return cls(
             tuple(
-                SegmentClass(
-                    int(r["id"]), str(r["name"]), tuple(int(c) for c in r["color"]), bool(r["isthing"])
-                )
+                SegmentClass(int(r["id"]), str(r["name"]), tuple(int(c) for c in r["color"]), bool(r["isthing"]))
                 for r in rows
             )
         )

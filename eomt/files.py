@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from typing import Any
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes the place of `path` once the block has succeeded.
 
-    The temporary name keeps the suffix, from which writers of pictures tell the format.
+    The temporary name keeps the suffix, from which writers of pictures tell the format. What was written
+    is on the disk before the name changes, so that no power cut leaves a whole-looking empty file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

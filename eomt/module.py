@@ -89,8 +89,15 @@ class EoMTModule(lightning.LightningModule):
         self.run = dict(run or {})
         self.metric = task.metric(classes)
         self.windows: list[tuple[int, int]] = []
+        self.total_steps = 0
+        # Optimizer steps of the checkpoint that an evaluation has loaded.
+        self.trained_steps = 0
+        self.scores_per_class: list[dict] = []
+        self.validated_at: int | None = None
         # Says of a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
+        # The same on the host, so that no step waits for the device.
+        self._probabilities = [1.0] * network.num_masked_blocks
 
     # Set-up
 
@@ -117,8 +124,7 @@ class EoMTModule(lightning.LightningModule):
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
         multipliers = [
-            two_stage_warmup(g["stage"], self.warmup_steps, self.total_steps, self.schedule_power)
-            for g in groups
+            two_stage_warmup(g["stage"], self.warmup_steps, self.total_steps, self.schedule_power) for g in groups
         ]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, multipliers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -126,12 +132,15 @@ class EoMTModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         rank_zero_info(self._description())
 
+    def on_train_start(self) -> None:
+        # A checkpoint has been read by now: a resumed run begins with its own step's probabilities.
+        self._set_mask_probabilities()
+
     # Training
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
-        self._set_mask_probabilities()
         cpu, device = self._generators(batch_idx)
-        drops = self._draw_drops(len(batch.images), cpu) if self.windows else None
+        drops = self._draw_drops(len(batch.images), self._probabilities, cpu) if self.windows else None
         outputs = self.network(batch.images, drops)
         counts = batch.targets.counts
         points = self.loss.draw(len(outputs), self.network.num_queries, counts, device, self.device)
@@ -140,9 +149,7 @@ class EoMTModule(lightning.LightningModule):
         self._log_step(total, terms, len(counts))
         return total
 
-    def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip the total norm over all parameters, and log the norm before it."""
         if gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -150,6 +157,11 @@ class EoMTModule(lightning.LightningModule):
         limit = gradient_clip_val or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         self.log("train/gradient_norm", norm)
+
+    def lr_scheduler_step(self, scheduler, metric) -> None:
+        """After each optimizer step: the next learning rate, and the mask probabilities that go with it."""
+        super().lr_scheduler_step(scheduler, metric)
+        self._set_mask_probabilities()
 
     # Validation
 
@@ -168,14 +180,27 @@ class EoMTModule(lightning.LightningModule):
         scores = self.metric.compute()
         self.scores_per_class = self.metric.per_class()
         self.metric.reset()
+        if not self.trainer.sanity_checking:
+            self.validated_at = self.step
         for name, value in scores.items():
-            self.log(name, value, prog_bar=name == self.task.monitor)
+            self.log(name, value, prog_bar=name == self.task.monitor, sync_dist=True)
+
+    @property
+    def mask_free(self) -> bool:
+        """Whether validation is of the network that is deployed, without attention masks."""
+        return not (self.validate_masked and bool((self.mask_probabilities > 0).any()))
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that the weights have seen."""
+        return self.global_step or self.trained_steps
 
     def answer(self, images: Tensor, batch_idx: int = 0) -> Output:
         """The last output for a batch of images, in float32."""
         drops = None
-        if self.validate_masked and bool((self.mask_probabilities > 0).any()):
-            drops = self._draw_drops(len(images), self._generators(batch_idx)[0])
+        if not self.mask_free:
+            generator = self._generators(batch_idx)[0]
+            drops = self._draw_drops(len(images), self.mask_probabilities.tolist(), generator)
         return Output(*(x.float() for x in self.network(images, drops)[-1]))
 
     # Checkpoints
@@ -213,10 +238,11 @@ class EoMTModule(lightning.LightningModule):
             ]
         else:
             lines.append("attention masks: off")
+        late = [k + 1 for k, (_, end) in enumerate(self.windows) if end > self.total_steps]
+        if late:
+            lines.append(f"note: the run ends before attention masks {late} are off; its score is mask-free")
         if sum(self.warmup_steps) >= self.total_steps:
-            lines.append(
-                f"note: the run ends before its warm-up, optim.warmup_steps={list(self.warmup_steps)}"
-            )
+            lines.append(f"note: the run ends before its warm-up, optim.warmup_steps={list(self.warmup_steps)}")
         return "\n".join(lines)
 
     def _count_steps(self) -> int:
@@ -242,19 +268,17 @@ class EoMTModule(lightning.LightningModule):
     def _generators(self, batch_idx: int) -> tuple[torch.Generator, torch.Generator]:
         """Random numbers on the host and on the device that depend only on the seed and where the run is,
         so that a resumed run draws what the undisturbed one would have drawn."""
-        key = (self.seed, self.global_step, batch_idx, self.global_rank)
+        key = (self.seed, self.step, batch_idx, self.global_rank)
         host, device = np.random.SeedSequence(key).generate_state(2, np.uint64) >> np.uint64(1)
         return (
             torch.Generator().manual_seed(int(host)),
             torch.Generator(self.device).manual_seed(int(device)),
         )
 
-    def _draw_drops(self, batch_size: int, generator: torch.Generator) -> Tensor:
+    def _draw_drops(self, batch_size: int, probabilities: Sequence[float], generator: torch.Generator) -> Tensor:
         """bool [L2, B, Q]: True where a query's mask is dropped in a block."""
-        draws = torch.rand(
-            len(self._probabilities), batch_size, self.network.num_queries, generator=generator
-        )
-        dropped = draws > torch.tensor(self._probabilities)[:, None, None]
+        draws = torch.rand(len(probabilities), batch_size, self.network.num_queries, generator=generator)
+        dropped = draws > torch.tensor(probabilities)[:, None, None]
         return dropped.to(self.device, non_blocking=True)
 
     def _normaliser(self, counts: Sequence[int]) -> float | Tensor:
@@ -262,9 +286,9 @@ class EoMTModule(lightning.LightningModule):
         number = num_matched(self.network.num_queries, counts)
         if self.trainer.world_size == 1:
             return max(1, number)
-        return self.trainer.strategy.reduce(
-            torch.tensor(float(number), device=self.device), reduce_op="mean"
-        ).clamp(min=1)
+        return self.trainer.strategy.reduce(torch.tensor(float(number), device=self.device), reduce_op="mean").clamp(
+            min=1
+        )
 
     def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch_size)
@@ -275,6 +299,6 @@ class EoMTModule(lightning.LightningModule):
         for group in self.optimizers().param_groups:
             rates[group["stage"]] = max(rates[group["stage"]], group["lr"])
         for stage, rate in rates.items():
-            self.log(f"lr/{stage}", rate, prog_bar=stage == "head", batch_size=batch_size)
+            self.log(f"lr/{stage}", rate, prog_bar=True, batch_size=batch_size)
         for block, probability in enumerate(self._probabilities):
             self.log(f"mask_probability/{block}", probability, prog_bar=True, batch_size=batch_size)

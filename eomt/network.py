@@ -74,9 +74,7 @@ class EoMT(nn.Module):
                 "blocks, choose a number from 1 to that"
             )
         if num_queries < 1 or num_classes < 1:
-            raise InputError(
-                f"model.num_queries={num_queries} and {num_classes} classes: both must be at least 1"
-            )
+            raise InputError(f"model.num_queries={num_queries} and {num_classes} classes: both must be at least 1")
         dim = self.backbone.embed_dim
         self.num_masked_blocks = num_masked_blocks
         self.queries = nn.Parameter(torch.randn(num_queries, dim))

@@ -92,9 +92,7 @@ def targets_from_id_map(
     return _image_targets(ids[None], labels, np.zeros(len(wanted)), crowd)
 
 
-def targets_from_masks(
-    masks: np.ndarray, labels: Sequence[int], crowd: Sequence[bool] | None = None
-) -> ImageTargets:
+def targets_from_masks(masks: np.ndarray, labels: Sequence[int], crowd: Sequence[bool] | None = None) -> ImageTargets:
     """Targets of masks that may overlap: each goes to the first plane where its pixels are free.
 
     Args:

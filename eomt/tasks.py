@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -17,8 +17,10 @@ from eomt.errors import InputError
 from eomt.inference.geometry import Placement
 from eomt.inference.panoptic import Segmentation, panoptic_segmentation
 from eomt.inference.results import PanopticWriter
-from eomt.metrics.panoptic_quality import PanopticQuality
 from eomt.network import Output
+
+if TYPE_CHECKING:
+    from eomt.metrics.panoptic_quality import PanopticQuality
 
 
 class Task(Protocol):
@@ -38,9 +40,7 @@ class Task(Protocol):
     def writer(self, folder: Path, classes: Classes, rank: int, world_size: int) -> PanopticWriter:
         """Writes predictions as the benchmark's server takes them."""
 
-    def predict(
-        self, output: Output, index: int, placement: Placement, size: tuple[int, int], classes: Classes
-    ):
+    def predict(self, output: Output, index: int, placement: Placement, size: tuple[int, int], classes: Classes):
         """The prediction for the index-th image of a batch, at the image's own size."""
 
 
@@ -51,6 +51,9 @@ class PanopticTask:
     monitor = "pq"
 
     def metric(self, classes: Classes) -> PanopticQuality:
+        # torchmetrics belongs to training: inference does without it.
+        from eomt.metrics.panoptic_quality import PanopticQuality
+
         return PanopticQuality(classes)
 
     def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> PanopticWriter:
@@ -60,9 +63,7 @@ class PanopticTask:
         self, output: Output, index: int, placement: Placement, size: tuple[int, int], classes: Classes
     ) -> Segmentation:
         is_thing = torch.tensor(classes.is_thing, device=output.class_logits.device)
-        return panoptic_segmentation(
-            output.mask_logits[index], output.class_logits[index], placement, size, is_thing
-        )
+        return panoptic_segmentation(output.mask_logits[index], output.class_logits[index], placement, size, is_thing)
 
     def table(self, scores: Mapping[str, float]) -> str:
         rows = [("", "PQ", "SQ", "RQ")]

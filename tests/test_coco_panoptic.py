@@ -40,9 +40,7 @@ def encode(image, format_, **options):
 
 def png(id_map):
     ids = np.array(id_map)
-    return encode(
-        Image.fromarray(np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)), "PNG"
-    )
+    return encode(Image.fromarray(np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)), "PNG")
 
 
 class Tiny:
@@ -239,9 +237,7 @@ def fails(root, match, read=None):
 
 
 def test_missing_root_and_archives(tmp_path, tiny):
-    fails(
-        tmp_path / "nowhere", r"data\.root: .*nowhere is no folder; .*val2017\.zip and panoptic_annotations"
-    )
+    fails(tmp_path / "nowhere", r"data\.root: .*nowhere is no folder; .*val2017\.zip and panoptic_annotations")
     both = (
         r"lacks val2017\.zip or val2017/ and panoptic_annotations_trainval2017\.zip with "
         r"annotations/panoptic_val2017\.json"

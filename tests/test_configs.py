@@ -111,14 +111,17 @@ def test_loggers(logger):
     assert names == ([] if logger == "none" else ["csv"] if logger == "csv" else ["csv", logger])
 
 
-def test_paths_survive_the_override_grammar():
+def test_paths_survive_the_override_grammar(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = "runs (1)/épreuve,a=b/epoch=3-step=100.ckpt"
-    quoted = launch.quote_paths([f"ckpt={path}", "data.root=/a b/~c's", "seed=3", "ckpt=null"])
-    cfg = composed(*quoted[:3])
-    assert cfg.ckpt == path
+    typed = [f"ckpt={path}", "data.root=/a b/~c's", "seed=3", "model.pretrained=false", "+data.train.images=a=b"]
+    cfg = composed("task=coco_panoptic", *launch.quote_paths(typed)[:4])
+    assert cfg.ckpt == str(tmp_path / path), "absolute, so that it means the same from any folder"
     assert cfg.data.root == "/a b/~c's"
     assert cfg.seed == 3
-    assert quoted[3] == "ckpt=null"
+    assert cfg.model.pretrained is False
+    assert launch.quote_paths(typed)[4] == "+data.train.images='a=b'"
+    assert launch.quote_paths(["ckpt=null"]) == ["ckpt=null"]
 
 
 def _fails_within(error):

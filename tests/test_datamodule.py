@@ -66,9 +66,7 @@ def test_a_resumed_run_sees_what_an_unbroken_one_sees(tmp_path, changes, epoch, 
     unbroken.fit(whole, data(num_workers=2))
     assert len(whole.trained) == 15
     epochs = [whole.trained[k : k + epoch] for k in range(0, 15, epoch)]
-    assert all(
-        len({name for names, *_ in batches for name in names}) == 2 * len(batches) for batches in epochs
-    )
+    assert all(len({name for names, *_ in batches for name in names}) == 2 * len(batches) for batches in epochs)
     for stop in stops:
         resumed = Recorder()
         run = trainer(tmp_path, **changes)
@@ -115,9 +113,7 @@ def test_both_sets_need_the_same_classes(tmp_path):
     with pytest.raises(InputError, match=r"data\.val has 4 classes where data\.train has 5"):
         fewer.setup("fit")
     renamed = [*CATEGORIES[:4], {"id": 5, "name": "sky", "isthing": 0}]
-    with pytest.raises(
-        InputError, match=r"class 4 as 'sky' \(id 5, stuff\) where .* 'class 4' \(id 5, stuff\)"
-    ):
+    with pytest.raises(InputError, match=r"class 4 as 'sky' \(id 5, stuff\) where .* 'class 4' \(id 5, stuff\)"):
         data(val=lambda: MemoryReader(categories=renamed)).setup("fit")
     recoloured = [c | {"color": [k, k, k]} for k, c in enumerate(CATEGORIES)]
     data(val=lambda: MemoryReader(categories=recoloured)).setup("fit")
@@ -182,9 +178,7 @@ def test_accumulation():
 
 
 def test_the_trainer_must_accumulate_to_the_global_batch(tmp_path):
-    with pytest.raises(
-        InputError, match=r"accumulate_grad_batches is 1, .* takes 3 batches of 2 on 1 devices"
-    ):
+    with pytest.raises(InputError, match=r"accumulate_grad_batches is 1, .* takes 3 batches of 2 on 1 devices"):
         trainer(tmp_path).fit(Recorder(), data(global_batch=6))
     model = Recorder()
     run = trainer(tmp_path, accumulate_grad_batches=2, max_steps=3)
@@ -211,9 +205,7 @@ def test_coco_through_workers(shared_data, tmp_path, monkeypatch):
     names = set()
     for batch in module.train_dataloader():
         names.update(batch.names)
-        for ids, labels, count in zip(
-            batch.targets.ids, batch.targets.labels, batch.targets.counts, strict=True
-        ):
+        for ids, labels, count in zip(batch.targets.ids, batch.targets.labels, batch.targets.counts, strict=True):
             assert set(ids.unique().tolist()) - {0} == set(range(1, count + 1))
             assert ((labels[:count] >= 0) & (labels[:count] < 133)).all()
     assert len(names) == 8

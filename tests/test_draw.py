@@ -102,9 +102,7 @@ def test_things_of_one_class_differ_and_stuff_does_not():
             assert np.abs(things[a] - things[b]).max() > 25
 
 
-@pytest.mark.parametrize(
-    ("size", "factor"), [((96, 96), 4), ((96, 130), 3), ((384, 200), 1), ((383, 383), 2)]
-)
+@pytest.mark.parametrize(("size", "factor"), [((96, 96), 4), ((96, 130), 3), ((384, 200), 1), ((383, 383), 2)])
 def test_small_images_are_enlarged_by_a_whole_factor(size, factor):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     picture = draw_segments(image, np.zeros(size, np.int64), [], CLASSES)

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 
+import lightning
 import pytest
 import torch
 
 import train
 from eomt.checkpoint import read_checkpoint
+from eomt.errors import Stopped
 from tests.conftest import ROOT, configured
 
 pytestmark = pytest.mark.xdist_group("train")
@@ -69,7 +71,28 @@ def test_killed(settings, undisturbed, tmp_path, delay):
     _same_end(settings, tmp_path, undisturbed)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(settings, undisturbed, tmp_path):
+class InterruptAt(lightning.Callback):
+    """Presses Ctrl-C after a micro-batch, counted from 1."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.batch:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("batch", [6, 7])
+def test_ctrl_c_within_and_at_the_end_of_a_step(settings, undisturbed, tmp_path, batch):
+    """Two micro-batches make a step: whichever Ctrl-C meets, the step is finished before it is saved."""
+    interrupt = f"+callbacks.interrupt={{_target_: tests.test_interrupt.InterruptAt, batch: {batch}}}"
+    with pytest.raises(Stopped, match=r"go on by: python train\.py ckpt="):
+        train.main(configured(tmp_path, *settings, "callbacks.last.every_n_steps=1000", interrupt))
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] in (3, 4)
+    _same_end(settings, tmp_path, undisturbed)
+
+
+def test_ctrl_c_on_the_command_line(settings, tmp_path):
     process = _start((*settings, "trainer.max_epochs=2000"), tmp_path)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)

@@ -36,9 +36,7 @@ def test_outputs_equal_the_originals(name, mode):
     assert len(outputs) == sum(key.startswith(f"{mode}.mask_logits.") for key in recorded)
     for i, output in enumerate(outputs):
         torch.testing.assert_close(output.mask_logits, recorded[f"{mode}.mask_logits.{i}"], atol=1e-4, rtol=0)
-        torch.testing.assert_close(
-            output.class_logits, recorded[f"{mode}.class_logits.{i}"], atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(output.class_logits, recorded[f"{mode}.class_logits.{i}"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny"])

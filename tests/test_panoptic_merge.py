@@ -78,9 +78,7 @@ def test_equals_the_rule_written_with_all_masks_at_once(seed):
     masks, classes = crowded(seed=seed)
     thing = torch.tensor([True, False, True, False, False])
     size = (96, 96)
-    result = panoptic_segmentation(
-        masks, classes, Placement(96, 96, 96, 96), size, thing, overlap_threshold=0.3
-    )
+    result = panoptic_segmentation(masks, classes, Placement(96, 96, 96, 96), size, thing, overlap_threshold=0.3)
 
     scores, labels = classes.softmax(-1).max(-1)
     keep = (labels != 5) & (scores > 0.8)

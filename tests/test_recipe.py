@@ -52,9 +52,7 @@ def test_mask_probability():
     windows = list(zip(expected["start_steps"], expected["end_steps"], strict=True))
     for step, row in zip(expected["steps"], expected["mask_probability"], strict=True):
         for (start, end), value in zip(windows, row, strict=True):
-            assert mask_probability(step, start, end, expected["poly_power"]) == pytest.approx(
-                value, abs=1e-6
-            )
+            assert mask_probability(step, start, end, expected["poly_power"]) == pytest.approx(value, abs=1e-6)
 
 
 def test_windows_as_fractions_and_steps():
@@ -67,7 +65,7 @@ def test_windows_as_fractions_and_steps():
     assert resolve_windows([[0, 3000], [0.25, 0.5]], 1000) == [(0, 3000), (250, 500)]
 
 
-@pytest.mark.parametrize("window", [["x", 1], [0.5, 0.2], [-1, 5], [1, 2, 3], [1]])
+@pytest.mark.parametrize("window", [["x", 1], [0.5, 0.2], [0.5, 3000], [-1, 5], [1, 2, 3], [1]])
 def test_bad_windows_are_named(window):
     with pytest.raises(InputError, match=r"annealing\.windows"):
         resolve_windows([window], 100)
@@ -90,17 +88,13 @@ def test_twenty_steps_equal_the_originals():
         drops = torch.stack([record.get(f"{step}.drop.{i}", kept) > p for i, p in enumerate(probabilities)])
         targets = collate_targets(
             [
-                targets_from_masks(
-                    record[f"{step}.masks.{b}"].numpy() > 0, record[f"{step}.labels.{b}"].tolist()
-                )
+                targets_from_masks(record[f"{step}.masks.{b}"].numpy() > 0, record[f"{step}.labels.{b}"].tolist())
                 for b in range(plan["batch"])
             ]
         )
         outputs = network(record[f"{step}.images"], drops)
         points = [
-            LossPoints(
-                *(record[f"{step}.{i}.{part}"].double() for part in ("match_points", "candidates", "extra"))
-            )
+            LossPoints(*(record[f"{step}.{i}.{part}"].double() for part in ("match_points", "candidates", "extra")))
             for i in range(len(outputs))
         ]
         terms = loss(outputs, targets, points)

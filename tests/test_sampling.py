@@ -79,9 +79,7 @@ def test_a_small_set_repeats_images_with_other_keys(caplog):
 
 def training_loader(reader=None, batch_size=2, workers=0, seed=0, **kwargs):
     images = TrainingSet(reader or MemoryReader(), TrainTransform((16, 16)), seed)
-    return ResumableLoader(
-        images, EpochBatchSampler(len(images), batch_size, batch_size, seed), workers, **kwargs
-    )
+    return ResumableLoader(images, EpochBatchSampler(len(images), batch_size, batch_size, seed), workers, **kwargs)
 
 
 def take(loader, count):
@@ -95,9 +93,7 @@ def take(loader, count):
 
 
 def same(a, b):
-    return (
-        a.names == b.names and torch.equal(a.images, b.images) and torch.equal(a.targets.ids, b.targets.ids)
-    )
+    return a.names == b.names and torch.equal(a.images, b.images) and torch.equal(a.targets.ids, b.targets.ids)
 
 
 def test_a_batch():
@@ -224,9 +220,7 @@ def test_images_without_segments_are_validated_but_not_trained_on():
 def test_validation_covers_every_image_once_over_ranks():
     ids = []
     for rank in range(5):
-        loader = EvaluationLoader(
-            EvaluationSet(MemoryReader(), (16, 16), rank, 5), batch_size=2, num_workers=0
-        )
+        loader = EvaluationLoader(EvaluationSet(MemoryReader(), (16, 16), rank, 5), batch_size=2, num_workers=0)
         ids += [image_id for batch in loader for image_id in batch.image_ids]
     assert sorted(ids) == list(range(1000, 1012))
 

@@ -1,21 +1,29 @@
 """A real run of the default task, made small: trained once, then read, evaluated, resumed and damaged."""
 
 import csv
+import functools
 import json
 import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
+import assemble
+import eomt.tasks
 import eval as evaluation
 import launch
 import train
-from eomt.checkpoint import FORMAT, AtomicCheckpointIO, read_checkpoint
+from eomt.annealing import mask_probability, resolve_windows
+from eomt.checkpoint import FORMAT, read_checkpoint
+from eomt.checkpoint_io import AtomicCheckpointIO
 from eomt.errors import InputError
-from tests.conftest import ROOT, configured
+from eomt.optim import two_stage_warmup
+from tests.conftest import ROOT, SMALL, configured
 
 pytestmark = pytest.mark.xdist_group("train")
 
@@ -24,8 +32,13 @@ pytestmark = pytest.mark.xdist_group("train")
 def run(options, tmp_path_factory):
     """The run folder of an undisturbed run of two epochs of three steps."""
     folder = tmp_path_factory.mktemp("run")
+    # So short a run is sure of nothing; without the threshold there are predictions to compare.
+    unsure = functools.partial(eomt.tasks.panoptic_segmentation, score_threshold=0.0)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(eomt.tasks, "panoptic_segmentation", unsure)
     train.main(configured(folder, *options))
-    return folder
+    yield folder
+    patch.undo()
 
 
 def test_run_folder_is_complete(run):
@@ -46,11 +59,17 @@ def test_run_folder_is_complete(run):
 def test_log_holds_loss_rates_and_mask_probabilities(run):
     with (run / "csv" / "version_0" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
-    assert len(rows) == 6
-    assert float(rows[0]["mask_probability/0"]) == 1
-    assert float(rows[-1]["mask_probability/0"]) == 0
-    assert float(rows[0]["lr/head"]) == 0
-    assert all(float(row["train/loss"]) > 0 for row in rows)
+    # Two micro-batches make a step, and each row is logged after its step.
+    assert [int(row["step"]) for row in rows] == list(range(6))
+    windows = resolve_windows([[0.2, 0.5], [0.4, 0.7]], 6)
+    rates = {stage: two_stage_warmup(stage, (2, 2), 6) for stage in ("head", "backbone")}
+    for step, row in enumerate(rows):
+        for block, window in enumerate(windows):
+            assert float(row[f"mask_probability/{block}"]) == pytest.approx(mask_probability(step, *window))
+        for stage, multiplier in rates.items():
+            assert float(row[f"lr/{stage}"]) == pytest.approx(4e-3 * multiplier(step))
+        assert float(row["train/loss"]) > 0
+        assert float(row["train/gradient_norm"]) > 1
 
 
 def test_checkpoint_carries_all_that_evaluation_needs(run):
@@ -65,10 +84,10 @@ def test_checkpoint_carries_all_that_evaluation_needs(run):
 def test_evaluation_gives_the_number_of_the_last_validation(run, tmp_path, capsys):
     checkpoint = run / "checkpoints" / "last.ckpt"
     evaluation.main(configured(tmp_path, f"ckpt='{checkpoint}'", "save_predictions=true", name="eval"))
-    during = json.loads((run / "metrics.json").read_text())
-    after = json.loads((tmp_path / "metrics.json").read_text())
-    for name in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
-        assert after[name] == during[name], name
+    for name in ("metrics.json", "metrics_per_class.json"):
+        assert json.loads((tmp_path / name).read_text()) == json.loads((run / name).read_text()), name
+    counted = json.loads((tmp_path / "metrics_per_class.json").read_text())
+    assert sum(row["tp"] + row["fp"] for row in counted) > 10, "there must be predictions to compare"
     assert "things" in capsys.readouterr().out
     results = json.loads((tmp_path / "predictions" / "panoptic.json").read_text())
     assert len(results["annotations"]) == 10
@@ -159,6 +178,11 @@ def test_a_failed_save_leaves_the_checkpoint_whole(run, tmp_path, monkeypatch):
         (["model.backbone=vit_smal"], "vit_smal"),
         (["annealing.windows=[[0,1]]"], "annealing.windows has 1 windows"),
         (["kind=semantics"], "kind=semantics"),
+        (["seed=abc"], "seed=abc must be a whole number"),
+        (["optim.lr=abc"], r"optim\.lr=abc must be a number"),
+        (["optim.warmup_steps=5"], "must be two whole numbers"),
+        (["trainer.max_epochs=null"], "the run has no end"),
+        (["trainer.precision=nonsense"], "trainer: "),
     ],
 )
 def test_bad_settings_end_before_training(options, tmp_path, overrides, words):
@@ -186,8 +210,9 @@ def _command(*arguments, script="train.py", cwd=None, **options):
     ("arguments", "words"),
     [
         (("task=coco",), "task/coco"),
-        (("trainer.max_step=3",), "max_step"),
-        (("data.image_size=abc",), "image_size"),
+        (("trainer.max_step=3",), "trainer.max_step is no key"),
+        (("trainer.accumulate_grad_batches=2",), "data.global_batch"),
+        (("hydra.run.dir=/proc/none",), "/proc/none"),
     ],
 )
 def test_command_line_errors_are_one_line_and_exit_1(tmp_path, arguments, words):
@@ -213,15 +238,94 @@ def test_fresh_run_and_resume_from_the_command_line(options, tmp_path):
     assert versions == ["version_0", "version_1"]
 
 
-def test_two_processes_train_and_score_each_image_once(options, tmp_path):
-    """The score of two ranks, each with half of the images, is the one that a single process gives."""
+def test_checkpoint_holds_its_own_steps_mask_probabilities(run, options, tmp_path):
+    windows = "annealing.windows=[[1,9],[3,5]]"
+    train.main(configured(tmp_path, *options, "trainer.limit_val_batches=0", windows, *_save_at(4)))
+    saved = read_checkpoint(tmp_path / "checkpoints" / "step4.ckpt")["state_dict"]["mask_probabilities"]
+    assert saved.tolist() == pytest.approx([mask_probability(4, 1, 9), mask_probability(4, 3, 5)])
+
+
+def test_evaluation_under_masks(run, options, tmp_path):
+    """As the original validates: the drops are drawn again by the step that the checkpoint was saved at."""
+    early = (*options, "trainer.max_steps=2", "annealing.validate_masked=true", "annealing.windows=[[5,9],[5,9]]")
+    train.main(configured(tmp_path / "run", *early))
+    during = json.loads((tmp_path / "run" / "metrics_per_class.json").read_text())
+    checkpoint = f"ckpt='{tmp_path}/run/checkpoints/last.ckpt'"
+    for masked, folder in ((True, "masked"), (False, "free")):
+        overrides = (checkpoint, f"annealing.validate_masked={str(masked).lower()}")
+        evaluation.main(configured(tmp_path / folder, *overrides, name="eval"))
+        assert json.loads((tmp_path / folder / "metrics.json").read_text())["mask_free"] is not masked
+        after = json.loads((tmp_path / folder / "metrics_per_class.json").read_text())
+        if masked:
+            assert after == during
+
+
+def test_evaluation_reads_the_root_that_is_given(run, tmp_path):
+    checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
+    with pytest.raises(InputError, match="nowhere"):
+        evaluation.main(configured(tmp_path, checkpoint, "data.root=/nowhere", name="eval"))
+
+
+def test_evaluation_refuses_other_classes(run, tmp_path, shared_data):
+    checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
+    with pytest.raises(InputError, match="trained on other classes"):
+        evaluation.main(configured(tmp_path, checkpoint, f"data.root='{shared_data}/coco'", name="eval"))
+
+
+def test_prefetch_fills_the_cache_and_ends(options, tmp_path):
+    train.main(configured(tmp_path, *options, "prefetch=true"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_real_coco_archives_train_and_validate(tmp_path, shared_data):
+    overrides = [o for o in SMALL if "backbone_options" not in o]
+    overrides += ["model.backbone_options={embed_dim: 32, depth: 3, num_heads: 2}", "trainer.max_epochs=1"]
+    root = f"data.root='{shared_data}/coco'"
+    train.main(configured(tmp_path, "task=coco_panoptic", "model=tiny", *overrides, root))
+    scores = json.loads((tmp_path / "metrics.json").read_text())
+    assert scores["step"] == 1
+    seen = json.loads((tmp_path / "metrics_per_class.json").read_text())
+    with zipfile.ZipFile(shared_data / "coco" / "panoptic_annotations_trainval2017.zip") as archive:
+        annotations = json.loads(archive.read("annotations/panoptic_val2017.json"))["annotations"]
+    wanted = sum(not s["iscrowd"] for a in annotations for s in a["segments_info"])
+    assert sum(row["tp"] + row["fn"] for row in seen) == wanted, "all 8 images, without crowds"
+
+
+def test_gradients_are_clipped_by_their_total_norm(run):
+    module = assemble.load_module(
+        checkpoint := read_checkpoint(run / "checkpoints" / "last.ckpt"),
+        OmegaConf.create(checkpoint[FORMAT]["config"]),
+    )
+    logged = {}
+    module.log = lambda name, value: logged.update({name: float(value)})
+    for parameter in module.network.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    module.configure_gradient_clipping(None, 0.01, "norm")
+    total = sum(p.grad.square().sum() for p in module.network.parameters()).sqrt()
+    assert float(total) == pytest.approx(0.01, rel=1e-3)
+    count = sum(p.numel() for p in module.network.parameters())
+    assert logged["train/gradient_norm"] == pytest.approx(3 * count**0.5, rel=1e-4)
+
+
+def test_two_processes_train_and_score_each_image_once(run, options, tmp_path):
+    """The counts of two ranks, each with half of the images, are those of a single process."""
     folder = tmp_path / "ddp"
-    done = _command(*options, "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={folder}", cwd=tmp_path)
+    two = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
+    done = _command(*options, *two, f"hydra.run.dir={folder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "effective batch 8 = 4 per device x 2 devices x 1 accumulated; 6 optimizer steps" in done.stdout
-    during = json.loads((folder / "metrics.json").read_text())
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", "trainer.devices=1", name="eval"))
-    after = json.loads((tmp_path / "eval" / "metrics.json").read_text())
-    assert during["pq"] == pytest.approx(after["pq"], abs=1e-9)
-    assert during["step"] == 6
+    checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 6
+    # Sure of everything, so that there is something to count.
+    checkpoint["state_dict"]["network.class_head.weight"] *= 100
+    checkpoint["state_dict"]["network.class_head.bias"][-1] = -1000
+    torch.save(checkpoint, tmp_path / "sure.ckpt")
+    arguments = (f"ckpt={tmp_path}/sure.ckpt", "save_predictions=true", f"hydra.run.dir={tmp_path}/two")
+    done = _command(*arguments, *two, script="eval.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    evaluation.main(configured(tmp_path / "one", arguments[0], "trainer.accelerator=cpu", name="eval"))
+    counts = [json.loads((tmp_path / f / "metrics_per_class.json").read_text()) for f in ("one", "two")]
+    assert counts[0] == counts[1]
+    assert sum(row["fp"] for row in counts[0]) > 10
+    rows = json.loads((tmp_path / "two" / "predictions" / "panoptic.json").read_text())["annotations"]
+    assert len({row["image_id"] for row in rows}) == len(rows) == 10

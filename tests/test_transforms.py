@@ -30,10 +30,7 @@ def plain_way(image, masks, size, scaled, window):
         torch.from_numpy(masks), scaled, interpolation=vision.InterpolationMode.NEAREST, antialias=False
     )
     padding = [0, 0, max(size[1] - scaled[1], 0), max(size[0] - scaled[0], 0)]
-    return [
-        vision.crop(vision.pad(x, padding), window[0][0], window[1][0], *size).numpy()
-        for x in (pixels, planes)
-    ]
+    return [vision.crop(vision.pad(x, padding), window[0][0], window[1][0], *size).numpy() for x in (pixels, planes)]
 
 
 @pytest.mark.parametrize("old", [(48, 64), (61, 37), (1, 90), (33, 2)])
@@ -252,10 +249,7 @@ def test_a_lost_segment_is_tried_again():
     id_map[:12, :12] = 1  # a crop of a quarter of the image shows this corner now and then
     transform = TrainTransform((40, 40), scale_range=(2.0, 2.0))
     runs = counted(transform)
-    found = [
-        len(transform(noise(40, 40), targets_from_id_map(id_map, [1], [0]), (s,))[1].labels)
-        for s in range(20)
-    ]
+    found = [len(transform(noise(40, 40), targets_from_id_map(id_map, [1], [0]), (s,))[1].labels) for s in range(20)]
     assert sum(found) >= 18
     assert len(runs) > 30
 

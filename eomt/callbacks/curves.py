@@ -34,7 +34,7 @@ class CurvePlot(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.sanity_checking:
             return
         for logger in trainer.loggers:
             logger.save()

@@ -27,18 +27,20 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self._saved_at: int | None = None
+        self._seen_step: int | None = None
+        self._between_steps = True
         self._asked = False
         self._previous_handler = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._saved_at = trainer.global_step
+        self._saved_at = self._seen_step = trainer.global_step
         self._previous_handler = signal.signal(signal.SIGINT, self._ask)
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         # Between the micro-batches of an optimizer step there are gradients, which no checkpoint holds.
-        if trainer.global_step == self._saved_at:
+        self._between_steps = trainer.global_step != self._seen_step
+        self._seen_step = trainer.global_step
+        if not self._between_steps:
             return
         # Asking the other ranks makes the host wait for the device.
         look = trainer.world_size == 1 or trainer.global_step % 10 == 0
@@ -52,7 +54,7 @@ class LastCheckpoint(Checkpoint):
             raise Stopped(f"stopped by Ctrl-C after step {step}; go on by: python train.py ckpt={self.path}")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._between_steps:
             self._save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -27,10 +27,9 @@ class MetricsFile(Callback):
         if trainer.sanity_checking:
             return
         scores = {name: _number(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
-        masked = pl_module.validate_masked and bool((pl_module.mask_probabilities > 0).any())
         write_json(
             self.folder / "metrics.json",
-            {**scores, "step": trainer.global_step, "epoch": trainer.current_epoch, "mask_free": not masked},
+            {**scores, "step": pl_module.step, "mask_free": pl_module.mask_free},
         )
         write_json(self.folder / "metrics_per_class.json", pl_module.scores_per_class)
 

@@ -29,9 +29,7 @@ class PredictionPictures(Callback):
         self.count = count
         self._rows: list[np.ndarray] = []
 
-    def on_validation_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._rows = []
 
     def on_validation_batch_end(
@@ -69,9 +67,4 @@ def _row(batch, index: int, prediction, classes) -> np.ndarray:
 
 
 def _nearest(ids: Tensor, size: tuple[int, int]) -> np.ndarray:
-    return (
-        F.interpolate(ids[None, None].to(torch.float32), size, mode="nearest")[0, 0]
-        .to(torch.int64)
-        .cpu()
-        .numpy()
-    )
+    return F.interpolate(ids[None, None].to(torch.float32), size, mode="nearest")[0, 0].to(torch.int64).cpu().numpy()

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Progress(TQDMProgressBar):
-    """Shows loss, learning rate of the heads, mask probability per block, and the score so far."""
+    """Shows loss, learning rates (heads/backbone), mask probability per block, and the score so far."""
 
     def __init__(self, refresh_rate: int = 10):
         super().__init__(refresh_rate=refresh_rate, leave=True)
@@ -17,7 +17,7 @@ class Progress(TQDMProgressBar):
         shown = {}
         if "train/loss" in logged:
             shown["loss"] = f"{logged['train/loss']:.2f}"
-            shown["lr"] = f"{logged['lr/head']:.1e}"
+            shown["lr"] = f"{logged['lr/head']:.1e}/{logged['lr/backbone']:.1e}"
             shown["masks"] = " ".join(f"{p:.2f}" for p in pl_module.mask_probabilities.tolist())
         if pl_module.task.monitor in logged:
             shown[pl_module.task.monitor] = f"{logged[pl_module.task.monitor]:.1f}"

@@ -19,9 +19,7 @@ class SavePredictions(Callback):
         self.folder = Path(folder)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._writer = pl_module.task.writer(
-            self.folder, pl_module.classes, trainer.global_rank, trainer.world_size
-        )
+        self._writer = pl_module.task.writer(self.folder, pl_module.classes, trainer.global_rank, trainer.world_size)
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0

@@ -55,9 +55,7 @@ def draw_segments(
 
     texts = [classes[label].name for label in labels.tolist()]
     if scores is not None:
-        texts = [
-            f"{text} {100 * score:.0f}%" for text, score in zip(texts, _array(scores).tolist(), strict=True)
-        ]
+        texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, _array(scores).tolist(), strict=True)]
     return _write_names(canvas, ids, texts, colors)
 
 
@@ -76,9 +74,7 @@ def segment_colors(labels: np.ndarray, classes: Classes) -> np.ndarray:
     return colors
 
 
-def side_by_side(
-    image: np.ndarray, pictures: Sequence[tuple[str, np.ndarray]], title: str = "image"
-) -> np.ndarray:
+def side_by_side(image: np.ndarray, pictures: Sequence[tuple[str, np.ndarray]], title: str = "image") -> np.ndarray:
     """The image and pictures of it in a row, each under its title.
 
     Args:

@@ -148,9 +148,7 @@ def _windows(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, s
     ]
 
 
-def _resize(
-    image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callable
-) -> tuple[Tensor, Placement]:
+def _resize(image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callable) -> tuple[Tensor, Placement]:
     """The image scaled to `rule(height, width, size)` by PIL, as uint8 [3, h, w]."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -124,9 +124,7 @@ def areas_and_boxes(ids: np.ndarray, count: int) -> tuple[list[int], list[list[i
     A segment without pixels has area 0 and the box [0, 0, 0, 0].
     """
     height, width = ids.shape
-    rows = np.bincount(
-        (ids + (count + 1) * np.arange(height)[:, None]).ravel(), minlength=height * (count + 1)
-    )
+    rows = np.bincount((ids + (count + 1) * np.arange(height)[:, None]).ravel(), minlength=height * (count + 1))
     columns = np.bincount((ids + (count + 1) * np.arange(width)).ravel(), minlength=width * (count + 1))
     areas = rows.reshape(height, -1).sum(0)[1:].tolist()
     sides = []

@@ -58,13 +58,10 @@ class PanopticQuality(Metric):
         """
         planes, *shape = targets.ids.shape
         if planes != 1:
-            raise InputError(
-                f"panoptic quality needs true segments that do not overlap, found {planes} planes"
-            )
+            raise InputError(f"panoptic quality needs true segments that do not overlap, found {planes} planes")
         if list(segmentation.ids.shape) != shape:
             raise InputError(
-                f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: "
-                "score them at one size"
+                f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: score them at one size"
             )
         overlap = joint_histogram(
             _int16(targets.ids[0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import lightning
@@ -10,11 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from datasets.module import SegmentationData, accumulation
+from datasets.module import SegmentationData
 from eomt.callbacks import LastCheckpoint
-from eomt.checkpoint import FORMAT, AtomicCheckpointIO
+from eomt.checkpoint import FORMAT
+from eomt.checkpoint_io import AtomicCheckpointIO
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.module import EoMTModule
@@ -25,12 +27,17 @@ from eomt.tasks import task_of
 def build_data(cfg: DictConfig) -> SegmentationData:
     """The data module of a configuration; `data.root` is for its readers."""
     settings = OmegaConf.to_container(cfg.data, resolve=True)
-    settings.pop("root", None)
+    root = settings.pop("root", None)
+    for split in ("train", "val"):
+        # A checkpoint's configuration is resolved; a root that is given now goes over it.
+        if root is not None and "root" in settings[split]:
+            settings[split]["root"] = root
     return instantiate(settings, _convert_="all")
 
 
 def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> EoMTModule:
     """A new network with its loss and recipe."""
+    check_numbers(cfg)
     model = OmegaConf.to_container(cfg.model, resolve=True)
     pretrained = model.pop("pretrained")
     return EoMTModule(
@@ -50,14 +57,13 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
     )
 
 
-def load_module(checkpoint: dict) -> EoMTModule:
-    """The trained network of a checkpoint, ready to evaluate.
+def load_module(checkpoint: dict, cfg: DictConfig) -> EoMTModule:
+    """The trained network of a checkpoint, ready to evaluate under `cfg`.
 
     Raises:
         InputError: if the weights do not fit the network that the checkpoint describes.
     """
     saved = checkpoint[FORMAT]
-    cfg = OmegaConf.create(saved["config"])
     module = EoMTModule(
         network=EoMT(**saved["network"]),
         task=task_of(saved["kind"]),
@@ -71,20 +77,29 @@ def load_module(checkpoint: dict) -> EoMTModule:
         module.load_state_dict(checkpoint["state_dict"])
     except (KeyError, RuntimeError) as error:
         raise InputError(f"ckpt= holds other weights than its network has: {error}") from error
+    module.trained_steps = checkpoint["global_step"]
     return module
 
 
-def build_trainer(
-    cfg: DictConfig, data: SegmentationData, callbacks: list, loggers: list | bool
-) -> lightning.Trainer:
-    """The Lightning trainer, with the accumulation that makes up the global batch."""
+def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lightning.Trainer:
+    """The Lightning trainer."""
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if settings["max_epochs"] is None:
+        if settings["max_steps"] == -1 and not settings["max_time"] and not settings["fast_dev_run"]:
+            raise InputError("the run has no end: set trainer.max_epochs, trainer.max_steps or trainer.max_time")
+        settings["max_epochs"] = -1
     if settings["precision"] is None:
         on_gpu = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
         settings["precision"] = "bf16-mixed" if on_gpu else "32-true"
     unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
     unwanted += [] if settings["enable_checkpointing"] else [ModelCheckpoint, LastCheckpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+    # Lightning's advertisements, and its remark on `weights_only`, which our checkpoint reader always sets.
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    ):
+        logging.getLogger(name).addFilter(_is_news)
     plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.matmul_precision)
@@ -97,7 +112,6 @@ def build_trainer(
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise InputError(f"trainer: {error}") from error
-    trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)
     return trainer
 
 
@@ -106,3 +120,37 @@ def _typed_overrides() -> list[str]:
     if not HydraConfig.initialized():
         return []
     return [o for o in HydraConfig.get().overrides.task if not o.startswith(("ckpt=", "prefetch="))]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(words in message for words in ("litlogger", "litmodels", "`weights_only` was not set"))
+
+
+# What must be a number, and whether a whole one.
+NUMBERS = {
+    "seed": int,
+    "model.patch_size": int,
+    "model.num_queries": int,
+    "model.num_masked_blocks": int,
+    "annealing.power": float,
+    "optim.lr": float,
+    "optim.weight_decay": float,
+    "optim.layer_decay": float,
+    "optim.schedule_power": float,
+    "trainer.max_epochs": int,
+    "trainer.max_steps": int,
+}
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Raise InputError for text where a number belongs, and for a warm-up that is no pair of steps."""
+    for key, kind in NUMBERS.items():
+        value = OmegaConf.select(cfg, key)
+        wanted = int if kind is int else int | float
+        if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
+            raise InputError(f"{key}={value} must be a {'whole ' if kind is int else ''}number")
+    steps = cfg.optim.warmup_steps
+    pair = isinstance(steps, ListConfig) and len(steps) == 2 and all(isinstance(s, int) and s >= 0 for s in steps)
+    if not pair:
+        raise InputError(f"optim.warmup_steps={steps} must be two whole numbers: [steps of heads, steps of backbone]")

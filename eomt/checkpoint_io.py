@@ -1,0 +1,40 @@
+"""Checkpoints for Lightning: written whole or not at all, read without running code from the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from eomt.checkpoint import read_checkpoint
+from eomt.errors import InputError
+from eomt.files import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it there; reads plain values and tensors only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write all of it to a temporary file in the same folder, flush it to disk, and rename it.
+
+        Raises:
+            InputError: if the disk is full or cannot be written; what was at `path` stays whole.
+        """
+        path = Path(path)
+        try:
+            # What killed runs left half-written.
+            for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
+                leftover.unlink(missing_ok=True)
+            with replacing(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{path} cannot be written ({error}): free some space or choose another folder by "
+                "hydra.run.dir=; the checkpoint written before is whole"
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:
+        """Read a checkpoint; `weights_only` is always on, whatever is asked for."""
+        return read_checkpoint(path, map_location)
