@@ -94,6 +94,9 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
     unwanted += [] if settings["enable_checkpointing"] else [ModelCheckpoint, LastCheckpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+    # Its messages go where all others go, once.
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
     # Lightning's advertisements, and its remark on `weights_only`, which our checkpoint reader always sets.
     for name in (
         "lightning.pytorch.utilities.rank_zero",
@@ -104,7 +107,12 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.matmul_precision)
     # What we count on and Lightning warns of: our loaders shard by themselves, and few steps may be wanted.
-    for words in ("does not have many workers", "the number of training batches", "exists and is not empty"):
+    for words in (
+        "does not have many workers",
+        "the number of training batches",
+        "exists and is not empty",
+        "LeafSpec",
+    ):
         warnings.filterwarnings("ignore", f".*{words}.*")
     try:
         trainer = lightning.Trainer(
