@@ -10,6 +10,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -104,6 +105,9 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     ):
         logging.getLogger(name).addFilter(_is_news)
     plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
+    if SLURMEnvironment.detect():
+        # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.matmul_precision)
     # What we count on and Lightning warns of: our loaders shard by themselves, and few steps may be wanted.

@@ -40,9 +40,14 @@ PATH_KEYS = re.compile(r"^\+{0,2}(ckpt|(\w+\.)*(root|pretrained))=")
 
 
 def run_id() -> str:
-    """Names a run's folder: a SLURM job keeps its number when it is requeued, and all its ranks share it."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return f"slurm-{job}" if job else datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    """Names a run's folder: a SLURM job keeps its number when it is requeued, and all its ranks share it.
+
+    Within an interactive allocation runs follow each other under one number, so that time names them.
+    """
+    job, name = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NAME")
+    if job and "SLURM_PROCID" in os.environ and name not in ("bash", "sh", "zsh", "interactive"):
+        return f"slurm-{job}"
+    return datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def monitor(kind: str) -> str:

@@ -124,6 +124,14 @@ def test_paths_survive_the_override_grammar(tmp_path, monkeypatch):
     assert launch.quote_paths(["ckpt=null"]) == ["ckpt=null"]
 
 
+def test_slurm_jobs_keep_their_folder_and_interactive_ones_do_not_share_one(monkeypatch):
+    for name, value in (("SLURM_JOB_ID", "17"), ("SLURM_PROCID", "3"), ("SLURM_JOB_NAME", "train")):
+        monkeypatch.setenv(name, value)
+    assert launch.run_id() == "slurm-17"
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    assert launch.run_id() != "slurm-17"
+
+
 def _fails_within(error):
     try:
         raise error
