@@ -147,9 +147,9 @@ def resumed(arguments: list[str]) -> list[str]:
     """With `ckpt=`, begin with the overrides that the checkpoint's run was started with, and go on in its
     folder; what is typed now comes later and wins."""
     typed = {argument.partition("=")[0].lstrip("+"): argument.partition("=")[2] for argument in arguments}
-    path = Path(typed.get("ckpt", "").strip("'"))
     if typed.get("ckpt", "null") in ("", "null"):
         return arguments
+    path = Path(typed["ckpt"].strip("'").replace("\\'", "'").replace("\\\\", "\\"))
     from eomt.checkpoint import FORMAT, read_checkpoint
 
     saved = read_checkpoint(path, mmap=True)[FORMAT].get("overrides", [])

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import lightning
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import launch
 from eomt.annealing import resolve_windows
+from eomt.checkpoint import FORMAT
 from eomt.errors import InputError
 from tests.conftest import golden_json
 
@@ -122,6 +124,27 @@ def test_paths_survive_the_override_grammar(tmp_path, monkeypatch):
     assert cfg.model.pretrained is False
     assert launch.quote_paths(typed)[4] == "+data.train.images='a=b'"
     assert launch.quote_paths(["ckpt=null"]) == ["ckpt=null"]
+
+
+def test_a_resumed_run_keeps_what_was_typed_unless_it_is_typed_again(tmp_path):
+    path = tmp_path / "it's a run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    typed = ["task=coco_panoptic", "model=tiny", "model.num_queries=7", "data.root='/a'", "trainer.max_epochs=3"]
+    torch.save({FORMAT: {"overrides": typed}}, path)
+    ckpt = launch.quote_paths([f"ckpt={path}"])[0]
+    arguments = launch.resumed([ckpt, "trainer.max_epochs=5"])
+    folder = launch.quote_paths([f"hydra.run.dir={path.parents[1]}"])[0]
+    assert arguments == [*typed[:4], ckpt, "trainer.max_epochs=5", folder]
+    assert launch.resumed([ckpt, "model=small", "hydra.run.dir=x"]) == [
+        "task=coco_panoptic",
+        "data.root='/a'",
+        "trainer.max_epochs=3",
+        ckpt,
+        "model=small",
+        "hydra.run.dir=x",
+    ]
+    assert launch.resumed([ckpt, "task=shapes_panoptic"])[0] == ckpt
+    assert launch.resumed(["seed=1"]) == ["seed=1"]
 
 
 def test_slurm_jobs_keep_their_folder_and_interactive_ones_do_not_share_one(monkeypatch):
