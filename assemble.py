@@ -8,6 +8,7 @@ import warnings
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -82,6 +83,23 @@ def load_module(checkpoint: dict, cfg: DictConfig) -> EoMTModule:
     return module
 
 
+def build_loggers(cfg: DictConfig) -> list:
+    """The loggers of a configuration.
+
+    Raises:
+        InputError: if a logger's package is not installed.
+    """
+    loggers = []
+    for name, settings in (cfg.logger or {}).items():
+        try:
+            loggers.append(instantiate(settings))
+        except InstantiationException as error:
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise InputError(f"logger={name} is not installed: pip install -e '.[train,{name}]'") from None
+            raise
+    return loggers
+
+
 def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lightning.Trainer:
     """The Lightning trainer."""
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
@@ -96,7 +114,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     unwanted += [] if settings["enable_checkpointing"] else [ModelCheckpoint, LastCheckpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
     # Its messages go where all others go, once.
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(name).handlers.clear()
     # Lightning's advertisements, and its remark on `weights_only`, which our checkpoint reader always sets.
     for name in (
@@ -142,6 +160,10 @@ def _is_news(record: logging.LogRecord) -> bool:
 # What must be a number, and whether a whole one.
 NUMBERS = {
     "seed": int,
+    "data.batch_size": int,
+    "data.global_batch": int,
+    "data.eval_batch_size": int,
+    "data.num_workers": int,
     "model.patch_size": int,
     "model.num_queries": int,
     "model.num_masked_blocks": int,

@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     trainer = build_trainer(settings, callbacks, False)
     trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
-        print(module.task.table({name: float(v) for name, v in trainer.callback_metrics.items()}))
+        log.info("%s", module.task.table(module.scores))
         log.info("results: %s", cfg.run_folder)
 
 

@@ -104,7 +104,8 @@ def _end(error: BaseException) -> NoReturn:
     """Say in one line why the run ended, and exit."""
     if isinstance(error, Stopped | KeyboardInterrupt):
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(str(error) or "stopped by Ctrl-C", flush=True)
+            print(flush=True)  # the progress bar's line ends
+            log.info("%s", str(error) or "stopped by Ctrl-C")
         sys.exit(130)
     print(f"error: {explain(error)}", file=sys.stderr)
     sys.exit(1)
@@ -119,6 +120,7 @@ def explain(error: BaseException) -> str:
     text = str(ours[-1]) if ours else str(error)
     if not ours and str(chain[-1]) not in text:
         text += f" ({chain[-1]})"
+    text = text.partition("Config search path:")[0]
     unknown = re.search(r"Could not override '([^']+)'.*not in struct", text, re.DOTALL)
     if unknown and unknown[1] == "trainer.accumulate_grad_batches":
         return "trainer.accumulate_grad_batches follows from data.global_batch and data.batch_size: set those"

@@ -16,7 +16,7 @@ def main(cfg: DictConfig) -> None:
     import lightning
     from hydra.utils import instantiate
 
-    from assemble import build_data, build_module, build_trainer, check_numbers
+    from assemble import build_data, build_loggers, build_module, build_trainer, check_numbers
     from datasets.module import accumulation
     from eomt.checkpoint import check_same_model, read_checkpoint
     from eomt.files import replacing
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
         log.info("the data's index and the pretrained weights are in the cache")
         return
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
-    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    loggers = build_loggers(cfg)
     trainer = build_trainer(cfg, callbacks, loggers or False)
     trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)
     if cfg.ckpt:
@@ -45,6 +45,8 @@ def main(cfg: DictConfig) -> None:
         # The run ended within an epoch, or in one that is not validated.
         trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
+        if module.scores:
+            log.info("%s", module.task.table(module.scores))
         log.info("run folder: %s", cfg.run_folder)
 
 

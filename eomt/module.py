@@ -92,6 +92,7 @@ class EoMTModule(lightning.LightningModule):
         self.total_steps = 0
         # Optimizer steps of the checkpoint that an evaluation has loaded.
         self.trained_steps = 0
+        self.scores: dict[str, float] = {}
         self.scores_per_class: list[dict] = []
         self.validated_at: int | None = None
         # Says of a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
@@ -177,13 +178,13 @@ class EoMTModule(lightning.LightningModule):
         return predictions
 
     def on_validation_epoch_end(self) -> None:
-        scores = self.metric.compute()
+        self.scores = {name: float(value) for name, value in self.metric.compute().items()}
         self.scores_per_class = self.metric.per_class()
         self.metric.reset()
         if not self.trainer.sanity_checking:
             self.validated_at = self.step
-        for name, value in scores.items():
-            self.log(name, value, prog_bar=name == self.task.monitor, sync_dist=True)
+        for name, value in self.scores.items():
+            self.log(name, torch.tensor(value, dtype=torch.float64), prog_bar=name == self.task.monitor, sync_dist=True)
 
     @property
     def mask_free(self) -> bool:

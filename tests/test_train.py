@@ -81,14 +81,15 @@ def test_checkpoint_carries_all_that_evaluation_needs(run):
     assert saved["config"]["task_name"] == "shapes_panoptic"
 
 
-def test_evaluation_gives_the_number_of_the_last_validation(run, tmp_path, capsys):
+def test_evaluation_gives_the_number_of_the_last_validation(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="eomt")
     checkpoint = run / "checkpoints" / "last.ckpt"
     evaluation.main(configured(tmp_path, f"ckpt='{checkpoint}'", "save_predictions=true", name="eval"))
     for name in ("metrics.json", "metrics_per_class.json"):
         assert json.loads((tmp_path / name).read_text()) == json.loads((run / name).read_text()), name
     counted = json.loads((tmp_path / "metrics_per_class.json").read_text())
     assert sum(row["tp"] + row["fp"] for row in counted) > 10, "there must be predictions to compare"
-    assert "things" in capsys.readouterr().out
+    assert "things" in caplog.text
     results = json.loads((tmp_path / "predictions" / "panoptic.json").read_text())
     assert len(results["annotations"]) == 10
     assert len(list((tmp_path / "predictions" / "panoptic").glob("*.png"))) == 10
@@ -179,6 +180,7 @@ def test_a_failed_save_leaves_the_checkpoint_whole(run, tmp_path, monkeypatch):
         (["annealing.windows=[[0,1]]"], "annealing.windows has 1 windows"),
         (["kind=semantics"], "kind=semantics"),
         (["seed=abc"], "seed=abc must be a whole number"),
+        (["data.batch_size=abc"], r"data\.batch_size=abc must be a whole number"),
         (["optim.lr=abc"], r"optim\.lr=abc must be a number"),
         (["optim.warmup_steps=5"], "must be two whole numbers"),
         (["trainer.max_epochs=null"], "the run has no end"),
@@ -270,6 +272,12 @@ def test_evaluation_refuses_other_classes(run, tmp_path, shared_data):
     checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
     with pytest.raises(InputError, match="trained on other classes"):
         evaluation.main(configured(tmp_path, checkpoint, f"data.root='{shared_data}/coco'", name="eval"))
+
+
+def test_a_logger_that_is_not_installed_names_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    with pytest.raises(InputError, match=r"\[train,wandb\]"):
+        assemble.build_loggers(configured(tmp_path, "logger=wandb"))
 
 
 def test_prefetch_fills_the_cache_and_ends(options, tmp_path):

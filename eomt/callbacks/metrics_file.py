@@ -15,6 +15,8 @@ from eomt.files import write_json
 class MetricsFile(Callback):
     """Writes `metrics.json` and `metrics_per_class.json` into the run folder after each validation.
 
+    A score over no class at all is null.
+
     Args:
         folder: the run folder.
     """
@@ -26,15 +28,9 @@ class MetricsFile(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        scores = {name: _number(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
+        scores = {name: None if math.isnan(value) else value for name, value in pl_module.scores.items()}
         write_json(
             self.folder / "metrics.json",
             {**scores, "step": pl_module.step, "mask_free": pl_module.mask_free},
         )
         write_json(self.folder / "metrics_per_class.json", pl_module.scores_per_class)
-
-
-def _number(value) -> float | None:
-    """JSON has no NaN: a score over no class at all is null."""
-    value = float(value)
-    return None if math.isnan(value) else value

@@ -45,7 +45,7 @@ class PredictionPictures(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.sanity_checking or not self._rows:
             return
-        with replacing(self.folder / f"step-{trainer.global_step:06d}.png") as temporary:
+        with replacing(self.folder / f"step-{pl_module.step:06d}.png") as temporary:
             Image.fromarray(contact_sheet(self._rows)).save(temporary)
         self._rows = []
 
