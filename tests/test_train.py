@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -337,3 +338,25 @@ def test_two_processes_train_and_score_each_image_once(run, options, tmp_path):
     assert sum(row["fp"] for row in counts[0]) > 10
     rows = json.loads((tmp_path / "two" / "predictions" / "panoptic.json").read_text())["annotations"]
     assert len({row["image_id"] for row in rows}) == len(rows) == 10
+
+
+def test_mask_terms_are_divided_by_the_mean_over_ranks(run, monkeypatch):
+    """Ranks with 9 and with 3 matched masks both divide by 6; a query can match one target only."""
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    module = assemble.load_module(checkpoint, OmegaConf.create(checkpoint[FORMAT]["config"]))
+    other_rank = 3.0
+
+    class Strategy:
+        def reduce(self, value, reduce_op):
+            assert reduce_op == "mean"
+            return (value + other_rank) / 2
+
+    trainer = SimpleNamespace(world_size=2, strategy=Strategy())
+    monkeypatch.setattr(type(module), "trainer", property(lambda self: trainer))
+    assert float(module._normaliser((4, 5))) == 6
+    assert float(module._normaliser((400, 0))) == (12 + 3) / 2
+    other_rank = 0.0
+    assert float(module._normaliser((0, 0))) == 1
+    trainer.world_size = 1
+    assert module._normaliser((4, 5)) == 9
+    assert module._normaliser((0,)) == 1
