@@ -35,7 +35,7 @@ from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQualit
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from eomt.classes import Classes, SegmentClass
-from eomt.inference.panoptic import Segmentation
+from eomt.inference.segmentation import Segmentation
 from eomt.metrics.panoptic_quality import PanopticQuality
 from eomt.targets import ImageTargets, targets_from_id_map
 

@@ -23,12 +23,15 @@ class ImageTargets(NamedTuple):
         labels: int64 [T], the class of each segment, 0..C-1.
         planes: int64 [T], the plane of each segment, 0..K-1.
         crowd: bool [T], True for a region of many objects of one class (COCO's `iscrowd`).
+        areas: float64 [T], the dataset's own measure of each object's area in pixels, by which COCO tells
+            small objects from large ones; None where it gives none.
     """
 
     ids: Tensor
     labels: Tensor
     planes: Tensor
     crowd: Tensor
+    areas: Tensor | None = None
 
     def masks(self) -> Tensor:
         """Expand to one mask per segment: bool [T, H, W]."""

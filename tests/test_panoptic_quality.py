@@ -12,7 +12,7 @@ from PIL import Image
 
 from eomt.classes import Classes, SegmentClass
 from eomt.errors import InputError
-from eomt.inference.panoptic import Segmentation
+from eomt.inference.segmentation import Segmentation
 from eomt.metrics.panoptic_quality import PanopticQuality, joint_histogram
 from eomt.targets import ImageTargets, targets_from_id_map
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from eomt.classes import Classes, SegmentClass
 from eomt.errors import InputError
-from eomt.inference.panoptic import Segmentation
+from eomt.inference.segmentation import Segmentation
 from eomt.inference.results import PanopticWriter, areas_and_boxes, ids_to_rgb
 from eomt.metrics.panoptic_quality import PanopticQuality
 from eomt.targets import targets_from_id_map

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from eomt.inference.geometry import Placement, undo_fit
-
-
-class Segmentation(NamedTuple):
-    """The segments of one image, none overlapping another. Segment s has the pixels where `ids == s + 1`.
-
-    Attributes:
-        ids: int32 [H, W]; 0 where no segment is.
-        labels: int64 [S], the class of each segment, 0..C-1.
-        scores: float32 [S], the class probability of each segment, 0..1; of stuff merged from several
-            queries that of the first.
-    """
-
-    ids: Tensor
-    labels: Tensor
-    scores: Tensor
+from eomt.inference.segmentation import Segmentation
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.panoptic import Segmentation
+from eomt.inference.segmentation import Segmentation
 
 
 class PanopticWriter:
