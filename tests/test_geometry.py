@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from eomt.errors import InputError
 from eomt.inference.geometry import (
+    FIT_AND_PAD,
+    WINDOWS,
     Placement,
     cover_size,
     cut_windows,
@@ -144,3 +146,15 @@ def test_semantic_scores_are_the_originals():
         merged = merge_windows(scores, placement, size)
         assert (merged - golden[prefix + "scores"]).abs().max() < 1e-5
         assert torch.equal(merged.argmax(0).int(), golden[prefix + "labels"])
+
+
+@pytest.mark.parametrize("geometry", [FIT_AND_PAD, WINDOWS])
+@pytest.mark.parametrize("shape", [(40, 60), (90, 31), (7, 200), (32, 32)])
+def test_the_view_is_the_scaled_image(geometry, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    inputs, placement = geometry.prepare(image, (32, 32))
+    assert inputs.dtype == torch.uint8
+    assert inputs.shape[1:] == (3, 32, 32)
+    size = (placement.scaled_width, placement.scaled_height)
+    scaled = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    assert np.array_equal(geometry.view(inputs, placement, (32, 32)).permute(1, 2, 0), scaled)

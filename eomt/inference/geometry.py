@@ -8,7 +8,7 @@ is too long. `undo_fit` and `merge_windows` are their inverses. Sizes are (heigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,20 @@ class Placement(NamedTuple):
     width: int
     scaled_height: int
     scaled_width: int
+
+
+class Geometry(NamedTuple):
+    """One of the two ways in.
+
+    Attributes:
+        prepare: from an image (PIL, or uint8 [h, w, 3]) and the network's input size to uint8
+            [N, 3, height, width], the inputs that show the image, and its placement.
+        view: from those inputs, the placement and the size back to what the network saw of the image: uint8
+            [3, placement.scaled_height, placement.scaled_width].
+    """
+
+    prepare: Callable[[Image.Image | np.ndarray, tuple[int, int]], tuple[Tensor, Placement]]
+    view: Callable[[Tensor, Placement, tuple[int, int]], Tensor]
 
 
 def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -87,8 +101,35 @@ def undo_fit(logits: Tensor, placement: Placement, size: tuple[int, int]) -> Ten
         float [K, placement.height, placement.width]: resized to the input, cropped to the image's part,
         resized to the original, each time bilinearly. Still logits: the sigmoid comes after.
     """
-    logits = _bilinear(logits, size)[:, : placement.scaled_height, : placement.scaled_width]
-    return _bilinear(logits, (placement.height, placement.width))
+    logits = resize_maps(logits, size)[:, : placement.scaled_height, : placement.scaled_width]
+    return resize_maps(logits, (placement.height, placement.width))
+
+
+def undo_fit_in_chunks(
+    mask_logits: Tensor,
+    queries: Tensor,
+    placement: Placement,
+    size: tuple[int, int],
+    max_bytes: int,
+    pixel_bytes: int = 4,
+) -> Iterator[Tensor]:
+    """`undo_fit` for a few masks at a time, none of which depends on the others beside it.
+
+    Drop each chunk (`del`) before the next one is asked for: otherwise two are held.
+
+    Args:
+        mask_logits: float [Q, h, w], any float type.
+        queries: int64 [K], the masks wanted, in this order.
+        max_bytes: how much a chunk may take; at least one mask is upsampled.
+        pixel_bytes: what the caller holds for each pixel of a mask at the original size, the logit included.
+
+    Yields:
+        float32 [k, placement.height, placement.width], the k >= 1 next ones; free to be overwritten.
+    """
+    # A mask takes its pixels at the input's size twice: resized, and its crop made contiguous.
+    mask_bytes = 8 * size[0] * size[1] + pixel_bytes * placement.height * placement.width
+    for chunk in queries.split(max(1, max_bytes // mask_bytes)):
+        yield undo_fit(mask_logits[chunk].float(), placement, size)
 
 
 def window_starts(length: int, size: int) -> list[int]:
@@ -131,12 +172,65 @@ def merge_windows(scores: Tensor, placement: Placement, size: tuple[int, int]) -
         float [C, placement.height, placement.width]: averaged where windows overlap, then resized
         bilinearly.
     """
-    total = scores.new_zeros(scores.shape[1], placement.scaled_height, placement.scaled_width)
-    count = scores.new_zeros(1, placement.scaled_height, placement.scaled_width)
+    return resize_maps(average_windows(scores, placement, size), (placement.height, placement.width))
+
+
+def average_windows(scores: Iterable[Tensor], placement: Placement, size: tuple[int, int]) -> Tensor:
+    """Lay the windows' scores over each other.
+
+    Args:
+        scores: float [C, size[0], size[1]] for each window of `cut_windows`. Given as an iterator, only one
+            is held at a time.
+        placement: of `cut_windows`.
+        size: height and width of a window.
+
+    Returns:
+        float [C, placement.scaled_height, placement.scaled_width], averaged where windows overlap.
+    """
+    total = None
     for window, (rows, columns) in zip(scores, _windows(placement, size), strict=True):
+        if total is None:
+            total = window.new_zeros(len(window), placement.scaled_height, placement.scaled_width)
+            # Windows stand in a grid: a pixel is covered by those over its row times those over its column.
+            down, across = window.new_zeros(placement.scaled_height, 1), window.new_zeros(placement.scaled_width)
         total[:, rows, columns] += window
-        count[:, rows, columns] += 1
-    return _bilinear(total / count, (placement.height, placement.width))
+        if columns.start == 0:
+            down[rows] += 1
+        if rows.start == 0:
+            across[columns] += 1
+    return total.div_(down).div_(across)
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize float [K, h, w] to [K, *size] bilinearly: corners not aligned, no antialias.
+
+    A map's result does not depend on the others beside it. Maps of that size already are returned as they
+    are, not copied.
+    """
+    if maps.shape[1:] == size:
+        return maps
+    # One map per batch entry, not per channel: PyTorch picks its kernel by the number of channels.
+    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _fit_one(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Placement]:
+    padded, placement = fit_and_pad(image, size)
+    return padded[None], placement
+
+
+def _view_one(inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
+    return inputs[0, :, : placement.scaled_height, : placement.scaled_width]
+
+
+def _view_windows(inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
+    view = inputs.new_empty(3, placement.scaled_height, placement.scaled_width)
+    for window, (rows, columns) in zip(inputs, _windows(placement, size), strict=True):
+        view[:, rows, columns] = window
+    return view
+
+
+FIT_AND_PAD = Geometry(_fit_one, _view_one)
+WINDOWS = Geometry(cut_windows, _view_windows)
 
 
 def _windows(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, slice]]:
@@ -164,10 +258,3 @@ def _resize(image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callab
     placement = Placement(image.height, image.width, height, width)
     scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(scaled)).permute(2, 0, 1), placement
-
-
-def _bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize [K, h, w] to [K, *size]: corners not aligned, no antialias."""
-    # One map per batch entry, not per channel: PyTorch picks its kernel by the number of channels, and
-    # a map's result must not depend on how many others are resized with it.
-    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
