@@ -28,28 +28,32 @@ from eomt.tasks import task_of
 
 def build_data(cfg: DictConfig) -> SegmentationData:
     """The data module of a configuration; `data.root` is for its readers."""
-    settings = OmegaConf.to_container(cfg.data, resolve=True)
+    settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
     root = settings.pop("root", None)
     for split in ("train", "val"):
         # A checkpoint's configuration is resolved; a root that is given now goes over it.
         if root is not None and "root" in settings[split]:
             settings[split]["root"] = root
-    return instantiate(settings, _convert_="all")
+    # Called here: Hydra would take the geometry, a named tuple, for a list of settings.
+    return instantiate(settings, _convert_="all")(geometry=task_of(cfg.kind).geometry)
 
 
 def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> EoMTModule:
     """A new network with its loss and recipe."""
     check_numbers(cfg)
+    if cfg.loss.ignore_void and cfg.kind == "instance":
+        raise InputError("loss.ignore_void=true is not for instances: there, what belongs to no object is background")
     model = OmegaConf.to_container(cfg.model, resolve=True)
     pretrained = model.pop("pretrained")
     return EoMTModule(
         network=EoMT(image_size=image_size, num_classes=len(classes), **model),
-        task=task_of(cfg.kind),
+        task=task_of(cfg.kind, cfg.postprocess),
         classes=classes,
         loss=instantiate(cfg.loss),
         annealing_windows=OmegaConf.to_container(cfg.annealing.windows, resolve=True)
         if cfg.annealing.windows is not None
         else None,
+        annealing_span=cfg.annealing.span,
         annealing_power=cfg.annealing.power,
         validate_masked=cfg.annealing.validate_masked,
         pretrained=pretrained,
@@ -68,7 +72,7 @@ def load_module(checkpoint: dict, cfg: DictConfig) -> EoMTModule:
     saved = checkpoint[FORMAT]
     module = EoMTModule(
         network=EoMT(**saved["network"]),
-        task=task_of(saved["kind"]),
+        task=task_of(cfg.kind, cfg.get("postprocess")),
         classes=Classes.from_list(saved["classes"]),
         loss=instantiate(cfg.loss),
         annealing_windows=cfg.annealing.windows,

@@ -14,11 +14,14 @@ def main(cfg: DictConfig) -> None:
     """Score a checkpoint; what is not null in `cfg` takes the place of the checkpoint's own settings."""
     from assemble import build_data, build_trainer, load_module
     from eomt.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
-    from eomt.checkpoint import FORMAT, check_same_classes, read_checkpoint
+    from eomt.checkpoint import FORMAT, check_same_classes, foreign_code, read_checkpoint
 
     if cfg.ckpt is None:
         raise InputError("ckpt is not set: give a checkpoint, as in ckpt=RUN/checkpoints/best.ckpt")
     checkpoint = read_checkpoint(cfg.ckpt)
+    foreign = foreign_code(checkpoint)
+    if foreign and not cfg.trust_code:
+        raise InputError(f"ckpt= would run {', '.join(foreign)}: if you trust it, say so by trust_code=true")
     # Where it was trained says nothing of where it is evaluated.
     here = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto", "num_nodes": 1}}
     given = _given(OmegaConf.to_container(cfg, resolve=True))

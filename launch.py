@@ -158,6 +158,9 @@ def resumed(arguments: list[str]) -> list[str]:
     if any(o.partition("=")[0].lstrip("+") in ("task", "experiment") for o in arguments):
         # Another task or experiment is another configuration; values of the old one would not fit it.
         saved = []
+    foreign = [o for o in saved if _names_foreign_code(o) and o.partition("=")[0].lstrip("+") not in typed]
+    if foreign:
+        raise InputError(f"ckpt= would run code of someone's own: if you trust it, type {' '.join(foreign)} again")
     keys = [o.partition("=")[0].lstrip("+~") for o in saved]
     # What is typed now takes the place of what was typed then; another group, of all values within the old one.
     saved = [o for o, key in zip(saved, keys, strict=True) if key not in typed and key.split(".")[0] not in typed]
@@ -165,3 +168,13 @@ def resumed(arguments: list[str]) -> list[str]:
     if path.parent.name == "checkpoints" and "hydra.run.dir" not in typed:
         arguments = [*arguments, *quote_paths([f"hydra.run.dir={folder}"])]
     return saved + arguments
+
+
+def _names_foreign_code(override: str) -> bool:
+    from eomt.checkpoint import OWN_CODE
+
+    key, _, value = override.partition("=")
+    value = value.strip("'\"")
+    if key.lstrip("+") == "kind":
+        return "." in value
+    return "_target_" in override and not (key.endswith("_target_") and value.startswith(OWN_CODE))

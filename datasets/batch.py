@@ -43,9 +43,9 @@ class TrainBatch(NamedTuple):
 
 
 class EvalItem(NamedTuple):
-    """One image of a validation set, as the entries of `EvalBatch`."""
+    """One image of a validation set, as the entries of `EvalBatch`; `inputs` uint8 [N, 3, H, W]."""
 
-    image: Tensor
+    inputs: Tensor
     placement: Placement
     targets: ImageTargets
     name: str
@@ -53,17 +53,19 @@ class EvalItem(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """Validation images, each fitted into the network's input.
+    """Validation images, each as one or more inputs of the network.
 
     Attributes:
-        images: uint8 [B, 3, H, W], 0..255, padded with zeros.
+        inputs: uint8 [sum of counts, 3, H, W], 0..255, image after image.
+        counts: the number of inputs that show each image.
         placements: how each image was scaled.
         targets: the segments at the image's original size, crowds included.
         names: B names.
         image_ids: the dataset's own ids.
     """
 
-    images: Tensor
+    inputs: Tensor
+    counts: tuple[int, ...]
     placements: tuple[Placement, ...]
     targets: tuple[ImageTargets, ...]
     names: tuple[str, ...]
@@ -77,6 +79,6 @@ def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
 
 
 def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:
-    """Stack fitted images; targets keep their own sizes."""
-    images, placements, targets, names, image_ids = zip(*items, strict=True)
-    return EvalBatch(torch.stack(images), placements, targets, names, image_ids)
+    """Join the images' inputs; targets keep their own sizes."""
+    inputs, placements, targets, names, image_ids = zip(*items, strict=True)
+    return EvalBatch(torch.cat(inputs), tuple(len(i) for i in inputs), placements, targets, names, image_ids)

@@ -21,7 +21,7 @@ from datasets.reader import Reader
 from datasets.sampling import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform
 from eomt.errors import InputError
-from eomt.inference.geometry import fit_and_pad
+from eomt.inference.geometry import Geometry
 
 log = logging.getLogger("eomt.data")
 
@@ -74,10 +74,20 @@ class TrainingSet(Dataset):
 
 
 class EvaluationSet(Dataset):
-    """This rank's share of a reader's images, each exactly once over all ranks, fitted into `size`."""
+    """This rank's share of a reader's images, each exactly once over all ranks.
 
-    def __init__(self, reader: Reader, size: tuple[int, int], rank: int = 0, world_size: int = 1):
+    Args:
+        reader: where images and targets come from.
+        geometry: makes of an image what goes into the network.
+        size: height and width of the network's input.
+        rank, world_size: this process among those that evaluate together.
+    """
+
+    def __init__(
+        self, reader: Reader, geometry: Geometry, size: tuple[int, int], rank: int = 0, world_size: int = 1
+    ):
         self.reader = reader
+        self.geometry = geometry
         self.size = size
         self.indices = range(rank, len(reader), world_size)
 
@@ -91,8 +101,8 @@ class EvaluationSet(Dataset):
             image, targets = self.reader.read(index)
         except InputError as error:
             return error
-        fitted, placement = fit_and_pad(image, self.size)
-        return EvalItem(fitted, placement, targets, self.reader.name(index), self.reader.image_id(index))
+        inputs, placement = self.geometry.prepare(image, self.size)
+        return EvalItem(inputs, placement, targets, self.reader.name(index), self.reader.image_id(index))
 
 
 class EvaluationLoader(DataLoader):

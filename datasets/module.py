@@ -8,11 +8,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datasets.loading import EvaluationLoader, EvaluationSet, ResumableLoader, TrainingSet
-from datasets.reader import Reader
+from datasets.reader import FirstImages, Reader
 from datasets.sampling import EpochBatchSampler
 from datasets.transforms import TrainTransform
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.inference.geometry import Geometry
 
 
 class SegmentationData(LightningDataModule):
@@ -24,6 +25,7 @@ class SegmentationData(LightningDataModule):
 
     Args:
         train, val: readers, or functions without argument that open them.
+        geometry: makes of a validation image what goes into the network: the task's.
         image_size: the network's input: the side of a square, or (height, width).
         batch_size: images per device and batch.
         global_batch: images per optimizer step.
@@ -32,6 +34,7 @@ class SegmentationData(LightningDataModule):
         scale_range: of the large-scale jitter, see `TrainTransform`.
         color_jitter: see `TrainTransform`.
         eval_batch_size: images per device and batch of validation; default `batch_size`.
+        max_images: use the first images of each set alone; default all.
 
     Raises:
         InputError: if a value is out of its range.
@@ -44,6 +47,7 @@ class SegmentationData(LightningDataModule):
         self,
         train: Reader | Callable[[], Reader],
         val: Reader | Callable[[], Reader],
+        geometry: Geometry,
         image_size: int | Sequence[int],
         batch_size: int,
         global_batch: int,
@@ -52,8 +56,10 @@ class SegmentationData(LightningDataModule):
         scale_range: Sequence[float] = (0.1, 2.0),
         color_jitter: bool = False,
         eval_batch_size: int | None = None,
+        max_images: int | None = None,
     ):
         super().__init__()
+        self.geometry = geometry
         self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
         self.batch_size = batch_size
         self.global_batch = global_batch
@@ -62,6 +68,7 @@ class SegmentationData(LightningDataModule):
         self.scale_range = tuple(scale_range)
         self.color_jitter = color_jitter
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.max_images = max_images
         self._sources = {"train": train, "val": val}
         self._readers: dict[str, Reader] = {}
         self._check_values()
@@ -78,6 +85,7 @@ class SegmentationData(LightningDataModule):
             ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("global_batch", self.global_batch, self.global_batch >= 1, "at least 1"),
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1"),
+            ("max_images", self.max_images, self.max_images is None or self.max_images >= 1, "at least 1"),
             ("num_workers", self.num_workers, self.num_workers >= 0, "at least 0"),
             ("seed", self.seed, self.seed >= 0, "at least 0"),
             (
@@ -95,7 +103,8 @@ class SegmentationData(LightningDataModule):
         """The reader of "train" or "val", opened when it is first asked for."""
         if split not in self._readers:
             source = self._sources[split]
-            self._readers[split] = source() if callable(source) else source
+            reader = source() if callable(source) else source
+            self._readers[split] = reader if self.max_images is None else FirstImages(reader, self.max_images)
         return self._readers[split]
 
     @property
@@ -166,7 +175,7 @@ class SegmentationData(LightningDataModule):
 
     def val_dataloader(self) -> EvaluationLoader:
         """Yields `EvalBatch`."""
-        images = EvaluationSet(self._reader("val"), self.image_size, *self._place())
+        images = EvaluationSet(self._reader("val"), self.geometry, self.image_size, *self._place())
         return EvaluationLoader(images, self.eval_batch_size, self.num_workers)
 
 

@@ -12,17 +12,26 @@ Bound = int | float | str
 """A number of steps, or a fraction of the run as a number up to 1 or a text such as "1/6"."""
 
 
-def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int) -> list[tuple[int, int]]:
+def resolve_windows(
+    windows: Sequence[Sequence[Bound]], total_steps: int, span: Bound = 1
+) -> list[tuple[int, int]]:
     """Turn annealing windows into optimizer steps.
 
     Args:
         windows: (start, end) per masked block, first block first. A window whose end is at most 1 is a
             fraction of the run, any other counts optimizer steps.
         total_steps: optimizer steps of the whole run.
+        span: the part of the run that fractions are of, a positive number or a text such as "39120/39153".
 
     Raises:
-        InputError: if a window is no pair of numbers with 0 <= start <= end.
+        InputError: if a window is no pair of numbers with 0 <= start <= end, or the span no positive number.
     """
+    try:
+        part = Fraction(str(span))
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"annealing.span={span} must be a number, or a fraction such as 39120/39153") from error
+    if part <= 0:
+        raise InputError(f"annealing.span={span} must be more than 0")
     resolved = []
     for window in windows:
         try:
@@ -33,7 +42,7 @@ def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int) -> lis
             raise InputError(f"annealing.windows: {list(window)} needs 0 <= start <= end")
         if end > 1 and (start.denominator != 1 or end.denominator != 1):
             raise InputError(f"annealing.windows: {list(window)} mixes a fraction with a number of steps")
-        scale = total_steps if end <= 1 else 1
+        scale = total_steps * part if end <= 1 else 1
         resolved.append((math.floor(start * scale + Fraction(1, 2)), math.floor(end * scale + Fraction(1, 2))))
     return resolved
 

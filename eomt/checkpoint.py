@@ -14,6 +14,9 @@ from eomt.errors import InputError
 FORMAT = "eomt"
 """The key under which a checkpoint carries kind, classes, network and configuration."""
 
+# Dotted names that begin so are of this project, or of the trainer it is built on.
+OWN_CODE = ("eomt.", "datasets.", "lightning.pytorch.")
+
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict:
     """Read a checkpoint of ours.
@@ -41,6 +44,21 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     if not isinstance(checkpoint, dict) or FORMAT not in checkpoint:
         raise InputError(f"ckpt={path} is no checkpoint of this project: it lacks the part {FORMAT!r}")
     return checkpoint
+
+
+def foreign_code(checkpoint: Mapping) -> list[str]:
+    """What a checkpoint would have us import and run beyond this project: a task or a reader of someone's own."""
+    saved = checkpoint[FORMAT]
+    names = [saved["kind"]] if "." in saved["kind"] else []
+    entries = [saved.get("config") or {}]
+    while entries:
+        entry = entries.pop()
+        if isinstance(entry, Mapping):
+            names += [entry["_target_"]] if "_target_" in entry else []
+            entries += entry.values()
+        elif isinstance(entry, list):
+            entries += entry
+    return [name for name in names if not str(name).startswith(OWN_CODE)]
 
 
 def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Mapping) -> None:

@@ -14,6 +14,7 @@ from eomt.points import (
     LossPoints,
     draw_points,
     sample_all_targets,
+    sample_known,
     sample_logits,
     sample_targets,
     uncertain_points,
@@ -34,6 +35,8 @@ class MaskClassificationLoss(nn.Module):
         dice_weight: of the dice term, likewise.
         class_weight: of the classification term, likewise.
         no_object_weight: of "no object" in the cross-entropy over classes.
+        ignore_void: leave what lies in no segment (void, dropped crowds, padding) out of the mask terms and
+            of the masks' matching cost, where the original counts it as background.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class MaskClassificationLoss(nn.Module):
         dice_weight: float = 5.0,
         class_weight: float = 2.0,
         no_object_weight: float = 0.1,
+        ignore_void: bool = False,
     ):
         super().__init__()
         self.num_points = num_points
@@ -52,6 +56,7 @@ class MaskClassificationLoss(nn.Module):
         self.importance_ratio = importance_ratio
         self.weights = {"mask": mask_weight, "dice": dice_weight, "class": class_weight}
         self.no_object_weight = no_object_weight
+        self.ignore_void = ignore_void
 
     def draw(
         self,
@@ -121,6 +126,7 @@ class MaskClassificationLoss(nn.Module):
                 self.weights["mask"],
                 self.weights["dice"],
                 self.weights["class"],
+                self._known(targets, torch.arange(len(targets.ids), device=drawn.match.device), drawn.match),
             )
             for output, drawn in zip(outputs, points, strict=True)
         ]
@@ -153,12 +159,21 @@ class MaskClassificationLoss(nn.Module):
             certain = int(self.importance_ratio * self.num_points)
             chosen = uncertain_points(logits, points.candidates, points.extra, certain)
             truth = sample_targets(targets, image, segment, chosen)
+            known = self._known(targets, image, chosen)
         values = sample_logits(logits[:, None], chosen).squeeze(1)
-        bce = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(1).sum()
         probability = values.sigmoid()
         overlap = (probability * truth).sum(1)
+        if known is None:
+            bce = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(1)
+        else:
+            # The sum over a point's known corners: those of the segment are among them.
+            bce = (F.softplus(values) * known - values * truth).sum(1) / known.sum(1).clamp(min=1)
+            probability = probability * known
         dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
-        return bce, dice.sum()
+        return bce.sum(), dice.sum()
+
+    def _known(self, targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor | None:
+        return sample_known(targets, image, points) if self.ignore_void else None
 
     def _class_term(
         self, logits: Tensor, targets: BatchTargets, image: Tensor, query: Tensor, segment: Tensor

@@ -19,6 +19,7 @@ def matching_cost(
     mask_weight: float,
     dice_weight: float,
     class_weight: float,
+    known: Tensor | None = None,
 ) -> Tensor:
     """What it costs to match each query to each target.
 
@@ -30,16 +31,20 @@ def matching_cost(
         mask_weight: of binary cross-entropy, averaged over the points.
         dice_weight: of 1 - (2 sum(p y) + 1) / (sum p + sum y + 1).
         class_weight: of minus the probability of the target's class.
+        known: [B, P] in 0..1, how much each point counts, at least `masks`; default 1.
 
     Returns:
         [B, Q, T], finite: within +-1e10, and 1e10 in place of a NaN.
     """
-    probability = mask_logits.sigmoid()
-    points = mask_logits.shape[-1]
+    probability, softplus = mask_logits.sigmoid(), F.softplus(mask_logits)
     masks_t = masks.transpose(1, 2)
-    # BCE(x, y) = softplus(x) - x y, so that one product with the targets serves all pairs.
-    bce = (F.softplus(mask_logits).sum(-1, keepdim=True) - mask_logits @ masks_t) / points
     overlap = probability @ masks_t
+    points: int | Tensor = mask_logits.shape[-1]
+    if known is not None:
+        probability, softplus = probability * known[:, None], softplus * known[:, None]
+        points = known.sum(-1).clamp(min=1)[:, None, None]
+    # BCE(x, y) = softplus(x) - x y, so that one product with the targets serves all pairs.
+    bce = (softplus.sum(-1, keepdim=True) - mask_logits @ masks_t) / points
     total = probability.sum(-1)[:, :, None] + masks.sum(-1)[:, None, :]
     dice = 1 - (2 * overlap + 1) / (total + 1)
     index = labels.clamp(min=0)[:, None].expand(-1, class_logits.shape[1], -1)

@@ -19,7 +19,7 @@ from eomt.errors import InputError
 from eomt.losses import MaskClassificationLoss, num_matched
 from eomt.network import EoMT, Output
 from eomt.optim import parameter_groups, two_stage_warmup
-from eomt.tasks import Task
+from eomt.tasks import Task, predict_images
 
 
 class EoMTModule(lightning.LightningModule):
@@ -32,6 +32,7 @@ class EoMTModule(lightning.LightningModule):
         loss: the mask classification loss.
         annealing_windows: when each masked block's attention mask is annealed away, first block first,
             as `resolve_windows` takes them; None trains without attention masks.
+        annealing_span: see `resolve_windows`.
         annealing_power: of the annealing polynomial.
         lr: learning rate of the heads and of the last block.
         weight_decay: AdamW's, on all parameters.
@@ -53,6 +54,7 @@ class EoMTModule(lightning.LightningModule):
         classes: Classes,
         loss: MaskClassificationLoss,
         annealing_windows: Sequence[Sequence[Bound]] | None,
+        annealing_span: Bound = 1,
         annealing_power: float = 0.9,
         lr: float = 1e-4,
         weight_decay: float = 0.05,
@@ -76,6 +78,7 @@ class EoMTModule(lightning.LightningModule):
         self.classes = classes
         self.loss = loss
         self.annealing_windows = annealing_windows
+        self.annealing_span = annealing_span
         self.annealing_power = annealing_power
         self.lr = lr
         self.weight_decay = weight_decay
@@ -115,7 +118,7 @@ class EoMTModule(lightning.LightningModule):
             rank_zero_info(f"backbone: pretrained weights of {self.network.spec['backbone']} loaded")
         self.total_steps = self._count_steps()
         if self.annealing_windows is not None:
-            self.windows = resolve_windows(self.annealing_windows, self.total_steps)
+            self.windows = resolve_windows(self.annealing_windows, self.total_steps, self.annealing_span)
         self._set_mask_probabilities()
 
     def configure_optimizers(self):
@@ -168,14 +171,18 @@ class EoMTModule(lightning.LightningModule):
 
     def validation_step(self, batch, batch_idx: int) -> list:
         """Score the batch; returns a prediction per image, for those who draw or save them."""
-        output = self.answer(batch.images, batch_idx)
-        size = tuple(batch.images.shape[-2:])
-        predictions = []
-        for index, (placement, targets) in enumerate(zip(batch.placements, batch.targets, strict=True)):
-            prediction = self.task.predict(output, index, placement, size, self.classes)
-            self.metric.update(prediction, targets)
-            predictions.append(prediction)
+        output = self.answer(batch.inputs, len(batch.counts), batch_idx)
+        size = tuple(batch.inputs.shape[-2:])
+        predictions = predict_images(self.task, output, batch.counts, batch.placements, size, self.classes)
+        for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
+            self.metric.update(prediction, targets, image_id)
         return predictions
+
+    def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
+        """Of a validation batch the inputs alone: its ground truth is compared on the host."""
+        if hasattr(batch, "inputs"):
+            return batch._replace(inputs=batch.inputs.to(device, non_blocking=True))
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         self.scores = {name: float(value) for name, value in self.metric.compute().items()}
@@ -196,13 +203,14 @@ class EoMTModule(lightning.LightningModule):
         """Optimizer steps that the weights have seen."""
         return self.global_step or self.trained_steps
 
-    def answer(self, images: Tensor, batch_idx: int = 0) -> Output:
-        """The last output for a batch of images, in float32."""
-        drops = None
+    def answer(self, inputs: Tensor, at_once: int, batch_idx: int = 0) -> Output:
+        """The last output for inputs [N, 3, H, W], of which `at_once` go through the network at a time."""
+        drops: Sequence[Tensor | None] = [None] * -(-len(inputs) // at_once)
         if not self.mask_free:
             generator = self._generators(batch_idx)[0]
-            drops = self._draw_drops(len(images), self.mask_probabilities.tolist(), generator)
-        return Output(*(x.float() for x in self.network(images, drops)[-1]))
+            drops = self._draw_drops(len(inputs), self.mask_probabilities.tolist(), generator).split(at_once, dim=1)
+        outputs = [self.network(part, d)[-1] for part, d in zip(inputs.split(at_once), drops, strict=True)]
+        return Output(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
     # Checkpoints
 

@@ -111,6 +111,24 @@ def sample_targets(targets: BatchTargets, image: Tensor, segment: Tensor, points
     return values
 
 
+def sample_known(targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor:
+    """How much of each point lies in any segment at all, that is neither in void nor in padding.
+
+    Args:
+        targets: of a batch.
+        image: int64 [N], the image of each row of points.
+        points: [N, P, 2].
+
+    Returns:
+        [N, P] in 0..1, of the points' dtype; at least what any one segment has there.
+    """
+    flat = (targets.ids > 0).any(1).flatten(1)[image]
+    values = points.new_zeros(points.shape[:2])
+    for index, weight in _corners(points, *targets.ids.shape[2:]):
+        values += flat.gather(1, index) * weight
+    return values
+
+
 def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, count: int) -> Tensor:
     """The `count` candidates whose logit is nearest to 0, and the extra points.
 

@@ -1,57 +1,184 @@
-"""The one place where the kinds of segmentation differ.
+"""The one place where the kinds of segmentation differ. Everything else is shared.
 
-A task names how an image goes into the network, how an answer comes out, how it is scored and how it
-is written for the benchmark's server. Everything else is shared.
+|            | semantic                | instance                | panoptic                     |
+|------------|-------------------------|-------------------------|------------------------------|
+| a target   | a class in the image    | an object               | an object, or a class of stuff |
+| geometry   | windows that cover it   | fitted and padded       | fitted and padded            |
+| answer     | a class for every pixel | objects, may overlap    | segments, none overlapping   |
+| score      | mean IoU                | average precision (COCO)| panoptic quality             |
+| results    | label PNGs              | COCO instance JSON      | COCO panoptic JSON and PNGs  |
+
+Targets are made by the dataset's reader: whatever the kind, they are `eomt.targets.ImageTargets`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.geometry import Placement
-from eomt.inference.panoptic import Segmentation, panoptic_segmentation
-from eomt.inference.results import PanopticWriter
+from eomt.inference.geometry import FIT_AND_PAD, WINDOWS, Geometry, Placement
+from eomt.inference.instance import instance_segmentation
+from eomt.inference.panoptic import panoptic_segmentation
+from eomt.inference.results import InstanceWriter, PanopticWriter, SemanticWriter
+from eomt.inference.segmentation import Instances, Segmentation
+from eomt.inference.semantic import semantic_segmentation
 from eomt.network import Output
 
 if TYPE_CHECKING:
-    from eomt.metrics.panoptic_quality import PanopticQuality
+    from torchmetrics import Metric
+
+DEFAULT_MAX_BYTES = 256 * 2**20
 
 
 class Task(Protocol):
-    """One kind of segmentation.
+    """One kind of segmentation, with the options of its post-processing.
 
     Attributes:
         kind: its name.
         monitor: the metric by which the best checkpoint is chosen, higher is better.
+        geometry: how an image goes into the network.
     """
 
-    kind: str
-    monitor: str
+    kind: ClassVar[str]
+    monitor: ClassVar[str]
+    geometry: ClassVar[Geometry]
 
-    def metric(self, classes: Classes) -> PanopticQuality:
-        """A torchmetrics metric that is updated with (prediction, targets of one image)."""
+    def predict(
+        self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes
+    ) -> Segmentation | Instances:
+        """The answer for one image, at its own size.
 
-    def writer(self, folder: Path, classes: Classes, rank: int, world_size: int) -> PanopticWriter:
+        Args:
+            output: for the N inputs that `geometry.prepare` made of the image.
+            placement: from there, too.
+            size: height and width of the network's input.
+            classes: of the dataset that the network was trained on.
+        """
+
+    def metric(self, classes: Classes) -> Metric:
+        """The official score. Updated by (prediction, targets at the image's own size, image id)."""
+
+    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1):
         """Writes predictions as the benchmark's server takes them."""
 
-    def predict(self, output: Output, index: int, placement: Placement, size: tuple[int, int], classes: Classes):
-        """The prediction for the index-th image of a batch, at the image's own size."""
+    def table(self, scores: Mapping[str, float]) -> str:
+        """The scores for people to read."""
 
 
+# torchmetrics belongs to training: inference does without it, so that metrics are imported when they are made.
+
+
+@dataclass(frozen=True)
+class SemanticTask:
+    """Every pixel gets a class.
+
+    Args:
+        max_bytes: how much the maps that are upsampled at a time may take.
+    """
+
+    kind: ClassVar[str] = "semantic"
+    monitor: ClassVar[str] = "miou"
+    geometry: ClassVar[Geometry] = WINDOWS
+    max_bytes: int = DEFAULT_MAX_BYTES
+
+    def predict(
+        self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes
+    ) -> Segmentation:
+        return semantic_segmentation(output.mask_logits, output.class_logits, placement, size, self.max_bytes)
+
+    def metric(self, classes: Classes) -> Metric:
+        from eomt.metrics.mean_iou import MeanIoU
+
+        return MeanIoU(classes)
+
+    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> SemanticWriter:
+        return SemanticWriter(folder, classes, rank, world_size)
+
+    def table(self, scores: Mapping[str, float]) -> str:
+        names = {"mIoU": "miou", "mean accuracy": "mean_accuracy", "pixel accuracy": "pixel_accuracy"}
+        return _table(list(names), [("all", [scores[name] for name in names.values()])])
+
+
+@dataclass(frozen=True)
+class InstanceTask:
+    """Objects, told apart one by one; they may overlap.
+
+    Args:
+        top_k: how many pairs of query and class are answers, by class probability.
+        max_bytes: how much the masks that are upsampled at a time may take.
+    """
+
+    kind: ClassVar[str] = "instance"
+    monitor: ClassVar[str] = "ap"
+    geometry: ClassVar[Geometry] = FIT_AND_PAD
+    top_k: int = 100
+    max_bytes: int = DEFAULT_MAX_BYTES
+
+    def predict(self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes) -> Instances:
+        masks, logits = output.mask_logits[0], output.class_logits[0]
+        return instance_segmentation(masks, logits, placement, size, self.top_k, self.max_bytes)
+
+    def metric(self, classes: Classes) -> Metric:
+        from eomt.metrics.average_precision import AveragePrecision
+
+        return AveragePrecision(classes)
+
+    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> InstanceWriter:
+        return InstanceWriter(folder, classes, rank, world_size)
+
+    def table(self, scores: Mapping[str, float]) -> str:
+        precision = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+        recall = ("ar100", "ar1", "ar10", "ar_small", "ar_medium", "ar_large")
+        return "\n".join(
+            (
+                _table(["AP", "AP50", "AP75", "small", "medium", "large"], [("all", [scores[n] for n in precision])]),
+                _table(["AR", "AR@1", "AR@10", "small", "medium", "large"], [("all", [scores[n] for n in recall])]),
+            )
+        )
+
+
+@dataclass(frozen=True)
 class PanopticTask:
-    """Every pixel belongs to at most one segment; things are told apart one by one."""
+    """Every pixel belongs to at most one segment; things are told apart one by one.
 
-    kind = "panoptic"
-    monitor = "pq"
+    Args:
+        score_threshold: queries take part whose best class is more probable.
+        mask_threshold: a segment's pixels have at least this mask probability.
+        overlap_threshold: a segment that keeps a smaller share of its own mask is dropped.
+        max_bytes: how much the masks that are upsampled at a time may take.
+    """
 
-    def metric(self, classes: Classes) -> PanopticQuality:
-        # torchmetrics belongs to training: inference does without it.
+    kind: ClassVar[str] = "panoptic"
+    monitor: ClassVar[str] = "pq"
+    geometry: ClassVar[Geometry] = FIT_AND_PAD
+    score_threshold: float = 0.8
+    mask_threshold: float = 0.5
+    overlap_threshold: float = 0.8
+    max_bytes: int = DEFAULT_MAX_BYTES
+
+    def predict(
+        self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes
+    ) -> Segmentation:
+        return panoptic_segmentation(
+            output.mask_logits[0],
+            output.class_logits[0],
+            placement,
+            size,
+            torch.tensor(classes.is_thing),
+            self.score_threshold,
+            self.mask_threshold,
+            self.overlap_threshold,
+            self.max_bytes,
+        )
+
+    def metric(self, classes: Classes) -> Metric:
         from eomt.metrics.panoptic_quality import PanopticQuality
 
         return PanopticQuality(classes)
@@ -59,28 +186,80 @@ class PanopticTask:
     def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> PanopticWriter:
         return PanopticWriter(folder, classes, rank, world_size)
 
-    def predict(
-        self, output: Output, index: int, placement: Placement, size: tuple[int, int], classes: Classes
-    ) -> Segmentation:
-        is_thing = torch.tensor(classes.is_thing, device=output.class_logits.device)
-        return panoptic_segmentation(output.mask_logits[index], output.class_logits[index], placement, size, is_thing)
-
     def table(self, scores: Mapping[str, float]) -> str:
-        rows = [("", "PQ", "SQ", "RQ")]
-        for title, suffix in (("all", ""), ("things", "_things"), ("stuff", "_stuff")):
-            rows.append((title, *(f"{scores[f'{name}{suffix}']:.2f}" for name in ("pq", "sq", "rq"))))
-        return "\n".join(f"{row[0]:<8}" + "".join(f"{value:>8}" for value in row[1:]) for row in rows)
+        groups = (("all", ""), ("things", "_things"), ("stuff", "_stuff"))
+        rows = [(title, [scores[f"{name}{suffix}"] for name in ("pq", "sq", "rq")]) for title, suffix in groups]
+        return _table(["PQ", "SQ", "RQ"], rows)
 
 
-_TASKS = {task.kind: task for task in (PanopticTask(),)}
+_TASKS = {task.kind: task for task in (SemanticTask, InstanceTask, PanopticTask)}
 
 
-def task_of(kind: str) -> Task:
+def task_of(kind: str, options: Mapping[str, float | None] | None = None) -> Task:
     """The task of a kind, such as "panoptic".
 
+    Args:
+        kind: "semantic", "instance" or "panoptic", or the dotted name of a `Task` of the user's own, a frozen
+            dataclass like those here.
+        options: of its post-processing; None leaves one at its published value.
+
     Raises:
-        InputError: if there is no such kind.
+        InputError: if there is no such kind, or it has no such option, or a value is out of its range.
     """
-    if kind not in _TASKS:
-        raise InputError(f"kind={kind} is no kind of segmentation; there are: {', '.join(_TASKS)}")
-    return _TASKS[kind]
+    task = _TASKS.get(kind) or _import(kind)
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    known = [field.name for field in fields(task)]
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"postprocess.{name} is no option of {kind} segmentation; it has: {', '.join(known)}")
+        whole = name in ("max_bytes", "top_k")
+        good = not isinstance(value, bool) and isinstance(value, int if whole else int | float)
+        if not good or not (value >= 1 if whole else 0 <= value <= 1):
+            rule = "a whole number of at least 1" if whole else "a number from 0 to 1"
+            raise InputError(f"postprocess.{name}={value} must be {rule}")
+    return task(**given)
+
+
+def _import(name: str) -> type[Task]:
+    """The class with a dotted name."""
+    module, _, attribute = str(name).rpartition(".")
+    if not module:
+        raise InputError(
+            f"kind={name} is no kind of segmentation; there are: {', '.join(_TASKS)}, and dotted names of your own"
+        )
+    try:
+        task = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"kind={name} cannot be imported ({error}); is its folder in PYTHONPATH?") from error
+    if not (is_dataclass(task) and hasattr(task, "predict")):
+        raise InputError(f"kind={name} is no task: it must be a dataclass like those in eomt/tasks.py")
+    if task.kind != name:
+        raise InputError(f"kind={name}: the class must have kind = {name!r}, under which checkpoints name it")
+    return task
+
+
+def predict_images(
+    task: Task,
+    output: Output,
+    counts: Sequence[int],
+    placements: Sequence[Placement],
+    size: tuple[int, int],
+    classes: Classes,
+) -> list[Segmentation | Instances]:
+    """The answers for several images.
+
+    Args:
+        output: for their inputs, image after image.
+        counts: the number of inputs that show each image.
+        placements: of each image.
+        size: height and width of the network's input.
+    """
+    parts = (Output(*part) for part in zip(*(logits.split(list(counts)) for logits in output), strict=True))
+    return [task.predict(part, placement, size, classes) for part, placement in zip(parts, placements, strict=True)]
+
+
+def _table(columns: list[str], rows: list[tuple[str, list[float]]]) -> str:
+    width = max(8, *(len(column) + 2 for column in columns))
+    lines = [f"{'':<8}" + "".join(f"{column:>{width}}" for column in columns)]
+    lines += [f"{title:<8}" + "".join(f"{value:>{width}.2f}" for value in values) for title, values in rows]
+    return "\n".join(lines)

@@ -20,7 +20,13 @@ TASKS = sorted(path.stem for path in (Path(launch.CONFIGS) / "task").glob("*.yam
 MODELS = sorted(path.stem for path in (Path(launch.CONFIGS) / "model").glob("*.yaml"))
 
 # Optimizer steps of the published runs: epochs x batches of 16.
-STEPS_PER_EPOCH = {"coco": 7391}
+STEPS_PER_EPOCH = {
+    ("coco", "panoptic"): 7391,
+    ("coco", "instance"): 7329,
+    ("ade20k", "semantic"): 1263,
+    ("ade20k", "panoptic"): 1263,
+    ("cityscapes", "semantic"): 185,
+}
 MODEL_NAMES = {"s": "small", "b": "base", "l": "large"}
 
 
@@ -38,11 +44,11 @@ def published():
     return recipes
 
 
-def test_every_published_coco_panoptic_recipe_is_an_experiment():
-    assert set(EXPERIMENTS) == {name for name in published() if name.startswith("coco_panoptic")}
+def test_every_published_recipe_is_an_experiment():
+    assert set(EXPERIMENTS) == {*published(), "small_set"}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", sorted(published()))
 def test_experiment_equals_the_published_recipe(name):
     cfg, recipe = composed(f"experiment={name}"), published()[name]
     backbone = recipe["backbone"]
@@ -56,7 +62,10 @@ def test_experiment_equals_the_published_recipe(name):
     assert cfg.model.num_masked_blocks == recipe["masked_blocks"]
     assert cfg.data.image_size == recipe["image_size"]
     assert cfg.data.global_batch == 16
-    assert list(cfg.data.scale_range) == [0.1, 2.0]
+    semantic = recipe["task"] == "semantic"
+    assert cfg.kind == recipe["task"]
+    assert list(cfg.data.scale_range) == ([0.5, 2.0] if semantic else [0.1, 2.0])
+    assert cfg.data.color_jitter == (recipe["dataset"] != "coco")
     assert cfg.trainer.max_epochs == recipe["epochs"]
     assert cfg.trainer.check_val_every_n_epoch == recipe["validate_every"]
     assert cfg.trainer.gradient_clip_val == 0.01
@@ -65,16 +74,26 @@ def test_experiment_equals_the_published_recipe(name):
     assert cfg.optim.layer_decay == recipe["layer_decay"]
     assert cfg.optim.decay_masked_blocks == recipe["decay_masked_blocks"]
     assert list(cfg.optim.warmup_steps) == recipe["warmup_steps"]
-    total = recipe["epochs"] * STEPS_PER_EPOCH[recipe["dataset"]]
-    starts, ends = zip(*resolve_windows(cfg.annealing.windows, total), strict=True)
+    total = recipe["epochs"] * STEPS_PER_EPOCH[recipe["dataset"], recipe["task"]]
+    starts, ends = zip(*resolve_windows(cfg.annealing.windows, total, cfg.annealing.span), strict=True)
     assert list(starts) == recipe["anneal_start"]
     assert list(ends) == recipe["anneal_end"]
     assert cfg.loss.num_points == 12544
     assert [cfg.loss[f"{k}_weight"] for k in ("mask", "dice", "class", "no_object")] == [5, 5, 2, 0.1]
 
 
-def test_the_default_of_coco_panoptic_is_the_published_large_recipe():
-    task, experiment = composed("task=coco_panoptic"), composed("experiment=coco_panoptic_large_640")
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        ("coco_panoptic", "coco_panoptic_large_640"),
+        ("coco_instance", "coco_instance_large_640"),
+        ("ade20k_semantic", "ade20k_semantic_large_512"),
+        ("ade20k_panoptic", "ade20k_panoptic_large_640"),
+        ("cityscapes_semantic", "cityscapes_semantic_large_1024"),
+    ],
+)
+def test_the_default_of_a_task_is_its_published_large_recipe(task, recipe):
+    task, experiment = composed(f"task={task}"), composed(f"experiment={recipe}")
     assert OmegaConf.to_container(task) == OmegaConf.to_container(experiment)
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from datasets.coco_panoptic import CocoPanoptic
 from datasets.module import SegmentationData, accumulation
 from eomt.errors import InputError
+from eomt.inference.geometry import FIT_AND_PAD
 from tests.memory_reader import CATEGORIES, MemoryReader
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -35,7 +36,7 @@ class Recorder(LightningModule):
 
 def data(train=MemoryReader, val=MemoryReader, **changes):
     options = {"image_size": 16, "batch_size": 2, "global_batch": 2, "num_workers": 0, "seed": 0}
-    return SegmentationData(train, val, **(options | changes))
+    return SegmentationData(train, val, FIT_AND_PAD, **(options | changes))
 
 
 def trainer(folder, callbacks=(), **changes):
@@ -125,7 +126,7 @@ def test_options_reach_the_loaders():
     batch = next(iter(module.train_dataloader()))
     assert batch.images.shape == (2, 3, 16, 32)
     assert not batch.images[:, :, 9:].any()  # half of 16 is 8
-    assert next(iter(module.val_dataloader())).images.shape == (3, 3, 16, 32)
+    assert next(iter(module.val_dataloader())).inputs.shape == (3, 3, 16, 32)
     plain = data(image_size=(16, 32), scale_range=[0.5, 0.5])
     assert any(
         not torch.equal(a.images, b.images)
@@ -212,3 +213,13 @@ def test_coco_through_workers(shared_data, tmp_path, monkeypatch):
     evaluated = list(module.val_dataloader())
     assert sum(len(batch.names) for batch in evaluated) == 8
     assert any(targets.crowd.any() for batch in evaluated for targets in batch.targets)
+
+
+def test_the_first_images_alone():
+    module = data(train=partial(MemoryReader, bare=[1]), max_images=4)
+    module.setup("fit")
+    trained = sorted(name for batch in module.train_dataloader() for name in batch.names)
+    assert set(trained) <= {"image000", "image002", "image003"}
+    assert len(trained) == 2  # the last incomplete batch is dropped
+    assert [n for batch in module.val_dataloader() for n in batch.names] == [f"image{k:03d}" for k in range(4)]
+    assert len(data(max_images=100)._reader("val")) == 12

@@ -1,5 +1,6 @@
 """Loss, matching and point sampling against the original's numbers and plain computations."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +8,15 @@ import torch.nn.functional as F
 from eomt.losses import MaskClassificationLoss
 from eomt.matching import match, matching_cost
 from eomt.network import Output
-from eomt.points import sample_all_targets, sample_logits, sample_targets, uncertain_points
-from eomt.targets import collate_targets, targets_from_masks
+from eomt.points import (
+    LossPoints,
+    sample_all_targets,
+    sample_known,
+    sample_logits,
+    sample_targets,
+    uncertain_points,
+)
+from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
 from tests.conftest import golden_json, golden_tensors
 
 
@@ -154,3 +162,63 @@ def test_it_stays_in_full_precision_under_autocast():
         inside = loss.total(loss([output], targets, points))
     assert inside.dtype == torch.float32
     torch.testing.assert_close(inside, loss.total(loss([output], targets, points)))
+
+
+@pytest.fixture
+def half_void():
+    """An image whose right half is void, with two segments on the left, and points at all pixels' centres."""
+    id_map = np.zeros((8, 8), dtype=np.int64)
+    id_map[:4, :4], id_map[4:, :4] = 1, 2
+    targets = collate_targets([targets_from_id_map(id_map, [1, 2], [0, 1])])
+    axis = (torch.arange(8) + 0.5) / 8
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(1, 64, 2)
+    points = [LossPoints(grid, torch.zeros(2, 0, 2), grid.expand(2, -1, -1))]
+    logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    return targets, points, logits, torch.zeros(1, 3, 3)
+
+
+def test_void_can_be_left_out(half_void):
+    targets, points, logits, class_logits = half_void
+    loss = MaskClassificationLoss(num_points=64, importance_ratio=0, ignore_void=True)
+    terms = loss([Output(logits, class_logits)], targets, points)[0]
+    pairs = loss.match([Output(logits, class_logits)], targets, points)[0]
+    mask = dice = 0
+    for query, segment in zip(*pairs[1:].tolist(), strict=True):
+        x, y = logits[0, query, :, :4], (targets.ids[0, 0, :, :4] == segment + 1).float()
+        p = x.sigmoid()
+        mask = mask + F.binary_cross_entropy_with_logits(x, y) / 2
+        dice = dice + (1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)) / 2
+    torch.testing.assert_close(terms["mask"], mask)
+    torch.testing.assert_close(terms["dice"], dice)
+    (terms["mask"] + terms["dice"]).backward()
+    assert not logits.grad[..., 4:].any()
+    assert logits.grad[..., :4].any()
+
+
+def test_what_is_in_void_does_not_decide_the_matching(half_void):
+    targets, points, logits, class_logits = half_void
+    outputs = [Output(logits.detach().clone(), class_logits)]
+    known = sample_known(targets, torch.tensor([0]), points[0].match)
+    truth = sample_all_targets(targets, points[0].match)
+
+    def cost(known):
+        sampled = sample_logits(outputs[0].mask_logits, points[0].match)
+        return matching_cost(sampled, class_logits, truth, targets.labels, 5, 5, 2, known)
+
+    before, counted = cost(known), cost(None)
+    outputs[0].mask_logits[..., 4:] += 3
+    torch.testing.assert_close(cost(known), before)
+    assert not torch.allclose(cost(None), counted)
+
+
+def test_without_void_leaving_it_out_changes_nothing(recorded):
+    output, targets, _ = recorded
+    full = targets._replace(ids=targets.ids.clone())
+    full.ids[:, 0][full.ids[:, 0] == 0] = 99  # of no segment that is asked for, but no void either
+    points = MaskClassificationLoss(num_points=100).draw(1, 20, targets.counts, torch.Generator().manual_seed(0))
+    inside = [LossPoints(*(0.1 + 0.8 * part for part in points[0]))]  # at the edge, the outside is not known
+    plain, ignoring = (
+        MaskClassificationLoss(num_points=100, ignore_void=void)([output], full, inside)[0] for void in (False, True)
+    )
+    for name, value in plain.items():
+        torch.testing.assert_close(ignoring[name], value)

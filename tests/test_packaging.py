@@ -34,7 +34,7 @@ image = np.zeros((20, 30, 3), np.uint8)
 padded, placement = fit_and_pad(image, (32, 32))
 with torch.no_grad():
     output = network(padded[None])[-1]
-answer = task_of("panoptic").predict(output, 0, placement, (32, 32), classes)
+answer = task_of("panoptic").predict(output, placement, (32, 32), classes)
 assert answer.ids.shape == (20, 30)
 draw_segments(image, answer.ids, answer.labels, classes)
 print("segmented")

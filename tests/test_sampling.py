@@ -16,7 +16,7 @@ from datasets.loading import (
 from datasets.sampling import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform
 from eomt.errors import InputError
-from eomt.inference.geometry import Placement
+from eomt.inference.geometry import FIT_AND_PAD, WINDOWS, Placement
 from tests.memory_reader import MemoryReader
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -211,7 +211,7 @@ def test_images_without_segments_are_validated_but_not_trained_on():
     reader = MemoryReader(bare=[2, 5])
     trained = [name for batch, _ in take(training_loader(reader, batch_size=1), 10) for name in batch.names]
     assert sorted(trained) == [f"image{k:03d}" for k in range(12) if k not in (2, 5)]
-    validated = EvaluationLoader(EvaluationSet(reader, (16, 16)), batch_size=5, num_workers=0)
+    validated = EvaluationLoader(EvaluationSet(reader, FIT_AND_PAD, (16, 16)), batch_size=5, num_workers=0)
     assert [name for batch in validated for name in batch.names] == [f"image{k:03d}" for k in range(12)]
     with pytest.raises(InputError, match="none has a segment"):
         TrainingSet(MemoryReader(count=2, bare=[0, 1]), TrainTransform((16, 16)), 0)
@@ -220,19 +220,21 @@ def test_images_without_segments_are_validated_but_not_trained_on():
 def test_validation_covers_every_image_once_over_ranks():
     ids = []
     for rank in range(5):
-        loader = EvaluationLoader(EvaluationSet(MemoryReader(), (16, 16), rank, 5), batch_size=2, num_workers=0)
+        share = EvaluationSet(MemoryReader(), FIT_AND_PAD, (16, 16), rank, 5)
+        loader = EvaluationLoader(share, batch_size=2, num_workers=0)
         ids += [image_id for batch in loader for image_id in batch.image_ids]
     assert sorted(ids) == list(range(1000, 1012))
 
 
 def test_a_validation_batch_keeps_original_sizes():
     reader = MemoryReader()
-    loader = EvaluationLoader(EvaluationSet(reader, (16, 20)), batch_size=3, num_workers=2)
+    loader = EvaluationLoader(EvaluationSet(reader, FIT_AND_PAD, (16, 20)), batch_size=3, num_workers=2)
     for _ in range(2):
         batches = list(loader)
         assert len(loader) == len(batches) == 4
     batch = batches[1]
-    assert batch.images.shape == (3, 3, 16, 20)
+    assert batch.inputs.shape == (3, 3, 16, 20)
+    assert batch.counts == (1, 1, 1)
     assert batch.image_ids == (1003, 1004, 1005)
     for index, placement, targets in zip(range(3, 6), batch.placements, batch.targets, strict=True):
         assert placement[:2] == reader.size(index)
@@ -240,19 +242,30 @@ def test_a_validation_batch_keeps_original_sizes():
         assert torch.equal(targets.ids, reader.read(index)[1].ids)
 
 
+def test_a_validation_batch_of_windows():
+    reader = MemoryReader()
+    batch = next(iter(EvaluationLoader(EvaluationSet(reader, WINDOWS, (16, 16)), batch_size=3, num_workers=0)))
+    assert batch.counts == (2, 2, 2)  # 24 x 32 covers 16 x 16 as 16 x 21
+    assert batch.inputs.shape == (6, 3, 16, 16)
+    for index in range(3):
+        windows, placement = WINDOWS.prepare(reader.read(index)[0], (16, 16))
+        assert torch.equal(batch.inputs[2 * index : 2 * index + 2], windows)
+        assert batch.placements[index] == placement
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_validation_image_is_an_error_in_one_line(workers):
-    dataset = EvaluationSet(MemoryReader(broken=[4]), (16, 16))
+    dataset = EvaluationSet(MemoryReader(broken=[4]), FIT_AND_PAD, (16, 16))
     with pytest.raises(InputError, match=r"\Aimage004.jpg is cut short: fetch it again\Z"):
         list(EvaluationLoader(dataset, batch_size=2, num_workers=workers))
 
 
 def test_batches_keep_their_types_on_the_way_to_a_device():
-    validation = EvaluationLoader(EvaluationSet(MemoryReader(), (16, 16)), batch_size=2, num_workers=0)
+    validation = EvaluationLoader(EvaluationSet(MemoryReader(), FIT_AND_PAD, (16, 16)), batch_size=2, num_workers=0)
     batch = next(iter(validation))
     moved = move_data_to_device(batch, torch.device("meta"))
     assert type(moved) is type(batch)
-    assert moved.images.is_meta
+    assert moved.inputs.is_meta
     assert moved.targets[1].ids.is_meta
     assert all(type(p) is Placement and type(p.scaled_height) is int for p in moved.placements)
     assert moved.placements == batch.placements

@@ -14,6 +14,11 @@ from torch import Tensor
 
 from eomt.files import replacing
 from eomt.inference.draw import contact_sheet, draw_segments, side_by_side
+from eomt.inference.segmentation import Instances
+from eomt.targets import ImageTargets
+
+# Of instances those are drawn whose score is at least this: a hundred are answered, most of them unlikely.
+SHOWN = 0.5
 
 
 class PredictionPictures(Callback):
@@ -40,7 +45,7 @@ class PredictionPictures(Callback):
         for index, prediction in enumerate(outputs):
             if len(self._rows) >= self.count:
                 return
-            self._rows.append(_row(batch, index, prediction, pl_module.classes))
+            self._rows.append(_row(batch, index, prediction, pl_module))
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.sanity_checking or not self._rows:
@@ -50,20 +55,28 @@ class PredictionPictures(Callback):
         self._rows = []
 
 
-def _row(batch, index: int, prediction, classes) -> np.ndarray:
+def _row(batch, index: int, prediction, module) -> np.ndarray:
     """Draws at the network's resolution: the batch holds the scaled image, not the original one."""
     placement, targets = batch.placements[index], batch.targets[index]
     size = (placement.scaled_height, placement.scaled_width)
-    image = batch.images[index, :, : size[0], : size[1]].permute(1, 2, 0).cpu().numpy()
-    truth = draw_segments(image, _nearest(targets.ids[0], size), targets.labels.cpu().numpy(), classes)
+    start = sum(batch.counts[:index])
+    inputs = batch.inputs[start : start + batch.counts[index]]
+    view = module.task.geometry.view(inputs, placement, tuple(inputs.shape[-2:]))
+    image = view.permute(1, 2, 0).cpu().numpy()
+    truth = draw_segments(image, _nearest(_flat(targets), size), targets.labels.numpy(), module.classes)
+    shown = prediction.above(SHOWN).flat() if isinstance(prediction, Instances) else prediction
     answer = draw_segments(
-        image,
-        _nearest(prediction.ids, size),
-        prediction.labels.cpu().numpy(),
-        classes,
-        scores=prediction.scores.cpu().numpy(),
+        image, _nearest(shown.ids, size), shown.labels.cpu().numpy(), module.classes, shown.scores.cpu().numpy()
     )
     return side_by_side(image, [(f"{batch.names[index]}: ground truth", truth), ("prediction", answer)])
+
+
+def _flat(targets: ImageTargets) -> Tensor:
+    """One map [H, W] of targets that may overlap: segments of later planes hide those of earlier ones."""
+    flat = targets.ids[0]
+    for plane in targets.ids[1:]:
+        flat = torch.where(plane > 0, plane, flat)
+    return flat
 
 
 def _nearest(ids: Tensor, size: tuple[int, int]) -> np.ndarray:
