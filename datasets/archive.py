@@ -11,6 +11,7 @@ import os
 import uuid
 import zlib
 from collections.abc import Iterator
+from copy import copy
 from hashlib import blake2b
 from logging import getLogger
 from pathlib import Path
@@ -39,6 +40,9 @@ class Source(Protocol):
 
     def describe(self, name: str) -> str:
         """How messages call a member."""
+
+    def below(self, folder: str) -> Source:
+        """The files of a folder in it; names are then relative to that folder."""
 
     def members(self) -> dict[str, Member]:
         """All files by relative POSIX path. Slow: reads the central directory, or lists the folder."""
@@ -75,6 +79,9 @@ class Folder:
 
     def describe(self, name: str) -> str:
         return str(self.path / name)
+
+    def below(self, folder: str) -> Folder:
+        return Folder(self.path / folder)
 
     def members(self) -> dict[str, Member]:
         return {name: Member(0, 0, 0, 0, STORED, 0) for name in self._names()}
@@ -122,23 +129,30 @@ class ZipArchive:
         self._file = _File(Path(path))
         self._label = label or str(path)
         self._prefix = f"{prefix}/" if prefix else ""
+        self._inside = ""
         self._start = start
         self._size = self._file.size() if size is None else size
 
     def describe(self, name: str) -> str:
-        return f"{self._label}: {name}"
+        return f"{self._label}: {self._inside}{name}"
+
+    def below(self, folder: str) -> ZipArchive:
+        archive = copy(self)
+        archive._inside = f"{self._inside}{folder}/"
+        return archive
 
     def members(self) -> dict[str, Member]:
         try:
             found = dict(list_members(*self._directory()))
         except BadArchive as error:
             raise self._broken(error) from error
-        inside = {n.removeprefix(self._prefix): m for n, m in found.items() if n.startswith(self._prefix)}
-        return inside or found
+        found = _strip(found, self._prefix) or found
+        return _strip(found, self._inside)
 
     def fingerprint(self) -> bytes:
         # The directory holds the CRC of every member.
-        return blake2b(self._size.to_bytes(8, "little") + self._directory()[0]).digest()
+        directory, _ = self._directory()
+        return blake2b(self._size.to_bytes(8, "little") + directory + self._inside.encode()).digest()
 
     def digest(self, name: str) -> bytes:
         return self.fingerprint()
@@ -221,6 +235,11 @@ class ZipArchive:
 
     def _damaged(self, name: str, what: str) -> InputError:
         return InputError(f"{self.describe(name)} {what}: the archive is damaged; download it again")
+
+
+def _strip(members: dict[str, Member], folder: str) -> dict[str, Member]:
+    """The members of a folder, by their names in it."""
+    return {name.removeprefix(folder): member for name, member in members.items() if name.startswith(folder)}
 
 
 class _File:

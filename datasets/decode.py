@@ -9,6 +9,8 @@ from PIL import Image
 
 from eomt.errors import InputError
 
+_PNG_BIT_DEPTH = 24  # where the byte lies: section 11.2.1 of the PNG specification (IHDR)
+
 
 def decode_rgb(data: bytes, where: str) -> np.ndarray:
     """Decode a photograph: uint8 [H, W, 3], red, green, blue, contiguous and writable.
@@ -42,7 +44,47 @@ def decode_id_map(data: bytes, where: str) -> np.ndarray:
     return (pixels & 0xFFFFFF).reshape(image.height, image.width)
 
 
-def _load(data: bytes, where: str) -> Image.Image:
+def decode_label_map(data: bytes, where: str) -> np.ndarray:
+    """Decode a label PNG: uint8 or uint16 [H, W], the numbers as the file stores them.
+
+    Grey of 1 to 16 bits, or palette indices. PNG would have a viewer spread grey of fewer than 8 bits over
+    0..255; labels are not spread.
+
+    Args:
+        data: the file's bytes.
+        where: names the file in the message.
+
+    Raises:
+        InputError: if they are no complete PNG, or one of colours.
+    """
+    image = _load(data, where, "PNG")
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise InputError(
+            f"{where} must be a grey or palette PNG, whose values stand for classes, but its mode is {image.mode}"
+        )
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.uint16)
+    values = np.asarray(image, dtype=np.uint8)
+    depth = data[_PNG_BIT_DEPTH]
+    return values // (255 // ((1 << depth) - 1)) if image.mode == "L" and depth < 8 else values
+
+
+def decode_color_map(data: bytes, where: str) -> np.ndarray:
+    """Decode a PNG whose colours stand for classes: uint32 [H, W], R + 256 * G + 65536 * B.
+
+    Grey and palette files count as what they look like; transparency is not looked at.
+
+    Raises:
+        InputError: if they are no complete PNG of at most 8 bits.
+    """
+    image = _load(data, where, "PNG")
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        raise InputError(f"{where} must be a PNG of colours, but its mode is {image.mode}")
+    pixels = np.frombuffer(image.convert("RGB").tobytes("raw", "RGBX"), dtype="<u4")
+    return (pixels & 0xFFFFFF).reshape(image.height, image.width)
+
+
+def _load(data: bytes, where: str, kind: str | None = None) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
@@ -50,4 +92,6 @@ def _load(data: bytes, where: str) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise nearly any kind on damaged files
         raise InputError(f"{where} cannot be decoded ({error or type(error).__name__}); replace the file") from error
+    if kind not in (None, image.format):
+        raise InputError(f"{where} must be a {kind}, but it is a {image.format}")
     return image

@@ -29,8 +29,12 @@ from numpy.random import SeedSequence, default_rng
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from datasets.archive import ZipArchive, find_source
+from datasets.coco_instance import CocoInstance
 from datasets.coco_panoptic import CocoPanoptic
 from datasets.index import cache_errors, cache_folder
+from datasets.label_maps import VOID, LabelMaps, LabelTable
+from datasets.paired_files import PairedFiles
 from datasets.shapes_draw import Scene, draw_scene
 from datasets.shapes_kinds import STUFF, THINGS, Kind
 from eomt.classes import Classes
@@ -39,6 +43,7 @@ from eomt.errors import InputError
 # Part of the folder's name: raise it with every change of pictures or files, so that no old folder is taken.
 VERSION = 4
 SPLITS = ("train", "val")
+_SEMANTIC = "semantic_trainval2017.zip"
 
 
 def _natural_color(kind: Kind, twins: list[Kind]) -> list[int]:
@@ -83,6 +88,47 @@ def shapes_panoptic(
         root: the folder that `ensure_shapes` returned; None to ask it.
     """
     return CocoPanoptic(root or ensure_shapes(seed, train_images, val_images, size), split)
+
+
+def shapes_semantic(
+    split: str,
+    seed: int = 0,
+    train_images: int = 1800,
+    val_images: int = 200,
+    size: int = 96,
+    root: str | Path | None = None,
+) -> LabelMaps:
+    """The built-in dataset for semantic segmentation, with the classes of `shapes_panoptic`.
+
+    Args:
+        split: "train" or "val".
+        seed, train_images, val_images, size: as for `ensure_shapes`.
+        root: the folder that `ensure_shapes` returned; None to ask it.
+
+    Raises:
+        InputError: if the folder lacks a file, or as `ensure_shapes` does.
+    """
+    folder = Path(root or ensure_shapes(seed, train_images, val_images, size)).expanduser().absolute()
+    name = f"{split}2017"
+    images, archive = find_source(folder, name), folder / _SEMANTIC
+    if images is None or not archive.is_file():
+        raise InputError(f"data.root: {folder} lacks {name}.zip or {_SEMANTIC}: set data.root=null to have them drawn")
+    files = PairedFiles(images, [".jpg"], [(ZipArchive(archive, f"semantic_{name}"), ".png")])
+    classes = Classes.from_categories(CATEGORIES)
+    class_of = {0: VOID} | {k + 1: k for k in range(len(classes))}
+    return LabelMaps(files, classes, LabelTable(class_of, "set data.root=null to have the dataset drawn anew"))
+
+
+def shapes_instance(
+    split: str,
+    seed: int = 0,
+    train_images: int = 1800,
+    val_images: int = 200,
+    size: int = 96,
+    root: str | Path | None = None,
+) -> CocoInstance:
+    """The built-in dataset for instance segmentation: its things alone are classes. Otherwise `shapes_panoptic`."""
+    return CocoInstance(root or ensure_shapes(seed, train_images, val_images, size), split)
 
 
 def ensure_shapes(
@@ -153,7 +199,7 @@ def _write(root: Path, seed: int, counts: dict[str, int], size: int) -> None:
     with (
         zipfile.ZipFile(root / "panoptic_annotations_trainval2017.zip", "w") as panoptic,
         zipfile.ZipFile(root / "annotations_trainval2017.zip", "w") as instances,
-        zipfile.ZipFile(root / "semantic_trainval2017.zip", "w") as semantic,
+        zipfile.ZipFile(root / _SEMANTIC, "w") as semantic,
     ):
         for split, count in counts.items():
             name = f"{split}2017"

@@ -1,0 +1,121 @@
+"""The classes of a user's own label files, from a text or JSON file or from the configuration."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eomt.classes import Classes, distinct_color
+from eomt.errors import InputError
+
+FORMS = (
+    "a list of names (the k-th, from 0, has the value k), a mapping of values to names, or a list of entries with "
+    "name and optionally id (the value), color ([red, green, blue]) and isthing (0 or 1)"
+)
+
+
+def read_classes(spec: str | Path | Sequence | Mapping, root: Path, need_colors: bool = False) -> Classes:
+    """Classes in the order of their ids, which are the values of a label PNG.
+
+    Args:
+        spec: what FORMS says, or the name of a file: JSON of that content, or with any other suffix than `.json`
+            text, one name a line, the first line for the value 0.
+        root: the folder from which a relative name counts.
+        need_colors: every class must come with a colour of its own.
+
+    Raises:
+        InputError: if the file cannot be read, the classes are not in one of these forms, or a name or id stands
+            twice; if a colour is needed and missing or stands twice.
+    """
+    where = "data.classes"
+    if isinstance(spec, str | Path):
+        path = root / Path(spec).expanduser()
+        where, spec = str(path), _read(path)
+    rows = _rows(spec, where)
+    bare = [row["name"] for row in rows if "color" not in row]
+    if need_colors and bare:
+        raise InputError(f"{where}: the class {bare[0]!r} has no color, by which data.color_labels tells classes apart")
+    for key in ("id", "name", "color") if need_colors else ("id", "name"):
+        value, times = Counter(str(row[key]) for row in rows).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"{where}: the {key} {value} stands for {times} classes")
+    rows.sort(key=lambda row: row["id"])
+    return Classes.from_list({"color": distinct_color(k), "isthing": 0} | row for k, row in enumerate(rows))
+
+
+def whole(value: object, most: int) -> bool:
+    """Whether it is a whole number, 0..most; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def is_list(value: object) -> bool:
+    """Whether it is a list, also one of the configuration."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def is_color(value: object) -> bool:
+    """Whether it is [red, green, blue], each 0..255."""
+    return is_list(value) and len(value) == 3 and all(whole(part, 255) for part in value)
+
+
+def _read(path: Path) -> Sequence | Mapping:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
+    except OSError as error:
+        raise InputError(
+            f"data.classes: cannot read {path}: {error.strerror}; a relative name counts from data.root"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.classes: {path} is no text in UTF-8; save it as that") from error
+    if path.suffix.lower() != ".json":
+        return text.rstrip().splitlines()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
+
+
+def _rows(spec: object, where: str) -> list[dict]:
+    """One entry a class, with id and name, in the order given."""
+    if isinstance(spec, Mapping):
+        rows = [{"id": _number(key), "name": name} for key, name in spec.items()]
+    elif is_list(spec) and all(isinstance(row, Mapping) for row in spec):
+        numbered = sum("id" in row for row in spec)
+        if numbered not in (0, len(spec)):
+            raise InputError(f"{where}: {numbered} of {len(spec)} classes have an id: give one to all or to none")
+        rows = [{"id": k} | dict(row) for k, row in enumerate(spec)]
+    elif is_list(spec):
+        rows = [{"id": k, "name": name} for k, name in enumerate(spec)]
+    else:
+        rows = []
+    if not rows:
+        raise InputError(f"{where} holds no classes: give {FORMS}")
+    return [_checked(row, where) for row in rows]
+
+
+def _number(key: object) -> object:
+    """A mapping's key: JSON knows keys of text alone."""
+    return int(key) if isinstance(key, str) and key.strip().isdecimal() else key
+
+
+def _checked(row: dict, where: str) -> dict:
+    rules = {
+        "id": (lambda value: whole(value, 0xFFFF), "a whole number, 0 to 65535, the value in the label files"),
+        "name": (lambda value: isinstance(value, str) and bool(value.strip()), "text; quote it if it looks otherwise"),
+        "color": (is_color, "[red, green, blue], each 0 to 255"),
+        "isthing": (lambda value: value in (0, 1), "0 or 1"),
+    }
+    unknown = [key for key in row if key not in rules]
+    if unknown or "name" not in row:
+        fault = f"has the unknown key {unknown[0]!r}" if unknown else "has no name"
+        raise InputError(f"{where}: the class {row} {fault}; give {FORMS}")
+    for key, value in row.items():
+        good, rule = rules[key]
+        if not good(value):
+            raise InputError(f"{where}: the {key} of the class {row} must be {rule}")
+    row["name"] = row["name"].strip()
+    if "color" in row:
+        row["color"] = list(row["color"])
+    return row

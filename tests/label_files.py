@@ -1,0 +1,80 @@
+"""Small pictures, label PNGs, trees of them as folders or archives, and what targets hold."""
+
+import io
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.label_maps import VOID
+
+
+def photo(height, width, seed=0, kind="JPEG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels), kind)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def label_png(values, dtype=np.uint8):
+    """Grey or, of shape [H, W, 3], coloured."""
+    return encoded(Image.fromarray(np.array(values, dtype=dtype)))
+
+
+def narrow_png(values, depth):
+    """A grey PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = np.shape(values)
+    rows = b"".join(
+        b"\0"
+        + int("".join(f"{v:0{depth}b}" for v in row).ljust(-(-width * depth // 8) * 8, "0"), 2).to_bytes(
+            -(-width * depth // 8), "big"
+        )
+        for row in values
+    )
+    header = struct.pack(">2I5B", width, height, depth, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def write_folder(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def write_zip(path, files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def segments(targets):
+    """The pixels of each class, from the targets."""
+    assert targets.ids.dtype == torch.int16
+    assert targets.ids.shape[0] == 1
+    assert targets.areas is None
+    assert not targets.crowd.any()
+    assert targets.planes.tolist() == [0] * len(targets.labels)
+    assert (targets.ids == 0).sum() + targets.masks().sum() == targets.ids.numel()
+    return {label: mask.numpy() for label, mask in zip(targets.labels.tolist(), targets.masks(), strict=True)}
+
+
+def check_classes(targets, expected):
+    """`expected` holds classes, or VOID."""
+    found = segments(targets)
+    assert sorted(found) == sorted(set(np.unique(expected).tolist()) - {VOID})
+    for label, mask in found.items():
+        np.testing.assert_array_equal(mask, expected == label)
