@@ -5,9 +5,12 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from eomt.errors import InputError
+
+# What reading a row that is not as COCO's format says can raise.
+ROW_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -46,6 +49,48 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
         raise InputError(f"{where} is not valid JSON ({reason}, near byte {text.done()}); download it again") from error
     if missing:
         raise InputError(f"{where} has no {sorted(missing)[0]!r}: it is not a COCO annotation file of this kind")
+
+
+def take_row(add: Callable[[Mapping], None], key: str, row: object, where: str) -> None:
+    """Give an element of the array `key` to `add`.
+
+    Raises:
+        InputError: in place of ROW_ERRORS.
+    """
+    try:
+        add(row)
+    except ROW_ERRORS as error:
+        raise InputError(f"{where}: an entry of {key!r} {problem(error)}: {str(row)[:200]}") from error
+
+
+def problem(error: Exception) -> str:
+    """One of ROW_ERRORS as a clause."""
+    return f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+
+
+def whole(row: Mapping, key: str) -> int:
+    """A whole number, also where it is written as 3.0. ValueError otherwise, KeyError if it is missing."""
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(f"{key} must be a whole number, found {value!r}")
+    return int(value)
+
+
+def flag(row: Mapping, key: str) -> bool:
+    """0 or 1; 0 if it is missing. ValueError for anything else."""
+    value = row.get(key) or 0
+    if value not in (0, 1):
+        raise ValueError(f"{key} must be 0 or 1, found {value!r}")
+    return bool(value)
+
+
+def file_name(row: Mapping) -> str:
+    """The name of a file. ValueError otherwise, KeyError if it is missing."""
+    value = row["file_name"]
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"a file name was expected, found {value!r}")
+    value.encode()  # half a character, which JSON can write, raises ValueError
+    return value
 
 
 def _elements(text: _Text) -> Iterator[object]:

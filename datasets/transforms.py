@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eomt.targets import ImageTargets, select_segments
+from eomt.targets import ImageTargets, present_segments, select_segments
 
 # An image that is left without a segment is transformed afresh. The original does so for ever.
 MAX_TRIES = 10
@@ -67,11 +67,10 @@ class TrainTransform:
         wanted = ~targets.crowd.numpy()
         for _ in range(MAX_TRIES if wanted.any() else 1):
             result = self._pipeline(image=image, masks=targets.ids.numpy())
-            ids = torch.from_numpy(result["masks"])
-            keep = wanted & (torch.bincount(ids.flatten(), minlength=len(wanted) + 1)[1:] > 0).numpy()
+            kept = targets._replace(ids=torch.from_numpy(result["masks"]))
+            keep = wanted & present_segments(kept)
             if keep.any():
                 break
-        kept = targets._replace(ids=ids)
         kept = kept if keep.all() else select_segments(kept, keep)
         padded = _pad([torch.from_numpy(channel) for channel in cv2.split(result["image"])], self._size)
         return padded, kept._replace(ids=_pad(kept.ids, self._size))

@@ -131,13 +131,13 @@ def check_tiny(data, tiny):
     assert data.classes[1].color == (1, 2, 3)
     assert [data.name(k) for k in range(4)] == ["b.jpg", "a.jpg", "c.jpg", "d.jpg"]
     assert [data.image_id(k) for k in range(4)] == [20, 10, 30, 40]
-    assert [data.size(k) for k in range(4)] == [(2, 3), (2, 2), (3, 2), (1, 4)]
     assert data.has_targets().tolist() == [True, True, False, False]
     expected = [([1, 3], [False, False]), ([0], [True]), ([], []), ([], [])]
     id_maps = [[[2, 1, 0], [2, 1, 1]], [[1, 1], [1, 0]], np.zeros((3, 2)), np.zeros((1, 4))]
     for k in range(4):
         image, targets = data.read(k)
         assert image.dtype == np.uint8
+        assert image.shape == [(2, 3, 3), (2, 2, 3), (3, 2, 3), (1, 4, 3)][k]
         assert image.flags.c_contiguous
         assert image.flags.writeable
         stored = Image.open(io.BytesIO(tiny.images[data.name(k)]))
@@ -162,6 +162,22 @@ def test_layouts(tmp_path, tiny, layout):
 def test_names_of_ones_own(tmp_path, tiny):
     tiny.write(tmp_path, "stored", images="photos", annotations="truth")
     check_tiny(CocoPanoptic(str(tmp_path), images="photos", annotations="truth"), tiny)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_json_of_ones_own(tmp_path, tiny, packed, absolute):
+    write_folder(tmp_path / "train", tiny.images)
+    write_folder(tmp_path / "truth", {"all.json": json.dumps(tiny.json).encode()})
+    path = tmp_path / "truth" / "all.json" if absolute else "truth/all.json"
+    own = {"images": "train", "annotations": str(path)}
+    with pytest.raises(InputError, match=r"lacks .*truth/all\.json with its PNGs in .*truth/all\.zip or .*truth/all/;"):
+        CocoPanoptic(tmp_path, **own)
+    if packed:
+        write_zip(tmp_path / "truth" / "all.zip", tiny.masks)
+    else:
+        write_folder(tmp_path / "truth" / "all", tiny.masks)
+    check_tiny(CocoPanoptic(tmp_path, **own), tiny)
 
 
 def test_annotations_of_one_archive_do_not_mix(tmp_path, tiny):
@@ -438,9 +454,9 @@ def test_real_images_agree_with_plain_reading(real, shared_data):
     for k in range(len(data)):
         row = rows[data.image_id(k)]
         image, targets = data.read(k)
-        assert image.shape == (*data.size(k), 3)
         with inner.open(f"panoptic_{split}2017/{row['file_name']}") as file:
             ids = np.asarray(Image.open(file)).astype(int) @ [1, 256, 65536]
+        assert image.shape == (*ids.shape, 3)
         segments = row["segments_info"]
         assert targets.labels.tolist() == [class_of[s["category_id"]] for s in segments]
         assert targets.crowd.tolist() == [bool(s["iscrowd"]) for s in segments]

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from datasets import shapes
-from datasets.shapes import CATEGORIES, ensure_shapes, shape_scene, shapes_panoptic
+from datasets.shapes import CATEGORIES, ensure_shapes, shape_scene, shapes_instance, shapes_panoptic
 from datasets.shapes_draw import MIN_AREA, MIN_VISIBLE, Segment, _Canvas
 from datasets.shapes_kinds import STUFF, THINGS
 from eomt.classes import Classes
@@ -267,11 +267,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         ensure_shapes(0, 1, 1, 32, tmp_path / "file")
 
 
-def test_the_reader_of_coco_reads_what_was_drawn(root, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("open_", "kinds"), [(shapes_panoptic, THINGS + STUFF), (shapes_instance, THINGS)])
+def test_the_readers_of_coco_read_what_was_drawn(open_, kinds, root, tmp_path, monkeypatch):
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
     for split in ("train", "val"):
-        reader = shapes_panoptic(split, root=root)
-        assert reader.classes.to_list() == Classes.from_categories(CATEGORIES).to_list()
+        reader = open_(split, root=root)
+        assert reader.classes.ids == [kind.id for kind in kinds]
+        assert reader.classes.names == [kind.name for kind in kinds]
+        assert reader.classes.is_thing == [kind in THINGS for kind in kinds]
         assert len(reader) == SMALL[f"{split}_images"]
         for index in range(len(reader)):
             image, targets = reader.read(index)
@@ -284,5 +287,6 @@ def test_the_reader_of_coco_reads_what_was_drawn(root, tmp_path, monkeypatch):
             drawn = {
                 (s.category_id, s.crowd, (scene.ids == number).tobytes())
                 for number, s in enumerate(scene.segments, start=1)
+                if s.category_id in reader.classes.ids
             }
             assert read == drawn

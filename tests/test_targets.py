@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 
+from eomt.rle import runs_of_rles
 from eomt.targets import (
     collate_targets,
+    present_segments,
     select_segments,
     targets_from_id_map,
     targets_from_masks,
+    targets_from_rles,
 )
 
 
@@ -109,6 +113,66 @@ def test_no_masks():
     assert targets.masks().shape == (0, 2, 3)
 
 
+def compressed(masks):
+    return [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"] for mask in masks]
+
+
+@pytest.mark.parametrize("shape", [(13, 17), (40, 300), (1, 1), (200, 3)])
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_run_lengths_give_the_targets_of_their_masks(shape, count):
+    noise = np.random.default_rng(count).random((count, *shape))
+    masks = noise > np.linspace(0, 1, count)[:, None, None]  # from full to empty
+    masks[count // 2 :, shape[0] // 2 :] = False
+    labels, crowd, areas = list(range(count)), [k % 2 == 0 for k in range(count)], [k / 4 for k in range(count)]
+    expected = targets_from_masks(masks, labels, crowd)
+    targets = targets_from_rles(compressed(masks), shape, labels, crowd, areas)
+    check_types(targets)
+    for ours, theirs in zip(targets[:4], expected[:4], strict=True):
+        assert torch.equal(ours, theirs)
+    np.testing.assert_array_equal(targets.masks(), masks)
+    assert targets.areas.dtype == torch.float64
+    assert targets.areas.tolist() == areas
+    assert targets_from_rles(compressed(masks), shape, labels).areas is None
+
+
+def test_an_empty_mask_stays_and_takes_no_plane():
+    masks = np.zeros((3, 4, 5), dtype=bool)
+    masks[0], masks[2] = True, True
+    targets = targets_from_rles(compressed(masks), (4, 5), [7, 8, 9])
+    assert targets.planes.tolist() == [0, 0, 1]
+    assert targets.masks().sum((1, 2)).tolist() == [20, 0, 20]
+
+
+def test_long_runs_and_runs_of_nothing():
+    # The longest numbers of a code, and runs of zero length, which other tools write.
+    size = (1 << 15, 1 << 14)
+    plain = [[1 << 28, (1 << 28) - 5, 5], [5, 0, 7, 2, 0, 1, 0, 0, (1 << 29) - 15, 0]]
+    codes = [coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"] for counts in plain]
+    starts, ends, owner = runs_of_rles(codes, size[0] * size[1])
+    assert starts.tolist() == [1 << 28, 12, 14]
+    assert ends.tolist() == [(1 << 29) - 5, 14, 15]
+    assert owner.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        (b"", "no compressed code"),
+        (b"P", "no compressed code"),
+        (b"4\x20", "no compressed code"),
+        (b"4p", "no compressed code"),
+        (b"PPPPPPPP4", "too large"),
+        (b"4", "do not make up 12 pixels"),
+        (b"4\x3a", "do not make up 12 pixels"),
+        (b"O=", "do not make up 12 pixels"),
+    ],
+)
+def test_damaged_run_lengths(code, what):
+    for codes in ([code], [b"<", code], [code, b"<"]):
+        with pytest.raises(ValueError, match=what):
+            targets_from_rles(codes, (3, 4), [0] * len(codes))
+
+
 @pytest.mark.parametrize("keep", [[], [0], [1, 4, 5], list(range(6))])
 def test_select_segments(keep):
     masks = random_masks(7, 6)
@@ -119,6 +183,17 @@ def test_select_segments(keep):
     assert chosen.labels.tolist() == [10 + k for k in keep]
     assert chosen.crowd.tolist() == [k % 2 == 0 for k in keep]
     np.testing.assert_array_equal(targets.masks(), masks)  # unchanged
+    assert chosen.areas is None
+    measured = select_segments(targets._replace(areas=torch.arange(6.0)), np.isin(np.arange(6), keep))
+    assert measured.areas.tolist() == keep
+
+
+def test_which_segments_are_present():
+    masks = random_masks(7, 6)
+    masks[[1, 5]] = False
+    targets = targets_from_masks(masks, [0] * 6)
+    assert present_segments(targets).tolist() == [True, False, True, True, True, False]
+    assert present_segments(targets_from_masks(masks[:0], [])).tolist() == []
 
 
 def test_collate_pads_planes_and_segments():
