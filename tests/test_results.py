@@ -1,18 +1,25 @@
 """Official result files, read back and scored."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from eomt.classes import Classes, SegmentClass
 from eomt.errors import InputError
-from eomt.inference.segmentation import Segmentation
-from eomt.inference.results import PanopticWriter, areas_and_boxes, ids_to_rgb
+from eomt.inference.results import InstanceWriter, PanopticWriter, SemanticWriter, areas_and_boxes, ids_to_rgb
+from eomt.inference.segmentation import Instances, Segmentation
+from eomt.metrics.average_precision import AveragePrecision
+from eomt.metrics.mean_iou import MeanIoU
 from eomt.metrics.panoptic_quality import PanopticQuality
-from eomt.targets import targets_from_id_map
+from eomt.targets import targets_from_id_map, targets_from_masks
 
 CLASSES = Classes(
     (
@@ -160,3 +167,121 @@ def test_an_independent_scorer_reads_the_files(tmp_path):
     assert 10 < ours["pq"] < 90
     for name in ("pq", "sq", "rq"):
         assert evaluation.results()["All"][name] == pytest.approx(ours[name].item() / 100, abs=1e-9)
+
+
+def random_instances(seed, count=4, height=40, width=50):
+    generator = np.random.default_rng(seed)
+    masks = np.zeros((height, width, count), dtype=np.uint8, order="F")
+    for k in range(count):
+        y, x = generator.integers(0, 30, 2)
+        masks[y : y + generator.integers(0, 30), x : x + 20, k] = 1
+    rles = coco_mask.encode(masks) if count else []
+    labels = torch.from_numpy(generator.integers(0, 3, count))
+    areas = torch.from_numpy(masks.sum((0, 1)).astype(np.int64))
+    scores = torch.from_numpy(generator.random(count, dtype=np.float32))
+    return Instances((height, width), rles, labels, scores, areas, torch.arange(count))
+
+
+def test_pycocotools_scores_the_instances_as_the_metric_does(tmp_path):
+    metric, writers = AveragePrecision(CLASSES), [InstanceWriter(tmp_path, CLASSES, rank, 2) for rank in (1, 0)]
+    document = {"images": [], "annotations": [], "categories": CLASSES.to_list()}
+    for k in range(12):
+        found = random_instances(k, count=(4, 0, 7)[k % 3])
+        masks = np.roll(random_instances(k).masks().numpy(), k % 2, 1)
+        labels = random_instances(k).labels.tolist()
+        metric.update(found, targets_from_masks(masks, labels), k)
+        for writer in writers[: 2 if k == 4 else 1] if k % 2 else writers[-1:]:
+            writer.add(found, f"a/{k}.jpg", k)
+        document["images"].append({"id": k, "height": 40, "width": 50})
+        for mask, label in zip(masks, labels, strict=True):
+            row = {"id": len(document["annotations"]) + 1, "image_id": k, "category_id": CLASSES.ids[label]}
+            code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            document["annotations"].append({**row, "area": int(mask.sum()), "iscrowd": 0, "segmentation": code})
+    for writer in writers:
+        writer.flush()
+    assert not (tmp_path / "instances.json").exists()
+    path = [writer.close() for writer in writers][-1]
+    assert path == tmp_path / "instances.json"
+    assert [p.name for p in tmp_path.iterdir()] == ["instances.json"]
+    for row in json.loads(path.read_text()):
+        assert row["bbox"] == coco_mask.toBbox(row["segmentation"]).tolist()
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = document
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(str(path)), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    scores = [score.item() for score in metric.compute().values()]
+    assert 5 < scores[0] < 95
+    assert np.nan_to_num(scores, nan=-100) == pytest.approx(100 * evaluation.stats, abs=1e-10)
+
+
+def test_instances_of_no_image_are_an_empty_list(tmp_path):
+    writer = InstanceWriter(tmp_path, CLASSES)
+    writer.add(random_instances(0, count=0), "0.jpg", 0)
+    assert json.loads(writer.close().read_text()) == []
+
+
+def test_each_image_stands_in_the_instances_once(tmp_path):
+    writers = [InstanceWriter(tmp_path, CLASSES, rank, 2) for rank in (0, 1)]
+    for writer in reversed(writers):
+        # Two folders may hold images of one name: here nothing replaces the other's.
+        for k in (1, 0):
+            writer.add(random_instances(k), "same.jpg", k)
+    for writer in writers:
+        writer.flush()
+    rows = json.loads(writers[0].close().read_text())
+    assert [row["image_id"] for row in rows] == [1] * 4 + [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "values", "mode"),
+    [
+        ((7, 9, 200), (0, 7, 9, 200), "L"),
+        ((0, 1, 2), (255, 0, 1, 2), "L"),
+        ((0, 1, 255), (65535, 0, 1, 255), "I;16"),
+        ((1, 2, 300), (0, 1, 2, 300), "I;16"),
+    ],
+)
+def test_label_maps_give_the_mean_iou(tmp_path, ids, values, mode):
+    classes = Classes(tuple(SegmentClass(i, f"c{i}", (0, 0, 0), False) for i in ids))
+    written, read = MeanIoU(classes), MeanIoU(classes)
+    writers = [SemanticWriter(tmp_path, classes, rank, 2) for rank in (0, 1)]
+    for k in range(4):
+        found, truth = random_segmentation(k), random_segmentation(k % 3)
+        targets = targets_from_id_map(truth.ids.numpy(), range(1, len(truth.labels) + 1), truth.labels.tolist())
+        written.update(found, targets)
+        for writer in writers[k % 2 :]:
+            writer.add(found, f"some/where/{k}.x.jpg", k)
+        image = Image.open(tmp_path / "semantic" / f"{k}.x.png")
+        assert image.mode == mode
+        labels = np.array(image)
+        assert set(np.unique(labels)) <= set(values)
+        assert np.array_equal(labels == values[0], found.ids.numpy() == 0)
+        again = Segmentation(torch.zeros(labels.shape, dtype=torch.int32), torch.arange(3), torch.ones(3))
+        for number, value in enumerate(ids, 1):
+            again.ids[torch.from_numpy(labels == value)] = number
+        read.update(again, targets)
+    for writer in writers:
+        writer.flush()
+    assert writers[1].close() == writers[0].close() == tmp_path / "semantic"
+    assert [p.name for p in tmp_path.iterdir()] == ["semantic"]
+    assert sorted(p.name for p in (tmp_path / "semantic").iterdir()) == [f"{k}.x.png" for k in range(4)]
+    assert 0 < written.compute()["miou"] < 100
+    assert torch.equal(written.pixels, read.pixels)
+
+
+def test_two_label_maps_of_one_name_are_refused(tmp_path):
+    writer = SemanticWriter(tmp_path, CLASSES)
+    writer.add(random_segmentation(0), "a/1.jpg", 10)
+    writer.add(random_segmentation(1), "b/1.png", 11)
+    with pytest.raises(InputError, match=r"images 10 and 11 share the name 1\.png in .*semantic"):
+        writer.close()
+
+
+@pytest.mark.parametrize("ids", [(1, 70000), (-1, 2), (0, 255, 65535)])
+def test_ids_that_no_label_map_holds_are_refused(tmp_path, ids):
+    with pytest.raises(InputError, match="do not fit into a label PNG"):
+        SemanticWriter(tmp_path, Classes(tuple(SegmentClass(i, "c", (0, 0, 0), False) for i in ids)))

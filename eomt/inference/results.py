@@ -11,27 +11,31 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.segmentation import Segmentation
+from eomt.files import replacing
+from eomt.inference.segmentation import Instances, Segmentation
 
 
-class PanopticWriter:
-    """Writes COCO's panoptic result format: `panoptic.json` and one `panoptic/<stem>.png` per image.
+class ResultWriter:
+    """What all writers share: each rank notes its own images, rank 0 joins them.
 
-    A pixel's segment id is R + 256 G + 65536 B of the PNG, 0 where no segment is. Every rank adds its own
-    images; then all ranks call `flush`, wait for each other, and call `close`, upon which rank 0 joins
-    the rows. The JSON file appears only when it is complete.
+    Every rank adds its own images; then all ranks call `flush`, wait for each other, and call `close`.
+    An image that was added twice, as samplers pad the last batch of some ranks, stands in the results once.
 
     Args:
         folder: made if it is not there. Files of an earlier run are overwritten.
-        classes: category ids in the files are the dataset's own.
+        classes: ids in the files are the dataset's own.
         rank, world_size: of this process.
 
     Raises:
         InputError: if the folder cannot be written.
     """
+
+    result: str  # name of the file or folder that `close` returns
+    pictures: str = ""  # folder of the images' PNGs, if there are any
 
     def __init__(self, folder: str | Path, classes: Classes, rank: int = 0, world_size: int = 1):
         self.folder = Path(folder)
@@ -39,35 +43,12 @@ class PanopticWriter:
         self.rank = rank
         self.world_size = world_size
         try:
-            (self.folder / "panoptic").mkdir(parents=True, exist_ok=True)
+            self._pictures.mkdir(parents=True, exist_ok=True)
             self._rows = self._part(rank).open("w")
         except OSError as error:
             raise InputError(
                 f"cannot write results to {self.folder} ({error.strerror}): choose another folder"
             ) from error
-
-    def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
-        """Write one image's PNG and note its row.
-
-        Args:
-            segmentation: at the image's original size.
-            name: the image's file name; its stem names the PNG.
-            image_id: the dataset's id of the image.
-        """
-        ids = segmentation.ids.to(torch.int32).numpy(force=True)
-        file_name = f"{Path(name).stem}.png"
-        path = self.folder / "panoptic" / file_name
-        draft = path.with_name(f".{file_name}.{self.rank}")
-        # Segments are runs: run-length compression takes half the time of the default and no more space.
-        Image.fromarray(ids_to_rgb(ids)).save(draft, format="PNG", compress_type=zlib.Z_RLE)
-        os.replace(draft, path)
-        areas, boxes = areas_and_boxes(ids, len(segmentation.labels))
-        segments = [
-            {"id": s + 1, "category_id": self.classes.ids[label], "area": areas[s], "bbox": boxes[s]}
-            for s, label in enumerate(segmentation.labels.tolist())
-        ]
-        row = {"image_id": image_id, "file_name": file_name, "segments_info": segments}
-        self._rows.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
         """Make this rank's rows visible to rank 0."""
@@ -80,37 +61,168 @@ class PanopticWriter:
         Call it when every rank has flushed.
 
         Returns:
-            The path of the JSON file.
+            The path of the result.
 
         Raises:
             InputError: if two images share a file name, so that one's PNG has replaced the other's.
         """
         self._rows.close()
-        path = self.folder / "panoptic.json"
+        path = self.folder / self.result
         if self.rank != 0:
             return path
         parts = [self._part(rank) for rank in range(self.world_size)]
-        rows: dict[int | str, dict] = {}
+        rows: dict[int | str, tuple[str, str]] = {}
         for part in parts:
-            for line in part.read_text().splitlines():
-                row = json.loads(line)
-                rows.setdefault(row["image_id"], row)
-        annotations = sorted(rows.values(), key=lambda row: row["file_name"])
-        for one, other in itertools.pairwise(annotations):
-            if one["file_name"] == other["file_name"]:
+            with part.open() as lines:
+                for line in lines:
+                    key, text = line.rstrip("\n").split("\t", 1)
+                    image_id, file_name = json.loads(key)
+                    rows.setdefault(image_id, (file_name, text))
+        image_ids = sorted(rows, key=lambda image_id: rows[image_id][0])
+        for one, other in itertools.pairwise(image_ids):
+            if self.pictures and rows[one][0] == rows[other][0]:
                 raise InputError(
-                    f"images {one['image_id']} and {other['image_id']} share the name {one['file_name']} in "
-                    f"{self.folder / 'panoptic'}: give them different file names"
+                    f"images {one} and {other} share the name {rows[one][0]} in {self._pictures}: "
+                    "give them different file names"
                 )
-        draft = path.with_name(".panoptic.json")
-        draft.write_text(json.dumps({"annotations": annotations, "categories": self.classes.to_list()}))
-        os.replace(draft, path)
+        document = self._document([rows[image_id][1] for image_id in image_ids])
+        if document:
+            with replacing(path) as draft:
+                draft.write_text(document)
         for part in parts:
             part.unlink()
         return path
 
+    def _document(self, rows: list[str]) -> str:
+        """The JSON file, from the images' JSON texts; empty if there is no such file."""
+        return ""
+
+    def _note(self, image_id: int | str, file_name: str, text: str = "") -> None:
+        # JSON has no bare tab, and rank 0 need not parse the text again.
+        self._rows.write(json.dumps([image_id, file_name]) + "\t" + text + "\n")
+
+    def _save_picture(self, pixels: np.ndarray, name: str) -> str:
+        """Write a PNG in one step; its file name."""
+        file_name = f"{Path(name).stem}.png"
+        draft = self._pictures / f".{file_name}.{self.rank}"
+        # Segments are runs: run-length compression takes half the time of the default and no more space.
+        Image.fromarray(pixels).save(draft, format="PNG", compress_type=zlib.Z_RLE)
+        os.replace(draft, self._pictures / file_name)
+        return file_name
+
+    @property
+    def _pictures(self) -> Path:
+        return self.folder / self.pictures
+
     def _part(self, rank: int) -> Path:
-        return self.folder / f".panoptic.{rank}.jsonl"
+        return self.folder / f".{Path(self.result).stem}.{rank}.jsonl"
+
+
+class PanopticWriter(ResultWriter):
+    """Writes COCO's panoptic result format: `panoptic.json` and one `panoptic/<stem>.png` per image.
+
+    A pixel's segment id is R + 256 G + 65536 B of the PNG, 0 where no segment is. The JSON file appears
+    only when it is complete.
+    """
+
+    result = "panoptic.json"
+    pictures = "panoptic"
+
+    def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
+        """Write one image's PNG and note its row.
+
+        Args:
+            segmentation: at the image's original size.
+            name: the image's file name; its stem names the PNG.
+            image_id: the dataset's id of the image.
+        """
+        ids = segmentation.ids.to(torch.int32).numpy(force=True)
+        file_name = self._save_picture(ids_to_rgb(ids), name)
+        areas, boxes = areas_and_boxes(ids, len(segmentation.labels))
+        segments = [
+            {"id": s + 1, "category_id": self.classes.ids[label], "area": areas[s], "bbox": boxes[s]}
+            for s, label in enumerate(segmentation.labels.tolist())
+        ]
+        row = {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+        self._note(image_id, file_name, json.dumps(row))
+
+    def _document(self, rows: list[str]) -> str:
+        return f'{{"annotations": [{", ".join(rows)}], "categories": {json.dumps(self.classes.to_list())}}}'
+
+
+class InstanceWriter(ResultWriter):
+    """Writes COCO's result format of objects: `instances.json`, one list of all images' objects.
+
+    Each has image_id, category_id, segmentation (compressed run lengths), score and bbox. The file appears
+    only when it is complete. An image without objects leaves no trace in it.
+    """
+
+    result = "instances.json"
+
+    def add(self, instances: Instances, name: str, image_id: int | str) -> None:
+        """Note one image's objects.
+
+        Args:
+            instances: at the image's original size.
+            name: the image's file name, by which the images are ordered.
+            image_id: the dataset's id of the image.
+        """
+        boxes = coco_mask.toBbox(instances.rles).tolist() if instances.rles else []
+        ids = self.classes.ids
+        objects = [
+            {
+                "image_id": image_id,
+                "category_id": ids[label],
+                "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()},
+                "score": score,
+                "bbox": box,
+            }
+            for code, label, score, box in zip(
+                instances.rles, instances.labels.tolist(), instances.scores.tolist(), boxes, strict=True
+            )
+        ]
+        self._note(image_id, name, json.dumps(objects)[1:-1])
+
+    def _document(self, rows: list[str]) -> str:
+        return f"[{', '.join(filter(None, rows))}]"
+
+
+class SemanticWriter(ResultWriter):
+    """Writes label maps: one `semantic/<stem>.png` per image, whose values are the dataset's own class ids.
+
+    Pixels without a class are 0, or, where 0 is a class, 255. Files are of 8 bits; if the values need
+    more, of 16 bits, and pixels without a class are then 65535 if 0 is a class.
+
+    Raises:
+        InputError: if the folder cannot be written, or the ids do not fit into 16 bits.
+    """
+
+    result = "semantic"
+    pictures = "semantic"
+
+    def __init__(self, folder: str | Path, classes: Classes, rank: int = 0, world_size: int = 1):
+        largest = max(classes.ids)
+        nothing = 0 if 0 not in classes.ids else 255 if largest < 255 else 65535
+        if min(classes.ids) < 0 or largest > 65535 or nothing in classes.ids:
+            raise InputError(
+                f"category ids from {min(classes.ids)} to {largest} do not fit into a label PNG: "
+                "use ids from 1 to 65535 in the dataset's categories"
+            )
+        dtype = np.uint8 if max(largest, nothing) <= 255 else np.uint16
+        self._values = np.array([nothing, *classes.ids], dtype=dtype)
+        super().__init__(folder, classes, rank, world_size)
+
+    def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
+        """Write one image's PNG.
+
+        Args:
+            segmentation: at the image's original size.
+            name: the image's file name; its stem names the PNG.
+            image_id: the dataset's id of the image.
+        """
+        values = self._values[np.append(0, segmentation.labels.numpy(force=True) + 1)]
+        file_name = self._save_picture(values[segmentation.ids.numpy(force=True)], name)
+        self._note(image_id, file_name)
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:

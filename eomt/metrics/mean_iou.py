@@ -1,0 +1,107 @@
+"""Mean intersection over union of classes, counted over all pixels of a dataset (Everingham et al., IJCV 2015)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from eomt.classes import Classes
+from eomt.errors import InputError
+from eomt.inference.segmentation import Segmentation
+from eomt.metrics.panoptic_quality import joint_histogram
+from eomt.targets import ImageTargets
+
+
+class MeanIoU(Metric):
+    """Mean IoU, mean accuracy and pixel accuracy.
+
+    The rules of ADE20K and Cityscapes: pixels in void of the truth count nowhere; all others of the dataset
+    go into one confusion matrix. A pixel for which no class is predicted is missed by its true class.
+    Classes that are neither true nor predicted anywhere are left out of the mean IoU, classes that are
+    nowhere true out of the mean accuracy.
+
+    Args:
+        classes: the dataset's classes.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    pixels: Tensor  # int64 [C, C + 1]: true class, predicted class; in the last column no class is predicted
+
+    def __init__(self, classes: Classes):
+        super().__init__()
+        self.classes = classes
+        empty = torch.zeros(len(classes), len(classes) + 1, dtype=torch.int64)
+        self.add_state("pixels", empty, dist_reduce_fx="sum")
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> MeanIoU:
+        """Counts stay integers, whatever the precision."""
+        return self
+
+    def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: int | None = None) -> None:
+        """Count one image.
+
+        Args:
+            segmentation: the prediction.
+            targets: the truth at the same size: ids int16 [1, H, W] where 0 is void.
+            image_id: not used; other metrics need it.
+
+        Raises:
+            InputError: if true segments overlap (more than one plane), or the sizes differ.
+        """
+        planes, *shape = targets.ids.shape
+        if planes != 1:
+            raise InputError(f"mean IoU needs true segments that do not overlap, found {planes} planes")
+        if list(segmentation.ids.shape) != shape:
+            raise InputError(
+                f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: score them at one size"
+            )
+        overlap = joint_histogram(
+            targets.ids[0].numpy(force=True),
+            segmentation.ids.to(torch.int16).numpy(force=True),
+            len(targets.labels) + 1,
+            len(segmentation.labels) + 1,
+        )
+        predicted = np.append(len(self.classes), segmentation.labels.numpy(force=True))
+        pixels = np.zeros(self.pixels.shape, dtype=np.int64)
+        np.add.at(pixels, (targets.labels.numpy(force=True)[:, None], predicted), overlap[1:])
+        self.pixels += torch.from_numpy(pixels).to(self.pixels.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """In percent, each a float64 scalar on the host: miou, mean_accuracy and pixel_accuracy. NaN where
+        nothing has been counted.
+        """
+        pixels = self.pixels.cpu().double()
+        iou, accuracy = _class_scores(pixels)
+        right = pixels.diagonal().sum() / pixels.sum()
+        return {"miou": iou.nanmean(), "mean_accuracy": accuracy.nanmean(), "pixel_accuracy": 100 * right}
+
+    def per_class(self) -> list[dict]:
+        """The table of the classes that are true or predicted anywhere: id, name, iou, accuracy (percent; NaN
+        for a class that is nowhere true), pixels (true ones).
+
+        Joins the ranks' counts, so that every rank must call it.
+        """
+        with self.sync_context():
+            pixels = self.pixels.cpu()
+        iou, accuracy = _class_scores(pixels.double())
+        return [
+            {
+                "id": item.id,
+                "name": item.name,
+                "iou": float(iou[k]),
+                "accuracy": float(accuracy[k]),
+                "pixels": int(pixels[k].sum()),
+            }
+            for k, item in enumerate(self.classes)
+            if not iou[k].isnan()
+        ]
+
+
+def _class_scores(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and accuracy of each class in percent, float64 [C]; NaN where there is nothing to divide by."""
+    right, true, predicted = pixels.diagonal(), pixels.sum(1), pixels[:, :-1].sum(0)
+    return 100 * right / (true + predicted - right), 100 * right / true
