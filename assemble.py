@@ -26,10 +26,16 @@ from eomt.network import EoMT
 from eomt.tasks import task_of
 
 
+# Keys of `data` that are there for both readers to refer to.
+READER_KEYS = ("classes", "ignore", "color_labels")
+
+
 def build_data(cfg: DictConfig) -> SegmentationData:
     """The data module of a configuration; `data.root` is for its readers."""
     settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
     root = settings.pop("root", None)
+    for name in READER_KEYS:
+        settings.pop(name, None)
     for split in ("train", "val"):
         # A checkpoint's configuration is resolved; a root that is given now goes over it.
         if root is not None and "root" in settings[split]:

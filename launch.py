@@ -34,7 +34,10 @@ log = logging.getLogger("eomt")
 ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
 
 # Values of these keys are paths, whose characters Hydra's override grammar would read as its own.
-TEXT_KEYS = re.compile(r"^\+{0,2}(ckpt|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations))=")
+TEXT_KEYS = re.compile(r"^\+{0,2}(ckpt|out|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations|labels|data\.classes))=")
+# Values of these may be lists of paths; in one without quotes of the user's own, commas part the entries.
+LIST_KEYS = re.compile(r"^images=")
+LIST = re.compile(r"^\[[^'\"{}$]+\]$")
 # Those of these are read from other folders later on, so that they are made absolute.
 PATH_KEYS = re.compile(r"^\+{0,2}(ckpt|(\w+\.)*(root|pretrained))=")
 
@@ -81,7 +84,8 @@ def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
     except (*ENDINGS, KeyboardInterrupt) as error:
         _end(error)
     except OSError as error:
-        _end(InputError(f"{error.filename}: {error.strerror}; choose another folder by hydra.run.dir="))
+        key = "out" if config_name == "predict" else "hydra.run.dir"
+        _end(InputError(f"{error.filename}: {error.strerror}; choose another folder by {key}="))
 
 
 def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -135,14 +139,20 @@ def quote_paths(arguments: list[str]) -> list[str]:
     quoted = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        plain = value and value[0] not in "'\"[" and "${" not in value
+        plain = value and (value[0] not in "'\"[{" or os.path.exists(value)) and "${" not in value
         if TEXT_KEYS.match(argument) and plain and value.lower() not in ("null", "true", "false"):
             if PATH_KEYS.match(argument):
                 value = os.path.abspath(os.path.expanduser(value))
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            argument = f"{key}='{escaped}'"
+            argument = f"{key}={_quoted(value)}"
+        elif LIST_KEYS.match(argument) and LIST.match(value):
+            argument = f"{key}=[{','.join(_quoted(entry.strip()) for entry in value[1:-1].split(','))}]"
         quoted.append(argument)
     return quoted
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def resumed(arguments: list[str]) -> list[str]:

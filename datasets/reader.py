@@ -26,16 +26,13 @@ class Reader(Protocol):
         """The number of images, also those without segments: validation scores them all."""
 
     def has_targets(self) -> np.ndarray:
-        """bool [N]: the image has at least one segment. Training leaves the others out."""
+        """bool [N]: the image has a segment to train on. Training leaves the others out."""
 
     def name(self, index: int) -> str:
         """The image's file name, for messages and for the names of results."""
 
     def image_id(self, index: int) -> int:
         """The id under which result files name the image."""
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of the image, without reading it."""
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         """Read one image.
@@ -48,3 +45,24 @@ class Reader(Protocol):
             InputError: if the image or its ground truth cannot be decoded or they contradict each other;
                 the message names the image.
         """
+
+
+class FirstImages:
+    """The first images of a reader, itself a reader.
+
+    Args:
+        reader: where they come from.
+        count: how many, at least 1; all if there are fewer.
+    """
+
+    def __init__(self, reader: Reader, count: int):
+        self._reader = reader
+        self._count = min(count, len(reader))
+        self.classes = reader.classes
+        self.name, self.image_id, self.read = reader.name, reader.image_id, reader.read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def has_targets(self) -> np.ndarray:
+        return self._reader.has_targets()[: self._count]

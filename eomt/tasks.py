@@ -86,7 +86,7 @@ class SemanticTask:
     kind: ClassVar[str] = "semantic"
     monitor: ClassVar[str] = "miou"
     geometry: ClassVar[Geometry] = WINDOWS
-    max_bytes: int = DEFAULT_MAX_BYTES
+    max_bytes: int = 2 * DEFAULT_MAX_BYTES
 
     def predict(
         self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 SCRIPT = """
 import sys
 
-EXTRAS = {"albumentations", "cv2", "hydra", "lightning", "matplotlib", "omegaconf", "pycocotools", "pytorch_lightning",
+EXTRAS = {"albumentations", "cv2", "hydra", "lightning", "matplotlib", "omegaconf", "pytorch_lightning",
           "scipy", "tensorboard", "torchmetrics", "wandb"}
 
 class Refuse:
