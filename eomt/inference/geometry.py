@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from eomt.errors import InputError
+
+# The C library keeps smaller blocks of a CPU's memory for reuse. Larger ones come from the system anew each
+# time, which takes as long as resizing into them.
+REUSED_BYTES = 16 * 2**20
 
 
 class Placement(NamedTuple):
@@ -120,7 +124,7 @@ def undo_fit_in_chunks(
     Args:
         mask_logits: float [Q, h, w], any float type.
         queries: int64 [K], the masks wanted, in this order.
-        max_bytes: how much a chunk may take; at least one mask is upsampled.
+        max_bytes: how much a chunk may take, on a CPU at most 16 MiB; at least one mask is upsampled.
         pixel_bytes: what the caller holds for each pixel of a mask at the original size, the logit included.
 
     Yields:
@@ -128,6 +132,8 @@ def undo_fit_in_chunks(
     """
     # A mask takes its pixels at the input's size twice: resized, and its crop made contiguous.
     mask_bytes = 8 * size[0] * size[1] + pixel_bytes * placement.height * placement.width
+    if mask_logits.device.type == "cpu":
+        max_bytes = min(max_bytes, REUSED_BYTES)
     for chunk in queries.split(max(1, max_bytes // mask_bytes)):
         yield undo_fit(mask_logits[chunk].float(), placement, size)
 
@@ -172,15 +178,18 @@ def merge_windows(scores: Tensor, placement: Placement, size: tuple[int, int]) -
         float [C, placement.height, placement.width]: averaged where windows overlap, then resized
         bilinearly.
     """
-    return resize_maps(average_windows(scores, placement, size), (placement.height, placement.width))
+    averaged = average_windows(scores, lambda window: window, placement, size)
+    return resize_maps(averaged, (placement.height, placement.width))
 
 
-def average_windows(scores: Iterable[Tensor], placement: Placement, size: tuple[int, int]) -> Tensor:
-    """Lay the windows' scores over each other.
+def average_windows(
+    windows: Iterable[Any], score: Callable[[Any], Tensor], placement: Placement, size: tuple[int, int]
+) -> Tensor:
+    """Score windows one after the other and lay the scores over each other.
 
     Args:
-        scores: float [C, size[0], size[1]] for each window of `cut_windows`. Given as an iterator, only one
-            is held at a time.
+        windows: what `score` needs for each window of `cut_windows`.
+        score: gives a window's float [C, size[0], size[1]], dropped before it is asked for the next.
         placement: of `cut_windows`.
         size: height and width of a window.
 
@@ -188,16 +197,18 @@ def average_windows(scores: Iterable[Tensor], placement: Placement, size: tuple[
         float [C, placement.scaled_height, placement.scaled_width], averaged where windows overlap.
     """
     total = None
-    for window, (rows, columns) in zip(scores, _windows(placement, size), strict=True):
+    for window, (rows, columns) in zip(windows, _windows(placement, size), strict=True):
+        scores = score(window)
         if total is None:
-            total = window.new_zeros(len(window), placement.scaled_height, placement.scaled_width)
+            total = scores.new_zeros(len(scores), placement.scaled_height, placement.scaled_width)
             # Windows stand in a grid: a pixel is covered by those over its row times those over its column.
-            down, across = window.new_zeros(placement.scaled_height, 1), window.new_zeros(placement.scaled_width)
-        total[:, rows, columns] += window
+            down, across = scores.new_zeros(placement.scaled_height, 1), scores.new_zeros(placement.scaled_width)
+        total[:, rows, columns] += scores
         if columns.start == 0:
             down[rows] += 1
         if rows.start == 0:
             across[columns] += 1
+        del scores
     return total.div_(down).div_(across)
 
 

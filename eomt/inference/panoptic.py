@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eomt.inference.geometry import Placement, undo_fit
+from eomt.inference.geometry import Placement, undo_fit_in_chunks
 from eomt.inference.segmentation import Segmentation
 
 
@@ -76,24 +76,25 @@ def _compete(
     shape = (placement.height, placement.width)
     best = torch.full(shape, -1.0, device=mask_logits.device)
     code = torch.zeros(shape, dtype=torch.int32, device=mask_logits.device)
-    own_area = []
-    # A mask takes its pixels at the input's size twice (resized, and its crop made contiguous) and at the
-    # image's size once.
-    mask_bytes = 4 * (2 * size[0] * size[1] + placement.height * placement.width)
-    for chunk in kept.split(max(1, max_bytes // mask_bytes)):
+    # Filled in place: a small tensor kept from each round would break up the memory that the maps leave, and
+    # the next would find no room in it.
+    own_area = torch.zeros(len(kept), dtype=torch.int64, device=mask_logits.device)
+    k = 0
+    for chunk in undo_fit_in_chunks(mask_logits, kept, placement, size, max_bytes):
         # One query after the other: a reduction over stacked masks walks across memory (3.5 times slower
         # on a CPU), and a running maximum with a strict comparison keeps the first of equals, as argmax.
-        for logits in undo_fit(mask_logits[chunk].float(), placement, size):
-            k = len(own_area)
-            probability = logits.sigmoid()
+        for logits in chunk:
+            probability = logits.sigmoid_()
             inside = probability >= mask_threshold
-            own_area.append(inside.count_nonzero())
+            own_area[k] = inside.count_nonzero()
             probability *= scores[k]
             better = probability > best
-            code = torch.where(better, inside.int() + 2 * k, code)
-            best = torch.maximum(best, probability)
-        del logits  # a view: it would keep its chunk while the next one is made
-    return code, torch.stack(own_area)
+            code.masked_fill_(better, 2 * k)
+            code.masked_fill_(inside.logical_and_(better), 2 * k + 1)
+            torch.maximum(best, probability, out=best)
+            k += 1
+        del chunk, logits, probability  # views would keep their chunk while the next one is made
+    return code, own_area
 
 
 def _number_segments(
