@@ -34,7 +34,9 @@ log = logging.getLogger("eomt")
 ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
 
 # Values of these keys are paths, whose characters Hydra's override grammar would read as its own.
-TEXT_KEYS = re.compile(r"^\+{0,2}(ckpt|out|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations|labels|data\.classes))=")
+TEXT_KEYS = re.compile(
+    r"^\+{0,2}(ckpt|out|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations|labels|data\.classes))="
+)
 # Values of these may be lists of paths; in one without quotes of the user's own, commas part the entries.
 LIST_KEYS = re.compile(r"^images=")
 LIST = re.compile(r"^\[[^'\"{}$]+\]$")

@@ -18,29 +18,36 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from eomt.checkpoint import read_checkpoint
+from PIL import Image
 from eomt.classes import Classes
-from eomt.inference.draw import draw_segments
-from eomt.inference.geometry import fit_and_pad
+from eomt.inference.folder import find_images, predict_files
+from eomt.inference.segmenter import Segmenter
 from eomt.network import EoMT
-from eomt.tasks import task_of
 
 classes = Classes.from_categories([{"id": 1, "name": "cat"}, {"id": 7, "name": "sky", "isthing": 0}])
 options = {"embed_dim": 32, "depth": 2, "num_heads": 2}
-network = EoMT("vit_small_patch14_reg4_dinov2", 32, len(classes), 4, 1, 8, options).eval()
-image = np.zeros((20, 30, 3), np.uint8)
-padded, placement = fit_and_pad(image, (32, 32))
-with torch.no_grad():
-    output = network(padded[None])[-1]
-answer = task_of("panoptic").predict(output, placement, (32, 32), classes)
-assert answer.ids.shape == (20, 30)
-draw_segments(image, answer.ids, answer.labels, classes)
+network = EoMT("vit_small_patch14_reg4_dinov2", 32, len(classes), 4, 1, 8, options)
+weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+folder = Path(sys.argv[1])
+Image.new("RGB", (30, 20)).save(folder / "image.png")
+for kind in ("semantic", "instance", "panoptic"):
+    own = {"kind": kind, "classes": classes.to_list(), "network": network.spec}
+    torch.save({"eomt": own, "state_dict": weights}, folder / "model.ckpt")
+    segmenter = Segmenter.load(folder / "model.ckpt", device="cpu")
+    answer = segmenter(np.zeros((20, 30, 3), np.uint8))
+    assert answer.map.shape == (20, 30)
+    assert answer.picture().size == (13 * 30, 13 * 20)
+    assert len(list(predict_files(segmenter, *find_images(str(folder / "image.png"), folder), folder / kind))) == 1
 print("segmented")
 """
 
 
-def test_inference_needs_no_extra():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=ROOT, check=False)
+def test_inference_needs_no_extra(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, tmp_path], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.stdout.strip() == "segmented", done.stderr

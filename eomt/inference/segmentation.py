@@ -81,11 +81,14 @@ class Instances(NamedTuple):
         return Instances(self.size, rles, self.labels[keep], self.scores[keep], self.areas[keep], self.queries[keep])
 
     def flat(self) -> Segmentation:
-        """As a map, for pictures: objects with higher scores hide those with lower ones.
+        """As a map, for pictures: smaller objects hide larger ones, so that a tie shows on its wearer; of equal
+        areas the higher score shows.
 
         Every object stays in the lists, also one that is hidden altogether.
         """
-        ids = np.zeros(self.size, dtype=np.int32)
-        for k in self.scores.argsort(stable=True).tolist():
-            ids[coco_mask.decode(self.rles[k]).astype(bool)] = k + 1
-        return Segmentation(torch.from_numpy(ids), self.labels, self.scores)
+        # Column by column, as masks are decoded: a large image takes a third of the time.
+        ids = np.zeros(self.size[::-1], dtype=np.int32).T
+        order = np.lexsort((self.scores.numpy(), -self.areas.numpy()))
+        for k in order.tolist():
+            ids[coco_mask.decode(self.rles[k]).view(bool)] = k + 1
+        return Segmentation(torch.from_numpy(np.ascontiguousarray(ids)), self.labels, self.scores)

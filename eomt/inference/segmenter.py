@@ -1,0 +1,214 @@
+"""A trained network that segments any image."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eomt.checkpoint import FORMAT, foreign_code, read_checkpoint
+from eomt.classes import Classes
+from eomt.errors import InputError
+from eomt.inference.answer import Answer, on_host
+from eomt.inference.geometry import Placement
+from eomt.inference.images import ImageSource, load_image
+from eomt.network import EoMT, Output
+from eomt.tasks import Task, predict_images, task_of
+
+PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+WEIGHTS = "network."  # what a checkpoint's names of the network's weights begin with
+
+
+class Segmenter:
+    """Segments images of any size, without attention masks, which is how EoMT is deployed.
+
+    Args:
+        network: is moved to the device and set to evaluation.
+        task: how its outputs are read.
+        classes: of the network.
+        device: such as "cuda:1" or "cpu"; default a GPU if there is one.
+        precision: "32", or "bf16" or "16" for mixed precision; default bf16 on a GPU, 32 on a CPU.
+
+    Raises:
+        InputError: if the device cannot be used, there is no such precision, or the network has another
+            number of classes.
+    """
+
+    def __init__(
+        self,
+        network: EoMT,
+        task: Task,
+        classes: Classes,
+        device: str | torch.device | None = None,
+        precision: str | int | None = None,
+    ):
+        if network.num_classes != len(classes):
+            raise InputError(f"the network tells {network.num_classes} classes apart, but {len(classes)} are named")
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.network = network.to(self.device).eval()
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"device={device} cannot be used ({reason}); such as cpu, cuda or cuda:1 can") from error
+        if precision is None:
+            precision = "bf16" if self.device.type == "cuda" else "32"
+        if str(precision) not in PRECISIONS:
+            raise InputError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
+        self.precision = str(precision)
+        self.task = task
+        self.classes = classes
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        device: str | torch.device | None = None,
+        precision: str | int | None = None,
+        trust_code: bool = False,
+        **options: float | None,
+    ) -> Segmenter:
+        """Read a checkpoint of a training run.
+
+        Args:
+            checkpoint: such as RUN/checkpoints/best.ckpt.
+            device, precision: as above.
+            trust_code: whether a task of someone's own, which the checkpoint names, may be imported.
+            options: of the task's post-processing, such as `score_threshold`; those that are not given are
+                the training run's.
+
+        Raises:
+            InputError: if the file is no whole checkpoint of this project, names a foreign task, or an option
+                is unknown or out of range; otherwise as above.
+        """
+        # Left in the file: optimizer states, twice the weights, are never read.
+        saved_all = read_checkpoint(checkpoint, mmap=True)
+        saved = saved_all[FORMAT]
+        kind = saved["kind"]
+        # Of the task alone: readers of someone's own are not imported here.
+        if foreign_code({FORMAT: {"kind": kind}}) and not trust_code:
+            raise InputError(f"ckpt={checkpoint} would run {kind}: if you trust it, say so by trust_code=true")
+        given = {name: value for name, value in options.items() if value is not None}
+        task = task_of(kind, {**((saved.get("config") or {}).get("postprocess") or {}), **given})
+        network = EoMT(**saved["network"])
+        weights = {k.removeprefix(WEIGHTS): v for k, v in saved_all["state_dict"].items() if k.startswith(WEIGHTS)}
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"ckpt={checkpoint} holds other weights than its network has: {reason}") from error
+        return cls(network, task, Classes.from_list(saved["classes"]), device, precision)
+
+    def __call__(
+        self, images: ImageSource | Iterable[ImageSource], batch_size: int = 8, num_workers: int = 0
+    ) -> Answer | list[Answer]:
+        """Segment an image, or several.
+
+        Args:
+            images: one image, as `load_image` takes them, or several: any iterable, or one array or tensor with
+                a dimension more. Their sizes may differ.
+            batch_size, num_workers: see `stream`.
+
+        Returns:
+            The answer, or a list of answers.
+
+        Raises:
+            InputError: if an image cannot be read.
+        """
+        one = isinstance(images, str | Path | Image.Image) or (
+            isinstance(images, np.ndarray | Tensor) and images.ndim < 4
+        )
+        answers = list(self.stream([images] if one else images, batch_size, num_workers))
+        return answers[0] if one else answers
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        batch_size: int = 8,
+        num_workers: int = 0,
+        on_error: Callable[[ImageSource, InputError], None] | None = None,
+    ) -> Iterator[Answer]:
+        """Segment images one after the other, without holding more of them than are needed at a time.
+
+        Args:
+            images: as above; asked for as they are needed.
+            batch_size: how many inputs the network takes at a time. A semantic model makes several inputs, its
+                windows, of an image that is no square. Answers do not depend on it but for rounding.
+            num_workers: threads that read and scale images ahead, while the network runs.
+            on_error: is called with an image that cannot be read and the error, and the image is left out;
+                without it, the error is raised.
+
+        Yields:
+            An answer per image, in their order.
+        """
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"batch_size={batch_size} must be at least 1, and num_workers={num_workers} at least 0")
+        placed: deque[tuple[ImageSource, int, Placement]] = deque()
+
+        def inputs() -> Iterator[Tensor]:
+            for source, prepare in self._read_ahead(images, num_workers, ahead=2 * batch_size):
+                try:
+                    parts, placement = prepare()
+                except InputError as error:
+                    if on_error is None:
+                        raise
+                    on_error(source, error)
+                    continue
+                placed.append((source, len(parts), placement))
+                yield from parts
+
+        outputs: deque[Output] = deque()
+        waiting = inputs()
+        while batch := list(islice(waiting, batch_size)):
+            outputs += self._run(torch.stack(batch))
+            while placed and len(outputs) >= placed[0][1]:
+                source, count, placement = placed.popleft()
+                yield self._answer([outputs.popleft() for _ in range(count)], placement, source)
+
+    def _read_ahead(
+        self, images: Iterable[ImageSource], num_workers: int, ahead: int
+    ) -> Iterator[tuple[ImageSource, Callable[[], tuple[Tensor, Placement]]]]:
+        """Each image with a function that returns its inputs and placement; threads make them beforehand."""
+        if num_workers == 0:
+            for image in images:
+                yield image, lambda image=image: self._prepare(image)
+            return
+        pool = ThreadPoolExecutor(num_workers)
+        begun: deque[tuple[ImageSource, Future]] = deque()
+        try:
+            for image in images:
+                begun.append((image, pool.submit(self._prepare, image)))
+                if len(begun) > ahead:
+                    source, future = begun.popleft()
+                    yield source, future.result
+            for source, future in begun:
+                yield source, future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, image: ImageSource) -> tuple[Tensor, Placement]:
+        return self.task.geometry.prepare(load_image(image), self.network.image_size)
+
+    @torch.inference_mode()
+    def _run(self, inputs: Tensor) -> list[Output]:
+        """The network's outputs for inputs uint8 [N, 3, H, W], apart: N outputs of one input each."""
+        dtype = PRECISIONS[self.precision]
+        autocast: Any = nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        with autocast:
+            output = self.network(inputs.to(self.device))[-1]
+        return [Output(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
+
+    @torch.inference_mode()
+    def _answer(self, outputs: list[Output], placement: Placement, source: ImageSource) -> Answer:
+        output = Output(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+        size = self.network.image_size
+        (prediction,) = predict_images(self.task, output, [len(outputs)], [placement], size, self.classes)
+        return Answer(on_host(prediction), self.classes, source)

@@ -1,0 +1,71 @@
+"""Segment images with a checkpoint: pictures to look at, and official result files.
+
+python predict.py ckpt=RUN/checkpoints/best.ckpt images=photo.jpg
+python predict.py ckpt=RUN/checkpoints/best.ckpt images=FOLDER out=DIR threshold=0.7
+python predict.py ckpt=RUN/checkpoints/best.ckpt 'images=photos/**/*.jpg' device=cpu
+python predict.py ckpt=RUN/checkpoints/best.ckpt images=[a.jpg,b.png]
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from eomt.errors import InputError
+from launch import command, log
+
+
+def main(cfg: DictConfig) -> None:
+    """Segment the images that `cfg` names.
+
+    Raises:
+        InputError: at the end, if images could not be read and were skipped; at once for any other bad input.
+    """
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from eomt.inference.folder import INDEX, find_images, predict_files
+    from eomt.inference.segmenter import Segmenter
+
+    cfg = OmegaConf.to_container(cfg, resolve=True)
+    _check(cfg)
+    if Path(cfg["out"], INDEX).exists() and not cfg["overwrite"]:
+        raise InputError(f"out={cfg['out']} has results already: choose another folder, or set overwrite=true")
+    folder, files = find_images(cfg["images"], cfg["out"])
+    segmenter = Segmenter.load(cfg["ckpt"], cfg["device"], cfg["precision"], cfg["trust_code"], **cfg["postprocess"])
+    log.info(
+        "%s segmentation of %d images on %s, precision %s",
+        segmenter.task.kind,
+        len(files),
+        segmenter.device,
+        segmenter.precision,
+    )
+    skipped = 0
+    with logging_redirect_tqdm(), tqdm(total=len(files), unit="image", disable=None) as bar:
+        done = predict_files(
+            segmenter, folder, files, cfg["out"], cfg["batch_size"], cfg["num_workers"], cfg["threshold"]
+        )
+        for _, error in done:
+            bar.update()
+            if error is not None:
+                skipped += 1
+                log.warning("skipped: %s", error)
+    log.info("%d images segmented, %d skipped: %s", len(files) - skipped, skipped, cfg["out"])
+    if skipped:
+        raise InputError(f"{skipped} of {len(files)} images could not be read and were skipped")
+
+
+def _check(cfg: dict) -> None:
+    """Raise InputError for what is missing, or no number where one belongs."""
+    for key in ("ckpt", "images"):
+        if cfg[key] is None:
+            raise InputError(f"{key} is not set: predict.py needs ckpt=RUN/checkpoints/best.ckpt and images=PATH")
+    for key, least in (("batch_size", 1), ("num_workers", 0)):
+        if type(cfg[key]) is not int or cfg[key] < least:
+            raise InputError(f"{key}={cfg[key]} must be a whole number of at least {least}")
+    threshold = cfg["threshold"]
+    if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
+        raise InputError(f"threshold={threshold} must be a number from 0 to 1")
+
+
+if __name__ == "__main__":
+    command("predict", main)
