@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from datasets.batch import EvalBatch, TrainBatch
 from datasets.loading import EvaluationLoader, EvaluationSet, ResumableLoader, TrainingSet
 from datasets.reader import FirstImages, Reader
 from datasets.sampling import EpochBatchSampler
@@ -177,6 +179,12 @@ class SegmentationData(LightningDataModule):
         """Yields `EvalBatch`."""
         images = EvaluationSet(self._reader("val"), self.geometry, self.image_size, *self._place())
         return EvaluationLoader(images, self.eval_batch_size, self.num_workers)
+
+    def transfer_batch_to_device(self, batch: TrainBatch | EvalBatch, device: torch.device, dataloader_idx: int):
+        """Of a validation batch the inputs alone: its ground truth is compared on the host."""
+        if isinstance(batch, EvalBatch):
+            return batch._replace(inputs=batch.inputs.to(device, non_blocking=True))
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
 
 def accumulation(global_batch: int, batch_size: int, devices: int) -> int:

@@ -178,12 +178,6 @@ class EoMTModule(lightning.LightningModule):
             self.metric.update(prediction, targets, image_id)
         return predictions
 
-    def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
-        """Of a validation batch the inputs alone: its ground truth is compared on the host."""
-        if hasattr(batch, "inputs"):
-            return batch._replace(inputs=batch.inputs.to(device, non_blocking=True))
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def on_validation_epoch_end(self) -> None:
         self.scores = {name: float(value) for name, value in self.metric.compute().items()}
         self.scores_per_class = self.metric.per_class()

@@ -1,7 +1,6 @@
 """A real run of the default task, made small: trained once, then read, evaluated, resumed and damaged."""
 
 import csv
-import functools
 import json
 import re
 import subprocess
@@ -15,7 +14,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import assemble
-import eomt.tasks
 import eval as evaluation
 import launch
 import train
@@ -34,12 +32,8 @@ def run(options, tmp_path_factory):
     """The run folder of an undisturbed run of two epochs of three steps."""
     folder = tmp_path_factory.mktemp("run")
     # So short a run is sure of nothing; without the threshold there are predictions to compare.
-    unsure = functools.partial(eomt.tasks.panoptic_segmentation, score_threshold=0.0)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(eomt.tasks, "panoptic_segmentation", unsure)
-    train.main(configured(folder, *options))
-    yield folder
-    patch.undo()
+    train.main(configured(folder, *options, "postprocess.score_threshold=0"))
+    return folder
 
 
 def test_run_folder_is_complete(run):

@@ -46,12 +46,13 @@ class PanopticQuality(Metric):
         """Counts stay integers, whatever the precision."""
         return self
 
-    def update(self, segmentation: Segmentation, targets: ImageTargets) -> None:
+    def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: int | None = None) -> None:
         """Count one image.
 
         Args:
             segmentation: the prediction.
             targets: the truth at the same size: ids int16 [1, H, W] where 0 is void.
+            image_id: not used; other metrics need it.
 
         Raises:
             InputError: if true segments overlap (more than one plane), or the sizes differ.

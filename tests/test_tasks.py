@@ -1,0 +1,174 @@
+"""The kinds of segmentation: what differs, and each of them trained, evaluated and scored by the official tool."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import eval as evaluation
+import train
+from eomt.checkpoint import FORMAT, foreign_code, read_checkpoint
+from eomt.classes import Classes
+from eomt.errors import InputError
+from eomt.inference.geometry import FIT_AND_PAD, WINDOWS
+from eomt.network import Output
+from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, predict_images, task_of
+from tests.conftest import ROOT, SMALL, configured
+
+CLASSES = Classes.from_categories([{"id": 3, "name": "cat"}, {"id": 5, "name": "sky", "isthing": 0}])
+
+
+def test_kinds():
+    assert [type(task_of(kind)) for kind in ("semantic", "instance", "panoptic")] == [
+        SemanticTask,
+        InstanceTask,
+        PanopticTask,
+    ]
+    assert task_of("instance", {"top_k": 7, "max_bytes": None}) == InstanceTask(top_k=7)
+    assert task_of("panoptic", {"score_threshold": 0}).score_threshold == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("semantics", {}, "kind=semantics is no kind of segmentation; there are: semantic, instance, panoptic"),
+        ("semantic", {"top_k": 3}, "postprocess.top_k is no option of semantic segmentation"),
+        ("instance", {"top_k": 0}, "postprocess.top_k=0 must be a whole number of at least 1"),
+        ("instance", {"top_k": True}, "postprocess.top_k=True must be a whole number"),
+        ("panoptic", {"score_threshold": 1.5}, "postprocess.score_threshold=1.5 must be a number from 0 to 1"),
+        ("panoptic", {"max_bytes": "1GB"}, "postprocess.max_bytes=1GB must be a whole number"),
+        ("nowhere.Task", {}, "kind=nowhere.Task cannot be imported"),
+        ("eomt.classes.Classes", {}, "kind=eomt.classes.Classes is no task"),
+        ("eomt.tasks.PanopticTask", {}, "must have kind = 'eomt.tasks.PanopticTask'"),
+    ],
+)
+def test_bad_kinds_and_options_end_in_one_line(kind, options, words):
+    with pytest.raises(InputError, match=r"\A[^\n]*\Z") as error:
+        task_of(kind, options)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "geometry"), [("semantic", WINDOWS), ("instance", FIT_AND_PAD), ("panoptic", FIT_AND_PAD)])
+def test_images_of_a_batch_are_answered_one_by_one(kind, geometry):
+    """Also if some are shown by several inputs."""
+    task, generator = task_of(kind), torch.Generator().manual_seed(0)
+    assert task.geometry is geometry
+    counts, placements, inputs = [], [], 0
+    for shape in ((20, 50), (32, 32), (40, 9)):
+        shown, placement = geometry.prepare(np.zeros((*shape, 3), np.uint8), (32, 32))
+        counts.append(len(shown))
+        placements.append(placement)
+        inputs += len(shown)
+    output = Output(
+        5 * torch.randn(inputs, 6, 8, 8, generator=generator), 5 * torch.randn(inputs, 6, 3, generator=generator)
+    )
+    answers = predict_images(task, output, counts, placements, (32, 32), CLASSES)
+    start = 0
+    for answer, count, placement in zip(answers, counts, placements, strict=True):
+        alone = task.predict(
+            Output(*(x[start : start + count] for x in output)), placement, (32, 32), CLASSES
+        )
+        assert answer.size == placement[:2]
+        assert torch.equal(answer.masks(), alone.masks())
+        assert torch.equal(answer.scores, alone.scores)
+        start += count
+
+
+@pytest.fixture(scope="module")
+def small(shapes):
+    return (*SMALL, f"data.root='{shapes}'", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1")
+
+
+def _trained_and_evaluated(kind, small, folder):
+    """Scores of training's validation and of an evaluation that saves its predictions."""
+    train.main(configured(folder, f"task=shapes_{kind}", *small))
+    checkpoint = f"ckpt='{folder}/checkpoints/best.ckpt'"
+    evaluation.main(configured(folder / "eval", checkpoint, "save_predictions=true", name="eval"))
+    during, after = (json.loads((f / "metrics.json").read_text()) for f in (folder, folder / "eval"))
+    assert during == after
+    (picture,) = (folder / "pictures").iterdir()
+    with Image.open(picture) as picture:
+        assert min(picture.size) > 100
+    return after
+
+
+@pytest.mark.xdist_group("train")
+def test_instances_from_training_to_the_official_score(small, shapes, tmp_path):
+    scores = _trained_and_evaluated("instance", small, tmp_path)
+    with zipfile.ZipFile(shapes / "annotations_trainval2017.zip") as archive:
+        (tmp_path / "truth.json").write_bytes(archive.read("annotations/instances_val2017.json"))
+    with redirect_stdout(io.StringIO()):
+        truth = COCO(str(tmp_path / "truth.json"))
+        answers = truth.loadRes(str(tmp_path / "eval" / "predictions" / "instances.json"))
+        official = COCOeval(truth, answers, "segm")
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium")
+    for name, value in zip((*names, "ar_large"), official.stats, strict=True):
+        assert scores[name] == (None if value == -1 else pytest.approx(100 * value, abs=1e-6)), name
+    assert len(truth.getImgIds()) == 10
+    assert scores["ap"] is not None
+
+
+@pytest.mark.xdist_group("train")
+def test_semantics_from_training_to_the_official_score(small, shapes, tmp_path):
+    scores = _trained_and_evaluated("semantic", small, tmp_path)
+    classes = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")[FORMAT]["classes"]
+    counts = np.zeros((len(classes), len(classes)))
+    with zipfile.ZipFile(shapes / "semantic_trainval2017.zip") as archive:
+        names = [name for name in archive.namelist() if "/" in name and "val2017" in name]
+        for name in names:
+            truth = np.array(Image.open(io.BytesIO(archive.read(name)))).astype(int) - 1
+            stem = name.rpartition("/")[2]
+            answer = np.array(Image.open(tmp_path / "eval" / "predictions" / "semantic" / stem))
+            answer = np.searchsorted([c["id"] for c in classes], answer)
+            np.add.at(counts, (truth[truth >= 0], answer[truth >= 0]), 1)
+    assert len(names) == 10
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    iou = counts.diagonal()[union > 0] / union[union > 0]
+    assert scores["miou"] == pytest.approx(100 * iou.mean(), abs=1e-9)
+
+
+@pytest.mark.xdist_group("train")
+def test_own_code_from_outside_the_checkout(tmp_path, monkeypatch):
+    """The example's dataset and task, as its own words say to run them; its code runs only where it is allowed."""
+    example = ROOT / "examples" / "own_code"
+    overrides = [o for o in SMALL if "data." not in o or "workers" in o]
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "train.py"), "--config-dir", str(example), "task=circles"),
+            *(*overrides, "trainer.max_steps=2", f"hydra.run.dir={tmp_path}/run"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(example)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved = read_checkpoint(checkpoint)
+    assert saved[FORMAT]["kind"] == "circles.ThingsFirst"
+    assert set(foreign_code(saved)) == {"circles.ThingsFirst", "circles.Circles"}
+    monkeypatch.syspath_prepend(example)
+    with pytest.raises(InputError, match=r"would run .*circles.*trust_code=true"):
+        evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", name="eval"))
+    evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", "trust_code=true", name="eval"))
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["step"] == 2
+
+
+def test_void_is_no_matter_of_instances(small, tmp_path):
+    with pytest.raises(InputError, match="loss.ignore_void"):
+        train.main(configured(tmp_path, "task=shapes_instance", *small, "loss.ignore_void=true"))
