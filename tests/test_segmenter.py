@@ -282,9 +282,16 @@ def test_unreadable_images_are_errors_or_left_out(tmp_path):
         assert len(list(answers)) == 2
     assert [source for source, _ in failed] == images[1::2] * 2
     assert failed[1][1].endswith("none.jpg: no such file")
+    assert segmenter([]) == []
     with pytest.raises(InputError, match="batch_size=0"):
         segmenter(image, batch_size=0)
-    assert segmenter([]) == []
+
+    def run_out(*args):
+        raise torch.OutOfMemoryError
+
+    segmenter.network.register_forward_hook(run_out)
+    with pytest.raises(InputError, match="batch_size=2 does not fit into the memory of cpu"):
+        segmenter([image] * 5, batch_size=2)
 
 
 def test_files_of_all_depths_and_colours(tmp_path):

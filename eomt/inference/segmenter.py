@@ -202,8 +202,13 @@ class Segmenter:
         """The network's outputs for inputs uint8 [N, 3, H, W], apart: N outputs of one input each."""
         dtype = PRECISIONS[self.precision]
         autocast: Any = nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-        with autocast:
-            output = self.network(inputs.to(self.device))[-1]
+        try:
+            with autocast:
+                output = self.network(inputs.to(self.device))[-1]
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"batch_size={len(inputs)} does not fit into the memory of {self.device}: lower it"
+            ) from error
         return [Output(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
 
     @torch.inference_mode()
