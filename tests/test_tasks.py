@@ -1,5 +1,6 @@
 """The kinds of segmentation: what differs, and each of them trained, evaluated and scored by the official tool."""
 
+import importlib.util
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import eval as evaluation
+import launch
 import train
 from eomt.checkpoint import FORMAT, foreign_code, read_checkpoint
 from eomt.classes import Classes
@@ -58,7 +60,9 @@ def test_bad_kinds_and_options_end_in_one_line(kind, options, words):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("kind", "geometry"), [("semantic", WINDOWS), ("instance", FIT_AND_PAD), ("panoptic", FIT_AND_PAD)])
+@pytest.mark.parametrize(
+    ("kind", "geometry"), [("semantic", WINDOWS), ("instance", FIT_AND_PAD), ("panoptic", FIT_AND_PAD)]
+)
 def test_images_of_a_batch_are_answered_one_by_one(kind, geometry):
     """Also if some are shown by several inputs."""
     task, generator = task_of(kind), torch.Generator().manual_seed(0)
@@ -75,9 +79,7 @@ def test_images_of_a_batch_are_answered_one_by_one(kind, geometry):
     answers = predict_images(task, output, counts, placements, (32, 32), CLASSES)
     start = 0
     for answer, count, placement in zip(answers, counts, placements, strict=True):
-        alone = task.predict(
-            Output(*(x[start : start + count] for x in output)), placement, (32, 32), CLASSES
-        )
+        alone = task.predict(Output(*(x[start : start + count] for x in output)), placement, (32, 32), CLASSES)
         assert answer.size == placement[:2]
         assert torch.equal(answer.masks(), alone.masks())
         assert torch.equal(answer.scores, alone.scores)
@@ -170,5 +172,52 @@ def test_own_code_from_outside_the_checkout(tmp_path, monkeypatch):
 
 
 def test_void_is_no_matter_of_instances(small, tmp_path):
-    with pytest.raises(InputError, match="loss.ignore_void"):
+    with pytest.raises(InputError, match=r"loss\.ignore_void"):
         train.main(configured(tmp_path, "task=shapes_instance", *small, "loss.ignore_void=true"))
+
+
+@pytest.fixture(scope="module")
+def own_data(shapes, tmp_path_factory):
+    """The example that the README's commands train on."""
+    folder = tmp_path_factory.mktemp("own data")
+    spec = importlib.util.spec_from_file_location("own_data", ROOT / "examples" / "own_data.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(folder)
+    return folder
+
+
+@pytest.mark.xdist_group("train")
+@pytest.mark.parametrize(
+    ("task", "overrides", "classes"),
+    [
+        (
+            "coco_instance",
+            [
+                f"data.{split}.{key}={value}"
+                for split in ("train", "val")
+                for key, value in (("images", f"images/{split}"), ("annotations", f"instances_{split}.json"))
+            ],
+            8,
+        ),
+        (
+            "coco_panoptic",
+            [
+                f"data.{split}.{key}={value}"
+                for split in ("train", "val")
+                for key, value in (("images", f"images/{split}"), ("annotations", f"panoptic_{split}.json"))
+            ],
+            13,
+        ),
+        ("folder_semantic", ["data.classes=classes.txt"], 13),
+    ],
+)
+def test_own_data_in_three_forms(own_data, tmp_path, task, overrides, classes):
+    overrides = launch.quote_paths([*overrides, f"data.root={own_data}"])
+    small = (*SMALL, "model=tiny", "trainer.max_steps=2", "postprocess.max_bytes=1000000")
+    train.main(configured(tmp_path, "experiment=small_set", f"task={task}", *small, *overrides))
+    scores = json.loads((tmp_path / "metrics.json").read_text())
+    assert scores["step"] == 2
+    saved = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")[FORMAT]
+    assert [c["name"] for c in saved["classes"]][:2] == ["disc", "ring"]
+    assert len(saved["classes"]) == classes

@@ -28,9 +28,11 @@ class MetricsFile(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        scores = {name: None if math.isnan(value) else value for name, value in pl_module.scores.items()}
-        write_json(
-            self.folder / "metrics.json",
-            {**scores, "step": pl_module.step, "mask_free": pl_module.mask_free},
-        )
-        write_json(self.folder / "metrics_per_class.json", pl_module.scores_per_class)
+        scores = {**pl_module.scores, "step": pl_module.step, "mask_free": pl_module.mask_free}
+        write_json(self.folder / "metrics.json", _without_nan(scores))
+        write_json(self.folder / "metrics_per_class.json", [_without_nan(row) for row in pl_module.scores_per_class])
+
+
+def _without_nan(row: dict) -> dict:
+    """JSON knows no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
