@@ -83,9 +83,7 @@ class EvaluationSet(Dataset):
         rank, world_size: this process among those that evaluate together.
     """
 
-    def __init__(
-        self, reader: Reader, geometry: Geometry, size: tuple[int, int], rank: int = 0, world_size: int = 1
-    ):
+    def __init__(self, reader: Reader, geometry: Geometry, size: tuple[int, int], rank: int = 0, world_size: int = 1):
         self.reader = reader
         self.geometry = geometry
         self.size = size
@@ -233,13 +231,13 @@ def _process_options(num_workers: int) -> dict[str, Any]:
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _use_one_thread,
+        "worker_init_fn": use_one_thread,
         # Its own, for otherwise every epoch draws from PyTorch's global generator.
         "generator": torch.Generator(),
     }
 
 
-def _use_one_thread(worker: int) -> None:
+def use_one_thread(worker: int) -> None:
     """There are as many workers as the user wants busy cores."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -12,9 +12,7 @@ Bound = int | float | str
 """A number of steps, or a fraction of the run as a number up to 1 or a text such as "1/6"."""
 
 
-def resolve_windows(
-    windows: Sequence[Sequence[Bound]], total_steps: int, span: Bound = 1
-) -> list[tuple[int, int]]:
+def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int, span: Bound = 1) -> list[tuple[int, int]]:
     """Turn annealing windows into optimizer steps.
 
     Args:

@@ -88,9 +88,7 @@ class SemanticTask:
     geometry: ClassVar[Geometry] = WINDOWS
     max_bytes: int = 2 * DEFAULT_MAX_BYTES
 
-    def predict(
-        self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes
-    ) -> Segmentation:
+    def predict(self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
         return semantic_segmentation(output.mask_logits, output.class_logits, placement, size, self.max_bytes)
 
     def metric(self, classes: Classes) -> Metric:
@@ -163,9 +161,7 @@ class PanopticTask:
     overlap_threshold: float = 0.8
     max_bytes: int = DEFAULT_MAX_BYTES
 
-    def predict(
-        self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes
-    ) -> Segmentation:
+    def predict(self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
         return panoptic_segmentation(
             output.mask_logits[0],
             output.class_logits[0],

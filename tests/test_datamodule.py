@@ -222,4 +222,4 @@ def test_the_first_images_alone():
     assert set(trained) <= {"image000", "image002", "image003"}
     assert len(trained) == 2  # the last incomplete batch is dropped
     assert [n for batch in module.val_dataloader() for n in batch.names] == [f"image{k:03d}" for k in range(4)]
-    assert len(data(max_images=100)._reader("val")) == 12
+    assert len(data(max_images=100).reader("val")) == 12
