@@ -7,8 +7,8 @@ Compares with pycocotools and, when it can be imported, with hotcoco (Rust, as m
 cores). Ours is timed as in validation, from the network's answers and the true id maps in memory. The
 others start from official JSON files; reading them is timed apart. Rounds are interleaved.
 
-Last table (2 CPU cores busy with three to five other jobs, torch 2.11, pycocotools 2.0.11, hotcoco 1.3; ms per image, in
-brackets with reading; all 12 numbers equal to 3e-16):
+Last table (2 CPU cores busy with three to five other jobs, torch 2.11, pycocotools 2.0.11, hotcoco 1.3; ms per
+image, in brackets with reading; all 12 numbers equal to 3e-16):
 
                   500 images, 3 rounds            5,000 images, 1 round
     ours           1.48                            3.23
