@@ -214,9 +214,15 @@ def test_pictures_show_the_image_that_was_given(tmp_path):
     assert np.array_equal(one, answer.picture(image, threshold=0.0))
     assert np.array_equal(one, segmenter(image).picture(threshold=0.0))
     assert not np.array_equal(one, answer.picture(alpha=0.1, threshold=0.0))
-    # Below the threshold nothing is drawn; of instances the default is 0.5.
     assert np.array_equal(answer.picture(threshold=1.0), image)
-    assert np.array_equal(answer.picture(), answer.picture(threshold=0.5))
+    # The default leaves unlikely instances out.
+    for kind in KINDS:
+        prediction = segmenter_of(kind)(image).prediction
+        scores = torch.where(torch.arange(len(prediction.labels)) == 0, 0.51, 0.49)
+        answer = Answer(prediction._replace(scores=scores), CLASSES, image)
+        some, every = (np.array(answer.picture(threshold=threshold)) for threshold in (0.5, 0.0))
+        assert not np.array_equal(some, every)
+        assert np.array_equal(answer.picture(), some if kind == "instance" else every)
     with pytest.raises(InputError, match="needs an image of"):
         answer.picture(image[:-1])
     with pytest.raises(InputError, match="has no image"):

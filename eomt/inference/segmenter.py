@@ -206,9 +206,7 @@ class Segmenter:
             with autocast:
                 output = self.network(inputs.to(self.device))[-1]
         except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"batch_size={len(inputs)} does not fit into the memory of {self.device}: lower it"
-            ) from error
+            raise InputError(f"batch_size={len(inputs)} does not fit into the memory of {self.device}") from error
         return [Output(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
 
     @torch.inference_mode()
