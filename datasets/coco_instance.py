@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from datasets.archive import find_source
+from datasets.coco_annotated import instance_annotated
 from datasets.coco_files import find_json, index_key, is_path, open_root, require
 from datasets.coco_reader import CocoReader
 from datasets.index import open_index
 from datasets.instance_index import VERSION, build_instance_index
+from datasets.reader import Annotated
 from eomt.targets import ImageTargets, targets_from_rles
 
 _ARCHIVE = "annotations_trainval2017.zip"
@@ -61,12 +63,16 @@ class CocoInstance(CocoReader):
             index_key(f"instance-{VERSION}", json, found),
             lambda: build_instance_index(json.chunks, json.describe(), found),
         )
-        super().__init__(found, index)
+        super().__init__(found, index, json)
 
     def has_targets(self) -> np.ndarray:
         """bool [N]: the image has an object that is no crowd."""
         image = np.repeat(np.arange(len(self)), self._index["count"])
         return np.bincount(image[~self._index["crowd"]], minlength=len(self)) > 0
+
+    def annotated(self) -> Annotated:
+        """Boxes, areas and outlines of the objects. Reads the JSON anew."""
+        return instance_annotated(self._json, self._index["annotation_id"], self._index["count"])
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, _ = self._image(index)

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from datasets.archive import find_source
+from datasets.coco_annotated import panoptic_annotated
 from datasets.coco_files import find_json, index_key, is_path, open_root, require
 from datasets.coco_reader import CocoReader, by
 from datasets.decode import decode_id_map
 from datasets.index import open_index
 from datasets.panoptic_index import VERSION, build_panoptic_index
+from datasets.reader import Annotated
 from eomt.errors import InputError
 from eomt.targets import ImageTargets, targets_from_id_map
 
@@ -70,7 +72,7 @@ class CocoPanoptic(CocoReader):
             index_key(f"panoptic-{VERSION}", json, found, self._masks),
             lambda: build_panoptic_index(json.chunks(), json.describe(), found, self._masks),
         )
-        super().__init__(found, index)
+        super().__init__(found, index, json)
 
     def has_targets(self) -> np.ndarray:
         return self._index["segment_count"] > 0
@@ -78,6 +80,11 @@ class CocoPanoptic(CocoReader):
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, where = self._image(index)
         return image, self._targets(index, where)
+
+    def annotated(self) -> Annotated:
+        """Boxes and areas of the segments. Reads the JSON anew."""
+        start, count = (self._index[f"segment_{column}"] for column in ("start", "count"))
+        return panoptic_annotated(self._json, start, count)
 
     def _targets(self, index: int, image: str) -> ImageTargets:
         start, count = int(self._index["segment_start"][index]), int(self._index["segment_count"][index])

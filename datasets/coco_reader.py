@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from datasets.archive import Source
+from datasets.coco_files import JsonFile
 from datasets.coco_table import part
 from datasets.decode import decode_rgb
 from datasets.index import Index
@@ -19,14 +20,16 @@ class CocoReader:
     Args:
         images: holds the images.
         index: has the arrays of `coco_table.ImageTable` and the classes as "categories".
+        json: the annotations.
 
     Attributes:
         classes: what the targets' labels count.
     """
 
-    def __init__(self, images: Source, index: Index):
+    def __init__(self, images: Source, index: Index, json: JsonFile):
         self._images = images
         self._index = index
+        self._json = json
         self.classes = Classes.from_list(index.meta["categories"])
 
     def __len__(self) -> int:
@@ -37,6 +40,11 @@ class CocoReader:
 
     def image_id(self, index: int) -> int:
         return int(self._index["image_id"][index])
+
+    def files(self) -> tuple[set[str], set[str]]:
+        """The images that the JSON names, and all files beside them."""
+        used = {self._images.describe(self.name(index)) for index in range(len(self))}
+        return used, {self._images.describe(name) for name in self._images.members()}
 
     def _name(self, kind: str, index: int) -> str:
         return part(self._index[f"{kind}_name"], self._index[f"{kind}_name_end"], index).decode()

@@ -10,9 +10,9 @@ import numpy as np
 
 from datasets.archive import Source
 from datasets.coco_json import file_name, whole
-from datasets.zip_format import MEMBER, Member
+from datasets.zip_format import MEMBER
 from eomt.classes import Classes
-from eomt.errors import InputError
+from eomt.errors import Faults, InputError, raise_faults
 
 MAX_SEGMENTS = int(np.iinfo(np.int16).max)
 """Of an image: targets number them in int16."""
@@ -51,8 +51,10 @@ class ImageTable:
         """
         if not self.names:
             raise InputError(f"{self._where} names no images")
-        self._check_unique("image id", self.ids)
-        self._check_unique("image file name", self.names)
+        faults = Faults()
+        faults.check(self._check_unique, "image id", self.ids)
+        faults.check(self._check_unique, "image file name", self.names)
+        faults.end()
         return {image_id: place for place, image_id in enumerate(self.ids)}
 
     def arrays(self, images: Source) -> dict[str, np.ndarray]:
@@ -75,9 +77,12 @@ class ImageTable:
         }
 
     def _check_unique(self, what: str, values: Sequence) -> None:
-        value, times = Counter(values).most_common(1)[0]
-        if times > 1:
-            raise InputError(f"{self._where}: the {what} {value} stands {times} times among the images")
+        twice = [
+            f"{self._where}: the {what} {value} stands {times} times among the images"
+            for value, times in Counter(values).most_common()
+            if times > 1
+        ]
+        raise_faults(twice)
 
 
 def read_classes(categories: Iterable[Mapping], where: str) -> Classes:
@@ -115,20 +120,20 @@ def part(joined: np.ndarray, ends: np.ndarray, index: int) -> bytes:
 
 
 def locate(names: Sequence[str], source: Source, where: str) -> np.ndarray:
-    """MEMBER [N]: where the files lie; zeros for an empty name.
+    """MEMBER [N]: where the files lie.
 
     Raises:
         InputError: if one is not there.
     """
     members = source.members()
-    missing = [name for name in names if name and name not in members]
+    missing = [name for name in names if name not in members]
     if missing:
         raise InputError(
             f"{source.describe(missing[0])} is missing, and {len(missing) - 1} more of {len(names)} files "
-            f"that {where} names; download the archive again or complete it"
+            f"that {where} names; download the archive again or complete it",
+            [f"{source.describe(name)} is missing, which {where} names" for name in missing],
         )
-    nowhere = Member(0, 0, 0, 0, 0, 0)
-    return np.array([members[name] if name else nowhere for name in names], dtype=MEMBER)
+    return np.array([members[name] for name in names], dtype=MEMBER)
 
 
 def _side(row: Mapping, key: str) -> int:

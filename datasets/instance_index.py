@@ -17,7 +17,7 @@ from datasets.archive import Source
 from datasets.coco_json import ROW_ERRORS, flag, problem, stream_arrays, take_row, whole
 from datasets.coco_table import MAX_SEGMENTS, ImageTable, class_of, read_classes
 from eomt.classes import Classes
-from eomt.errors import InputError
+from eomt.errors import Faults, InputError, raise_faults
 from eomt.rle import runs_of_rles
 
 log = logging.getLogger(__name__)
@@ -48,21 +48,25 @@ def build_instance_index(
     Raises:
         InputError: if the JSON is damaged, lacks a value, contradicts itself, or names a missing file.
     """
-    table = ImageTable(where)
+    table, faults = ImageTable(where), Faults()
     # A polygon cannot be drawn without its image's size, and some files name the images last: they are read first.
     for key, row in stream_arrays(chunks(), ("images", "annotations"), where):
         if key == "images":
-            take_row(table.add, key, row, where)
+            faults.check(take_row, table.add, key, row, where)
         elif table.names:
             break
+    faults.end()
     annotations = _Annotations(table, where)
+    image_columns = faults.check(table.arrays, images)
     categories: list[Mapping] = []
     for key, row in stream_arrays(chunks(), ("categories", "annotations"), where):
         # All are things, whatever a file made from a panoptic one may say.
         add = annotations.add if key == "annotations" else lambda row: categories.append({**row, "isthing": 1})
-        take_row(add, key, row, where)
-    classes = read_classes(categories, where)
-    return table.arrays(images) | annotations.arrays(classes), {"categories": classes.to_list()}
+        faults.check(take_row, add, key, row, where)
+    classes = faults.check(read_classes, categories, where)
+    columns = faults.check(annotations.arrays, classes) if classes else None
+    faults.end()
+    return image_columns | columns, {"categories": classes.to_list()}
 
 
 class _Annotations:
@@ -126,19 +130,18 @@ class _Annotations:
         return joined, new_ends
 
     def _check(self, ids: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> None:
-        wrong = np.flatnonzero(labels < 0)
-        if len(wrong):
-            category = self._categories[wrong[0]]
-            what = f"annotation {ids[wrong[0]]} has the category id {category}, which is not in 'categories'"
-            raise InputError(f"{self._where}: {what}")
         ordered = np.sort(ids)
-        twice = ordered[1:][np.diff(ordered) == 0]
-        if len(twice):
-            raise InputError(f"{self._where}: the annotation id {twice[0]} stands more than once")
-        many = np.flatnonzero(counts > MAX_SEGMENTS)
-        if len(many):
-            what = f"the image {self._images.names[many[0]]} has {counts[many[0]]} annotations"
-            raise InputError(f"{self._where}: {what}, more than {MAX_SEGMENTS}")
+        twice = np.unique(ordered[1:][np.diff(ordered) == 0])
+        lines = [
+            f"annotation {ids[a]} has the category id {self._categories[a]}, which is not in 'categories'"
+            for a in np.flatnonzero(labels < 0)
+        ]
+        lines += [f"the annotation id {number} stands more than once" for number in twice]
+        lines += [
+            f"the image {self._images.names[place]} has {counts[place]} annotations, more than {MAX_SEGMENTS}"
+            for place in np.flatnonzero(counts > MAX_SEGMENTS)
+        ]
+        raise_faults([f"{self._where}: {line}" for line in lines])
 
 
 def _run_lengths(segmentation: object, size: tuple[int, int]) -> dict:

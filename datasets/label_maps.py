@@ -92,6 +92,10 @@ class LabelMaps:
     def image_id(self, index: int) -> int:
         return index + 1
 
+    def files(self) -> tuple[set[str], set[str]]:
+        """The files that are used, and all that lie beside them."""
+        return self._files.files()
+
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, where = self._files.image(index)
         return image, self._targets(index, image.shape[:2], where)

@@ -101,7 +101,7 @@ class SegmentationData(LightningDataModule):
             if not good:
                 raise InputError(f"data.{key} is {value}, must be {rule}")
 
-    def _reader(self, split: str) -> Reader:
+    def reader(self, split: str) -> Reader:
         """The reader of "train" or "val", opened when it is first asked for."""
         if split not in self._readers:
             source = self._sources[split]
@@ -112,12 +112,12 @@ class SegmentationData(LightningDataModule):
     @property
     def classes(self) -> Classes:
         """The classes of the training set; the network's outputs are in their order."""
-        return self._reader("train").classes
+        return self.reader("train").classes
 
     @property
     def val_classes(self) -> Classes:
         """The classes of the validation set."""
-        return self._reader("val").classes
+        return self.reader("val").classes
 
     def prepare_data(self) -> None:
         """Open the sets in one process per node, so that a cached index is written before others read it."""
@@ -129,9 +129,9 @@ class SegmentationData(LightningDataModule):
         Raises:
             InputError: if training and validation differ in their classes.
         """
-        classes = self._reader("val").classes
+        classes = self.reader("val").classes
         if stage == TrainerFn.FITTING:
-            _check_same_classes(self.classes, classes)
+            check_same_classes(self.classes, classes)
 
     def _place(self) -> tuple[int, int]:
         """Rank and world size."""
@@ -162,10 +162,14 @@ class SegmentationData(LightningDataModule):
         """
         return self._limit(len(self._training()[1]))
 
+    def training_set(self) -> TrainingSet:
+        """The training images with their random transform."""
+        transform = TrainTransform(self.image_size, self.scale_range, self.color_jitter)
+        return TrainingSet(self.reader("train"), transform, self.seed)
+
     def _training(self) -> tuple[TrainingSet, EpochBatchSampler]:
         rank, world_size = self._place()
-        transform = TrainTransform(self.image_size, self.scale_range, self.color_jitter)
-        images = TrainingSet(self._reader("train"), transform, self.seed)
+        images = self.training_set()
         return images, EpochBatchSampler(len(images), self.batch_size, self.global_batch, self.seed, rank, world_size)
 
     def _limit(self, batches: int) -> int:
@@ -177,7 +181,7 @@ class SegmentationData(LightningDataModule):
 
     def val_dataloader(self) -> EvaluationLoader:
         """Yields `EvalBatch`."""
-        images = EvaluationSet(self._reader("val"), self.geometry, self.image_size, *self._place())
+        images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._place())
         return EvaluationLoader(images, self.eval_batch_size, self.num_workers)
 
     def transfer_batch_to_device(self, batch: TrainBatch | EvalBatch, device: torch.device, dataloader_idx: int):
@@ -219,8 +223,12 @@ def _or(values) -> str:
     return " or ".join(str(value) for value in sorted(values))
 
 
-def _check_same_classes(train: Classes, val: Classes) -> None:
-    """Colours may differ; what a network's outputs mean may not."""
+def check_same_classes(train: Classes, val: Classes) -> None:
+    """Colours may differ; what a network's outputs mean may not.
+
+    Raises:
+        InputError: if it does.
+    """
     mine, other = ([(c.id, c.name, c.is_thing) for c in classes] for classes in (train, val))
     if mine == other:
         return

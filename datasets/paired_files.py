@@ -72,6 +72,15 @@ class PairedFiles:
         """
         return self._read(self._truths[kind][0], f"truth{kind}", index)
 
+    def files(self) -> tuple[set[str], set[str]]:
+        """The files of images and ground truth that are used, and all that lie beside them."""
+        used, there = set(), set()
+        columns = {"image": self._images} | {f"truth{kind}": source for kind, (source, _) in enumerate(self._truths)}
+        for column, source in columns.items():
+            used |= {source.describe(self._name(column, index)) for index in range(len(self))}
+            there |= {source.describe(name) for name in source.members()}
+        return used, there
+
     def _read(self, source: Source, column: str, index: int) -> tuple[bytes, str]:
         name, member = self._name(column, index), Member(*self._index[f"{column}_member"][index].item())
         return source.read(name, member), source.describe(name)
@@ -98,7 +107,8 @@ class PairedFiles:
             first, (image, _) = source.describe(missing[0] + ending), images[missing[0]]
             raise InputError(
                 f"{len(missing)} of {len(stems)} images in {self._images.describe('')} have no ground truth: "
-                f"{first} is missing, the file of {image}; complete the files, or move those images away"
+                f"{first} is missing, the file of {image}; complete the files, or move those images away",
+                [f"{source.describe(stem + ending)} is missing, the file of {images[stem][0]}" for stem in missing],
             )
         left_over = sorted(stem for stem in found if stem not in images)
         if left_over:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from datasets.archive import Source
 from datasets.coco_json import file_name, flag, stream_arrays, take_row, whole
 from datasets.coco_table import MAX_SEGMENTS, ImageTable, class_of, locate, pack, read_classes
+from datasets.zip_format import MEMBER
 from eomt.classes import Classes
-from eomt.errors import InputError
+from eomt.errors import Faults, raise_faults
 
 VERSION = 1
 """Part of the index's key: raise it when the arrays or their meaning change."""
@@ -40,8 +41,10 @@ def build_panoptic_index(
     categories: list[Mapping] = []
     table = _Table(where)
     add = {"categories": categories.append, "images": table.images.add, "annotations": table.add_annotation}
+    faults = Faults()
     for key, row in stream_arrays(chunks, add, where):
-        take_row(add[key], key, row, where)
+        faults.check(take_row, add[key], key, row, where)
+    faults.end()
     classes = read_classes(categories, where)
     return table.arrays(classes, images, masks), {"categories": classes.to_list()}
 
@@ -69,25 +72,33 @@ class _Table:
 
     def arrays(self, classes: Classes, images: Source, masks: Source) -> dict[str, np.ndarray]:
         """Check the columns against each other and against the files; the index's arrays."""
-        rows = self._owner_rows()
         counts = np.array(self._counts, dtype=np.int64)
-        starts = np.cumsum(counts) - counts
-        labels = self._labels(classes)
-        self._check_segments(counts)
+        labels = class_of(self._categories, classes)
+        faults = Faults()
+        row_of = faults.check(self.images.places)
+        faults.check(self._check_owners)
+        faults.check(self._check_labels, labels)
+        faults.check(self._check_segments, counts)
+        image_columns = faults.check(self.images.arrays, images)
+        members = faults.check(locate, self._mask_names, masks, self._where)
+        faults.end()
 
         number = len(self.images.names)
+        rows = np.array([row_of[owner] for owner in self._owners], dtype=np.int64)
         mask_names = [""] * number
         for row, name in zip(rows.tolist(), self._mask_names, strict=True):
             mask_names[row] = name
         segment_start, segment_count = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int32)
         has_mask = np.zeros(number, dtype=bool)
-        segment_start[rows], segment_count[rows], has_mask[rows] = starts, counts, True
+        mask_member = np.zeros(number, dtype=MEMBER)
+        segment_start[rows], segment_count[rows] = np.cumsum(counts) - counts, counts
+        mask_member[rows], has_mask[rows] = members, True
         mask_name, mask_name_end = pack(mask_names)
         return {
-            **self.images.arrays(images),
+            **image_columns,
             "mask_name": mask_name,
             "mask_name_end": mask_name_end,
-            "mask_member": locate(mask_names, masks, self._where),
+            "mask_member": mask_member,
             "has_mask": has_mask,
             "segment_start": segment_start,
             "segment_count": segment_count,
@@ -96,44 +107,55 @@ class _Table:
             "segment_crowd": np.array(self._crowd, dtype=bool),
         }
 
-    def _owner_rows(self) -> np.ndarray:
-        """int64 [A]: the image of each annotation, as its place among the images."""
-        row_of = self.images.places()
-        seen: set[int] = set()
-        for owner, name in zip(self._owners, self._mask_names, strict=True):
-            if owner not in row_of:
-                raise InputError(f"{self._where}: the annotation {name} belongs to the unknown image id {owner}")
-            if owner in seen:
-                file = self.images.names[row_of[owner]]
-                raise InputError(f"{self._where}: the image {file} (id {owner}) has more than one annotation")
-            seen.add(owner)
-        return np.array([row_of[owner] for owner in self._owners], dtype=np.int64)
+    def _file_of(self) -> dict[int, str]:
+        """Image id to file name, also where an id stands twice."""
+        return dict(zip(self.images.ids, self.images.names, strict=True))
 
-    def _labels(self, classes: Classes) -> np.ndarray:
-        """int32 [S]: the class of each segment."""
-        labels = class_of(self._categories, classes)
-        wrong = np.flatnonzero(labels < 0)
-        if len(wrong):
-            category = self._categories[wrong[0]]
-            raise self._bad_segment(wrong[0], f"the category id {category}, which is not in 'categories'")
-        return labels
+    def _check_owners(self) -> None:
+        """InputError unless each annotation belongs to an image, and no two to the same."""
+        wrong: list[str] = []
+        seen: set[int] = set()
+        file_of = self._file_of()
+        for owner, name in zip(self._owners, self._mask_names, strict=True):
+            if owner not in file_of:
+                wrong.append(f"{self._where}: the annotation {name} belongs to the unknown image id {owner}")
+            elif owner in seen:
+                file = file_of[owner]
+                wrong.append(f"{self._where}: the image {file} (id {owner}) has more than one annotation")
+            seen.add(owner)
+        raise_faults(wrong)
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        places = np.flatnonzero(labels < 0).tolist()
+        raise_faults(
+            self._of_segments(places, lambda s: f"the category id {self._categories[s]}, which is not in 'categories'")
+        )
 
     def _check_segments(self, counts: np.ndarray) -> None:
         ids = np.array(self._ids, dtype=np.int64)
-        wrong = np.flatnonzero((ids < 1) | (ids >= 1 << 24))
-        if len(wrong):
-            raise self._bad_segment(wrong[0], "an id that no PNG colour stands for (1 to 16777215; 0 is void)")
-        order = np.argsort((np.repeat(np.arange(len(counts)), counts) << 24) + ids, kind="stable")
-        owner = np.repeat(np.arange(len(counts)), counts)[order]
-        twice = np.flatnonzero((np.diff(ids[order]) == 0) & (np.diff(owner) == 0))
-        if len(twice):
-            raise self._bad_segment(order[twice[0] + 1], "an id that stands more than once in this image")
-        many = np.flatnonzero(counts > MAX_SEGMENTS)
-        if len(many):
-            name = self._mask_names[many[0]]
-            raise InputError(f"{self._where}: {name} has {counts[many[0]]} segments, more than {MAX_SEGMENTS}")
+        wrong = np.flatnonzero((ids < 1) | (ids >= 1 << 24)).tolist()
+        colors = "an id that no PNG colour stands for (1 to 16777215; 0 is void)"
+        owner = np.repeat(np.arange(len(counts)), counts)
+        order = np.lexsort((ids, owner))
+        twice = order[1:][(np.diff(ids[order]) == 0) & (np.diff(owner[order]) == 0)].tolist()
+        many = np.flatnonzero(counts > MAX_SEGMENTS).tolist()
+        raise_faults(
+            [
+                *self._of_segments(wrong, lambda s: colors),
+                *self._of_segments(twice, lambda s: "an id that stands more than once in this image"),
+                *(
+                    f"{self._where}: {self._mask_names[a]} has {counts[a]} segments, more than {MAX_SEGMENTS}"
+                    for a in many
+                ),
+            ]
+        )
 
-    def _bad_segment(self, place: int, what: str) -> InputError:
-        annotation = int(np.searchsorted(np.cumsum(self._counts), place, side="right"))
-        image = self.images.names[self.images.ids.index(self._owners[annotation])]
-        return InputError(f"{self._where}: segment {self._ids[place]} of the image {image} has {what}")
+    def _of_segments(self, places: Sequence[int], what: Callable[[int], str]) -> list[str]:
+        """What is wrong with the segments at these places, a line each."""
+        annotations = np.searchsorted(np.cumsum(self._counts), places, side="right").tolist()
+        file_of = self._file_of() if places else {}
+        lines = []
+        for place, annotation in zip(places, annotations, strict=True):
+            image = file_of.get(self._owners[annotation], self._mask_names[annotation])
+            lines.append(f"{self._where}: segment {self._ids[place]} of the image {image} has {what(place)}")
+        return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,8 +10,33 @@ from eomt.classes import Classes
 from eomt.targets import ImageTargets
 
 
+class Annotated(NamedTuple):
+    """What annotation files say of S segments beside their pixels. Training looks at none of it.
+
+    Attributes:
+        start: int64 [N + 1]; the segments of image i, in the order of its targets, are start[i]..start[i + 1] - 1.
+        boxes: float64 [S, 4], left, top, width, height, in pixels; NaN where there is none, infinite where it is not
+            four numbers.
+        areas: float64 [S], pixels; likewise.
+        outlines: float64 [S, 4], left, top, right, bottom of the polygons; NaN where there are none.
+    """
+
+    start: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    outlines: np.ndarray
+
+    def of(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, areas and outlines of an image's segments."""
+        here = slice(*self.start[index : index + 2])
+        return self.boxes[here], self.areas[here], self.outlines[here]
+
+
 class Reader(Protocol):
     """A dataset before any transform. It can be pickled to workers and used by forked ones as it is.
+
+    A reader may have two methods more, which `check_data.py` calls: `annotated() -> Annotated`, and
+    `files() -> tuple[set[str], set[str]]`, the paths that it uses and those that lie where it looks.
 
     All files are found, and all that can be checked without decoding images is checked, when a reader
     is made; then it raises `eomt.errors.InputError`. `read` checks the image itself.
@@ -60,6 +85,9 @@ class FirstImages:
         self._count = min(count, len(reader))
         self.classes = reader.classes
         self.name, self.image_id, self.read = reader.name, reader.image_id, reader.read
+        for method in ("annotated", "files"):
+            if hasattr(reader, method):
+                setattr(self, method, getattr(reader, method))
 
     def __len__(self) -> int:
         return self._count

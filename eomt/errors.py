@@ -1,11 +1,60 @@
 """Endings that a user can mend or has asked for: one line, no stack trace."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# An error that names more tells nobody more, and a file of another kind has a fault in every row.
+MOST_DETAILS = 10_000
+
 
 class InputError(Exception):
     """Bad input: the message is one line that names the file, key or value and the way out.
 
     The command line prints the message alone, without a stack trace, and exits with status 1.
+
+    Args:
+        message: names the first of several faults.
+        details: all of them, a line each, where they are known; `check_data.py` prints these.
     """
+
+    def __init__(self, message: str = "", details: Sequence[str] = ()):
+        super().__init__(message)
+        self.details = tuple(details)
+
+
+def raise_faults(lines: Sequence[str]) -> None:
+    """Raise InputError if there are any: the first is its message."""
+    if lines:
+        raise InputError(lines[0], lines)
+
+
+class Faults:
+    """Goes on after an InputError, so that several checks end in one that names the faults of all."""
+
+    def __init__(self):
+        self._first: InputError | None = None
+        self._details: list[str] = []
+        self._more = 0
+
+    def check(self, function: Callable, *arguments: object) -> Any:
+        """What a function returns; None where it raises InputError, which is kept."""
+        try:
+            return function(*arguments)
+        except InputError as error:
+            self._first = self._first or error
+            details = error.details or (str(error),)
+            room = max(MOST_DETAILS - len(self._details), 0)
+            self._details += details[:room]
+            self._more += len(details[room:])
+            return None
+
+    def end(self) -> None:
+        """Raise InputError if there was one: the first one's message, the details of all."""
+        if self._first is not None:
+            rest = [f"and {self._more} more"] if self._more else []
+            raise InputError(str(self._first), [*self._details, *rest]) from self._first
 
 
 class Stopped(Exception):

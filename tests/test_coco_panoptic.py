@@ -285,7 +285,7 @@ JSON_FAULTS = {
     ),
     "png not there": (
         lambda j: j["annotations"][0].update(file_name="x.png"),
-        r"x\.png is missing, and 0 more of 4",
+        r"x\.png is missing, and 0 more of 3",
     ),
     "image id twice": (lambda j: j["images"][1].update(id=20), "image id 20 stands 2 times"),
     "file name twice": (
