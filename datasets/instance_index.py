@@ -56,8 +56,10 @@ def build_instance_index(
         elif table.names:
             break
     faults.end()
-    annotations = _Annotations(table, where)
+    annotations = faults.check(_Annotations, table, where)
     image_columns = faults.check(table.arrays, images)
+    if annotations is None:
+        faults.end()
     categories: list[Mapping] = []
     for key, row in stream_arrays(chunks(), ("categories", "annotations"), where):
         # All are things, whatever a file made from a panoptic one may say.
