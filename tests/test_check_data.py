@@ -125,7 +125,7 @@ def odd_set(root):
     good["box.jpg"]["bbox"] = [2, 2, 14, 30]
     good["nobox.jpg"]["bbox"] = [2, 2]
     good["area.jpg"]["area"] = 1440
-    many = [row(300 + k, number["many.jpg"], square(5 * k, 30, 5)) for k in range(3)]
+    many = [row(300 + k, number["many.jpg"], square(3 * k, 30, 5)) for k in range(3)]  # they overlap
     write_coco(root, "train", images, [*good.values(), *many], files | {"left.jpg": photo(8, 8)})
     leak = [image_row(1, "seen.jpg"), image_row(2, "own.jpg")]
     here = {"seen.jpg": files["fine.jpg"], "own.jpg": photo(48, 64, 99), "notes.txt": b"no image"}
@@ -168,6 +168,11 @@ def test_every_oddity_is_named_and_is_no_error(tmp_path, monkeypatch):
         for name, what in names.items():
             assert what in here[name], name
     assert found(report, "unseen_class", "train") == found(report, "unseen_class")
+    assert report["classes"][0]["train"]["images"] == 14 - 3, "all but bare, crowd and empty"
+    report, _ = checked(tmp_path / "first", *coco(tmp_path / "set"), "data.max_images=9")
+    assert report["sets"]["train"]["images"] == 9
+    assert found(report, "box").keys() == {"box.jpg", "outside.jpg"}
+    assert len(found(report, "unused_file")) == 1
 
 
 def test_all_faults_of_an_instance_json_are_named(tmp_path, monkeypatch):
@@ -214,7 +219,8 @@ def test_all_faults_of_a_panoptic_set_are_named(tmp_path, monkeypatch):
     names = ("fine.jpg", "cut.jpg", "size.jpg", "unknown.jpg", "empty.jpg")
     files = {name: photo(48, 64, seed) for seed, name in enumerate(names)}
     files |= {"cut.jpg": files["cut.jpg"][:200], "size.jpg": photo(48, 60)}
-    segments = [(k, [segment]) for k in range(4)] + [(4, [segment, segment | {"id": 7}])]
+    segments = [(k, [segment]) for k in range(1, 4)] + [(4, [segment, segment | {"id": 7}])]
+    segments.append((0, [segment | {"area": 9}]))
     maps = {f"{k}.png": label_png(other if k == 3 else ids) for k in range(5)}
     write("train", [image_row(k, name) for k, name in enumerate(names)], segments, files, maps)
     wrong = [(0, [segment, segment]), (1, [segment | {"category_id": 8}]), (1, []), (6, []), (3, [segment | {"id": 0}])]
@@ -238,6 +244,7 @@ def test_all_faults_of_a_panoptic_set_are_named(tmp_path, monkeypatch):
         assert what in faults
     for name in ("0.jpg", "1.jpg", "2.jpg", "3.jpg", "6.png", "3.png"):
         assert f"{name} is missing" in faults
+    assert found(report, "area").keys() == {"fine.jpg"}
     assert report["sets"]["train"]["images"] == 1
     assert f"found {4 + len(lines(report, 'not_opened', 'val'))} errors" in message
     assert (tmp_path / "run" / "contact_train.png").is_file()
@@ -363,3 +370,34 @@ def test_drawn_targets_overlap_with_the_small_on_top():
     flat = _flat(ids, torch.tensor([0, 1]))
     assert flat[1, 1] == 1
     assert (flat == 2).sum() == 15
+
+
+def test_sheets_show_what_training_and_validation_read(monkeypatch):
+    from datasets import check_sheet
+    from datasets.module import SegmentationData
+    from datasets.sampling import SampleKey
+    from eomt.inference.geometry import FIT_AND_PAD
+
+    reader = MemoryReader(6, bare=[0, 1], broken=[3])
+    data = SegmentationData(reader, reader, FIT_AND_PAD, 40, 2, 2, 0, seed=5, color_jitter=True)
+    drawn = []
+    monkeypatch.setattr(check_sheet, "TILE", 40)  # nothing is resized for the sheet
+    original = check_sheet.draw_segments
+    monkeypatch.setattr(check_sheet, "draw_segments", lambda *a: (drawn.append(a), original(*a))[1])
+    check_sheet.train_sheet(data, [0, 1, 2, 4], 1)
+    place = spread([0, 2], 1, 5)[0]
+    samples = [data.training_set()[SampleKey(epoch, place, 0)] for epoch in (0, 1)]
+    assert len(drawn) == 3
+    for (pixels, ids, labels, _), item in zip(drawn[:2], samples, strict=True):
+        assert np.array_equal(pixels, item.image.permute(1, 2, 0))
+        assert torch.equal(ids, item.targets.ids[0])
+        assert torch.equal(labels, item.targets.labels)
+    drawn.clear()
+    check_sheet.val_sheet(data, [2, 4], 2)
+    (view, ids, labels, _), (_, truth, _, _) = drawn[:2]
+    inputs, placement = FIT_AND_PAD.prepare(reader.read(2)[0], (40, 40))
+    size = (placement.scaled_height, placement.scaled_width)
+    assert np.array_equal(view, inputs[0, :, : size[0], : size[1]].permute(1, 2, 0))
+    assert ids.shape == size
+    assert labels.tolist() == [1, 2, 3, 4]
+    assert set(truth.unique().tolist()) == {0, 1, 2, 3, 4}
