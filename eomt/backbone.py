@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         patches = vit.patch_embed.proj(images)
         grid = tuple(patches.shape[-2:])
         patches = vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))
-        prefix = [t.expand(len(images), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
+        prefix = [t.expand(images.shape[0], -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
         if vit.pos_embed is None:
             tokens = torch.cat([*prefix, patches], dim=1)
         elif vit.no_embed_class:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +15,7 @@ from torch import Tensor, nn
 
 from eomt.backbone import Backbone
 from eomt.errors import InputError
-
-
-class Output(NamedTuple):
-    """One prediction.
-
-    Attributes:
-        mask_logits: [B, Q, H/s, W/s], s = 4 for patch 16; a pixel belongs to a query where the logit is > 0.
-        class_logits: [B, Q, C+1], the last entry stands for "no object".
-    """
-
-    mask_logits: Tensor
-    class_logits: Tensor
+from eomt.output import Output
 
 
 class EoMT(nn.Module):
@@ -121,7 +109,7 @@ class EoMT(nn.Module):
         first = len(self.backbone.blocks) - self.num_masked_blocks
         for index in range(first):
             tokens = self.backbone.run_block(index, tokens, rope)
-        tokens = torch.cat((self.queries.expand(len(images), -1, -1).to(tokens.dtype), tokens), dim=1)
+        tokens = torch.cat((self.queries.expand(images.shape[0], -1, -1).to(tokens.dtype), tokens), dim=1)
         outputs = []
         for k in range(self.num_masked_blocks):
             mask = None

@@ -29,7 +29,7 @@ from eomt.inference.panoptic import panoptic_segmentation
 from eomt.inference.results import InstanceWriter, PanopticWriter, SemanticWriter
 from eomt.inference.segmentation import Instances, Segmentation
 from eomt.inference.semantic import semantic_segmentation
-from eomt.network import Output
+from eomt.output import Output
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
