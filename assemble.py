@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -24,6 +25,9 @@ from eomt.errors import InputError
 from eomt.module import EoMTModule
 from eomt.network import EoMT
 from eomt.tasks import task_of
+from eomt.weights.source import read_weights
+from eomt.weights.transfer import table, transfer
+from eomt.weights.weights import Weights
 
 
 # Keys of `data` that are there for both readers to refer to.
@@ -69,28 +73,51 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
     )
 
 
-def load_module(checkpoint: dict, cfg: DictConfig) -> EoMTModule:
-    """The trained network of a checkpoint, ready to evaluate under `cfg`.
+def load_module(weights: Weights, cfg: DictConfig, classes: Classes) -> EoMTModule:
+    """A trained network, ready to evaluate under `cfg`.
 
-    Raises:
-        InputError: if the weights do not fit the network that the checkpoint describes.
+    Args:
+        weights: of the network.
+        cfg: the settings.
+        classes: of the data. Weights from elsewhere count the same classes, but may call them otherwise.
     """
-    saved = checkpoint[FORMAT]
+    elsewhere = not weights.config and len(classes) == weights.network["num_classes"]
     module = EoMTModule(
-        network=EoMT(**saved["network"]),
+        network=EoMT(**weights.network),
         task=task_of(cfg.kind, cfg.get("postprocess")),
-        classes=Classes.from_list(saved["classes"]),
+        classes=classes if elsewhere else weights.classes,
         loss=instantiate(cfg.loss),
         annealing_windows=cfg.annealing.windows,
         validate_masked=cfg.annealing.validate_masked,
         seed=cfg.seed,
     )
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, RuntimeError) as error:
-        raise InputError(f"ckpt= holds other weights than its network has: {error}") from error
-    module.trained_steps = checkpoint["global_step"]
+    module.network.load_state_dict(weights.state)
+    if weights.mask_probabilities is not None:
+        module.mask_probabilities.copy_(weights.mask_probabilities)
+    module.trained_steps = weights.step
     return module
+
+
+def starting_point(cfg: DictConfig) -> tuple[str | None, str | None]:
+    """The checkpoint to resume from, or the weights to begin with; one of them, or neither."""
+    if not cfg.ckpt:
+        return None, cfg.weights
+    if read_weights(cfg.ckpt, backbone=cfg.delta_base, complete=False).resumable:
+        return cfg.ckpt, None
+    rank_zero_info("ckpt= holds weights, but no run to go on with: training begins with those")
+    return None, cfg.ckpt
+
+
+def begin_with(module: EoMTModule, source: str, strict: bool = False, delta_base: str | None = None) -> None:
+    """Load weights of any source into a new model in place of those of a pretrained backbone.
+
+    Raises:
+        InputError: if they cannot be had, are of another backbone, or do not fit as they are and `strict`.
+    """
+    weights = read_weights(source, backbone=delta_base, complete=False)
+    rows = transfer(module.network, module.classes, weights, strict)
+    module.pretrained = False
+    rank_zero_info(f"begins with {weights.origin}:\n{table(rows)}")
 
 
 def build_loggers(cfg: DictConfig) -> list:

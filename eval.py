@@ -2,32 +2,41 @@
 
 python eval.py ckpt=RUN/checkpoints/last.ckpt
 python eval.py ckpt=RUN/checkpoints/best.ckpt data.root=DIR save_predictions=true
+python eval.py ckpt=tue-mps/coco_panoptic_eomt_large_640 task=coco_panoptic data.root=DIR
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from eomt.errors import InputError
 from launch import command, log
 
+if TYPE_CHECKING:
+    from eomt.weights.weights import Weights
+
 
 def main(cfg: DictConfig) -> None:
-    """Score a checkpoint; what is not null in `cfg` takes the place of the checkpoint's own settings."""
+    """Score weights; what is not null in `cfg` takes the place of the settings that they carry."""
     from assemble import build_data, build_trainer, load_module
     from eomt.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
-    from eomt.checkpoint import FORMAT, check_same_classes, foreign_code, read_checkpoint
+    from eomt.checkpoint import check_same_classes, foreign_code
+    from eomt.weights.source import read_weights
 
     if cfg.ckpt is None:
         raise InputError("ckpt is not set: give a checkpoint, as in ckpt=RUN/checkpoints/best.ckpt")
-    checkpoint = read_checkpoint(cfg.ckpt)
-    foreign = foreign_code(checkpoint)
+    chosen = _chosen(cfg)
+    weights = read_weights(cfg.ckpt, kind=chosen.get("kind"), backbone=cfg.delta_base)
+    foreign = foreign_code(weights.kind, weights.config)
     if foreign and not cfg.trust_code:
         raise InputError(f"ckpt= would run {', '.join(foreign)}: if you trust it, say so by trust_code=true")
-    # Where it was trained says nothing of where it is evaluated.
-    here = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto", "num_nodes": 1}}
-    given = _given(OmegaConf.to_container(cfg, resolve=True))
-    settings = OmegaConf.merge(checkpoint[FORMAT]["config"], here, given)
-    module = load_module(checkpoint, settings)
+    settings = _settings(cfg, chosen or weights.config, weights)
     data = build_data(settings)
+    module = load_module(weights, settings, data.val_classes)
     check_same_classes(module.classes, data.val_classes)
     callbacks = [Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
     if cfg.save_predictions:
@@ -37,6 +46,30 @@ def main(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         log.info("%s", module.task.table(module.scores))
         log.info("results: %s", cfg.run_folder)
+
+
+def _chosen(cfg: DictConfig) -> dict | DictConfig:
+    """The settings of the task, model and experiment that were chosen; empty if none was."""
+    names = [f"{group}={cfg[group]}" for group in ("task", "model", "experiment") if cfg[group]]
+    if not names:
+        return {}
+    # `run_folder` is Hydra's to say, and there is no Hydra run in a composition.
+    return compose("train", overrides=[*names, "run_folder=''"])
+
+
+def _settings(cfg: DictConfig, base: Mapping, weights: Weights) -> DictConfig:
+    """What is evaluated how: `base`, and over it the network that the weights are of and what was given."""
+    if not base:
+        raise InputError(
+            f"ckpt={cfg.ckpt} carries no settings: choose its task, as in task=coco_panoptic data.root=DIR"
+        )
+    # Where it was trained says nothing of where it is evaluated.
+    here = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto", "num_nodes": 1}}
+    base = OmegaConf.merge(base, here)
+    OmegaConf.set_struct(base, False)
+    base.kind = weights.kind
+    base.data.image_size = list(weights.network["image_size"])
+    return OmegaConf.merge(base, _given(OmegaConf.to_container(cfg, resolve=True)))
 
 
 def _given(values: dict) -> dict:

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eomt.errors import InputError, Stopped
+from eomt.weights.hub import is_hub_id
 
 CONFIGS = str(Path(__file__).parent / "configs")
 log = logging.getLogger("eomt")
@@ -35,13 +36,15 @@ ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
 
 # Values of these keys are paths, whose characters Hydra's override grammar would read as its own.
 TEXT_KEYS = re.compile(
-    r"^\+{0,2}(ckpt|out|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations|labels|data\.classes))="
+    r"^\+{0,2}(ckpt|weights|delta_base|out|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations|labels|data\.classes))="
 )
 # Values of these may be lists of paths; in one without quotes of the user's own, commas part the entries.
 LIST_KEYS = re.compile(r"^images=")
 LIST = re.compile(r"^\[[^'\"{}$]+\]$")
 # Those of these are read from other folders later on, so that they are made absolute.
-PATH_KEYS = re.compile(r"^\+{0,2}(ckpt|(\w+\.)*(root|pretrained))=")
+PATH_KEYS = re.compile(r"^\+{0,2}(ckpt|weights|delta_base|(\w+\.)*(root|pretrained))=")
+# Those of these may also be ids of the Hugging Face Hub, which are no paths.
+HUB_KEYS = re.compile(r"^\+{0,2}(ckpt|weights|delta_base)=")
 
 
 def run_id() -> str:
@@ -143,7 +146,7 @@ def quote_paths(arguments: list[str]) -> list[str]:
         key, _, value = argument.partition("=")
         plain = value and (value[0] not in "'\"[{" or os.path.exists(value)) and "${" not in value
         if TEXT_KEYS.match(argument) and plain and value.lower() not in ("null", "true", "false"):
-            if PATH_KEYS.match(argument):
+            if PATH_KEYS.match(argument) and not (HUB_KEYS.match(argument) and is_hub_id(value)):
                 value = os.path.abspath(os.path.expanduser(value))
             argument = f"{key}={_quoted(value)}"
         elif LIST_KEYS.match(argument) and LIST.match(value):
@@ -166,7 +169,11 @@ def resumed(arguments: list[str]) -> list[str]:
     path = Path(typed["ckpt"].strip("'").replace("\\'", "'").replace("\\\\", "\\"))
     from eomt.checkpoint import FORMAT, read_checkpoint
 
-    saved = read_checkpoint(path, mmap=True)[FORMAT].get("overrides", [])
+    try:
+        saved = read_checkpoint(path, mmap=True)[FORMAT].get("overrides", [])
+    except InputError:
+        # Weights from elsewhere, which carry no run to go on with; or damaged, which is said when they are read.
+        return arguments
     if any(o.partition("=")[0].lstrip("+") in ("task", "experiment") for o in arguments):
         # Another task or experiment is another configuration; values of the old one would not fit it.
         saved = []

@@ -4,6 +4,7 @@ python train.py                                            the built-in shapes, 
 python train.py task=coco_panoptic data.root=DIR           the published recipe, one GPU
 python train.py task=coco_panoptic data.root=DIR trainer.devices=4
 python train.py ckpt=RUN/checkpoints/last.ckpt             go on with a run
+python train.py weights=tue-mps/coco_panoptic_eomt_large_640 task=ade20k_panoptic data.root=DIR
 """
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +17,15 @@ def main(cfg: DictConfig) -> None:
     import lightning
     from hydra.utils import instantiate
 
-    from assemble import build_data, build_loggers, build_module, build_trainer, check_numbers
+    from assemble import (
+        begin_with,
+        build_data,
+        build_loggers,
+        build_module,
+        build_trainer,
+        check_numbers,
+        starting_point,
+    )
     from datasets.module import accumulation
     from eomt.checkpoint import check_same_model, read_checkpoint
     from eomt.files import replacing
@@ -25,6 +34,9 @@ def main(cfg: DictConfig) -> None:
     data = build_data(cfg)
     lightning.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data.classes, data.image_size)
+    resume, weights = starting_point(cfg)
+    if weights:
+        begin_with(module, weights, cfg.strict, cfg.delta_base)
     if cfg.prefetch:
         data.setup("fit")
         if module.pretrained:
@@ -35,12 +47,12 @@ def main(cfg: DictConfig) -> None:
     loggers = build_loggers(cfg)
     trainer = build_trainer(cfg, callbacks, loggers or False)
     trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)
-    if cfg.ckpt:
-        check_same_model(read_checkpoint(cfg.ckpt, mmap=True), cfg.kind, data.classes, module.network.spec)
+    if resume:
+        check_same_model(read_checkpoint(resume, mmap=True), cfg.kind, data.classes, module.network.spec)
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
-    trainer.fit(module, data, ckpt_path=cfg.ckpt)
+    trainer.fit(module, data, ckpt_path=resume)
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.
         trainer.validate(module, data, verbose=False)

@@ -46,11 +46,15 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     return checkpoint
 
 
-def foreign_code(checkpoint: Mapping) -> list[str]:
-    """What a checkpoint would have us import and run beyond this project: a task or a reader of someone's own."""
-    saved = checkpoint[FORMAT]
-    names = [saved["kind"]] if "." in saved["kind"] else []
-    entries = [saved.get("config") or {}]
+def foreign_code(kind: str, config: Mapping) -> list[str]:
+    """What weights would have us import and run beyond this project: a task or a reader of someone's own.
+
+    Args:
+        kind: of segmentation, as they name it.
+        config: of the run that they are from; may be empty.
+    """
+    names = [kind] if "." in kind else []
+    entries: list = [config]
     while entries:
         entry = entries.pop()
         if isinstance(entry, Mapping):

@@ -22,6 +22,7 @@ from eomt.checkpoint import FORMAT, read_checkpoint
 from eomt.checkpoint_io import AtomicCheckpointIO
 from eomt.errors import InputError
 from eomt.optim import two_stage_warmup
+from eomt.weights.source import read_weights
 from tests.conftest import ROOT, SMALL, configured
 
 pytestmark = pytest.mark.xdist_group("train")
@@ -295,10 +296,8 @@ def test_real_coco_archives_train_and_validate(tmp_path, shared_data):
 
 
 def test_gradients_are_clipped_by_their_total_norm(run):
-    module = assemble.load_module(
-        checkpoint := read_checkpoint(run / "checkpoints" / "last.ckpt"),
-        OmegaConf.create(checkpoint[FORMAT]["config"]),
-    )
+    weights = read_weights(run / "checkpoints" / "last.ckpt")
+    module = assemble.load_module(weights, OmegaConf.create(weights.config), weights.classes)
     logged = {}
     module.log = lambda name, value: logged.update({name: float(value)})
     for parameter in module.network.parameters():
@@ -336,8 +335,8 @@ def test_two_processes_train_and_score_each_image_once(run, options, tmp_path):
 
 def test_mask_terms_are_divided_by_the_mean_over_ranks(run, monkeypatch):
     """Ranks with 9 and with 3 matched masks both divide by 6; a query can match one target only."""
-    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
-    module = assemble.load_module(checkpoint, OmegaConf.create(checkpoint[FORMAT]["config"]))
+    weights = read_weights(run / "checkpoints" / "last.ckpt")
+    module = assemble.load_module(weights, OmegaConf.create(weights.config), weights.classes)
     other_rank = 3.0
 
     class Strategy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -92,8 +93,9 @@ def _fit(
     if source is None:
         return value, NEW, "is not among the weights"
     source = source.to(value.dtype)
+    own_size = network.spec["image_size"]
     # Equal shapes are not enough: [80, 40] and [40, 80] pixels have as many patches.
-    if key == _POSITION and list(spec["image_size"]) != list(network.spec["image_size"]):
+    if key == _POSITION and list(spec.get("image_size") or own_size) != own_size:
         return _resample_position(source, value, spec, network), RESIZED, _sizes(spec, network)
     if source.shape == value.shape:
         return source, LOADED, ""
@@ -110,15 +112,19 @@ def _fit(
 
 
 def _resample_position(source: Tensor, value: Tensor, spec: Mapping, network: EoMT) -> Tensor:
-    old = [side // spec["patch_size"] for side in spec["image_size"]]
     new = list(network.backbone.native_grid)
     # Where prefix tokens have positions of their own, they stand before those of the patches.
     prefix = value.shape[1] - new[0] * new[1]
+    # Weights that do not say their image's size are taken to be of a square.
+    side = math.isqrt(source.shape[1] - prefix)
+    old = [length // spec["patch_size"] for length in spec["image_size"]] if spec.get("image_size") else [side] * 2
     return resample_abs_pos_embed(source, new, old, num_prefix_tokens=prefix)
 
 
 def _sizes(spec: Mapping, network: EoMT) -> str:
-    old, new = ("x".join(map(str, s["image_size"])) + f" by {s['patch_size']}" for s in (spec, network.spec))
+    old, new = (
+        "x".join(map(str, s.get("image_size") or ["unknown"])) + f" by {s['patch_size']}" for s in (spec, network.spec)
+    )
     return f"from {old} to {new} pixels"
 
 

@@ -24,6 +24,8 @@ class Weights:
         config: the training run's configuration; empty where the source has none.
         overrides: what was typed to start that run.
         step: optimizer steps that the weights have seen; 0 where the source does not say.
+        mask_probabilities: how likely each masked block still masks its attention, see `eomt.annealing`; None where
+            the source does not say.
         resumable: whether a training run can go on from it, with optimizer and place in the data.
     """
 
@@ -35,4 +37,5 @@ class Weights:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     overrides: tuple[str, ...] = ()
     step: int = 0
+    mask_probabilities: Tensor | None = field(default=None, repr=False)
     resumable: bool = False
