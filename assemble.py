@@ -18,7 +18,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from datasets.module import SegmentationData
 from eomt.callbacks import LastCheckpoint
-from eomt.checkpoint import FORMAT
 from eomt.checkpoint_io import AtomicCheckpointIO
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -28,7 +27,6 @@ from eomt.tasks import task_of
 from eomt.weights.source import read_weights
 from eomt.weights.transfer import table, transfer
 from eomt.weights.weights import Weights
-
 
 # Keys of `data` that are there for both readers to refer to.
 READER_KEYS = ("classes", "ignore", "color_labels")

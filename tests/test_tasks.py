@@ -161,9 +161,9 @@ def test_own_code_from_outside_the_checkout(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    saved = read_checkpoint(checkpoint)
-    assert saved[FORMAT]["kind"] == "circles.ThingsFirst"
-    assert set(foreign_code(saved[FORMAT]["kind"], saved[FORMAT]["config"])) == {"circles.ThingsFirst", "circles.Circles"}
+    saved = read_checkpoint(checkpoint)[FORMAT]
+    assert saved["kind"] == "circles.ThingsFirst"
+    assert set(foreign_code(saved["kind"], saved["config"])) == {"circles.ThingsFirst", "circles.Circles"}
     monkeypatch.syspath_prepend(example)
     with pytest.raises(InputError, match=r"would run .*circles.*trust_code=true"):
         evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", name="eval"))
