@@ -4,6 +4,7 @@ python predict.py ckpt=RUN/checkpoints/best.ckpt images=photo.jpg
 python predict.py ckpt=RUN/checkpoints/best.ckpt images=FOLDER out=DIR threshold=0.7
 python predict.py ckpt=RUN/checkpoints/best.ckpt 'images=photos/**/*.jpg' device=cpu
 python predict.py ckpt=RUN/checkpoints/best.ckpt images=[a.jpg,b.png]
+python predict.py ckpt=tue-mps/coco_panoptic_eomt_large_640 images=photo.jpg
 """
 
 from pathlib import Path
@@ -31,7 +32,16 @@ def main(cfg: DictConfig) -> None:
     if Path(cfg["out"], INDEX).exists() and not cfg["overwrite"]:
         raise InputError(f"out={cfg['out']} has results already: choose another folder, or set overwrite=true")
     folder, files = find_images(cfg["images"], cfg["out"])
-    segmenter = Segmenter.load(cfg["ckpt"], cfg["device"], cfg["precision"], cfg["trust_code"], **cfg["postprocess"])
+    segmenter = Segmenter.load(
+        cfg["ckpt"],
+        cfg["device"],
+        cfg["precision"],
+        cfg["trust_code"],
+        kind=cfg["kind"],
+        network=cfg["network"],
+        backbone=cfg["delta_base"],
+        **cfg["postprocess"],
+    )
     log.info(
         "%s segmentation of %d images on %s, precision %s",
         segmenter.task.kind,

@@ -6,24 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.ade20k_classes import CLASSES
 from datasets.archive import Folder, Source, find_source
 from datasets.coco_files import open_root
 from datasets.decode import decode_id_map
 from datasets.label_maps import VOID, LabelMaps, LabelTable, check_size, runs, targets_from_runs
 from datasets.paired_files import PairedFiles
 from eomt.errors import InputError
+from eomt.known_classes import ADE20K
 from eomt.targets import ImageTargets
 
 _NAME, _INSTANCES = "ADEChallengeData2016", "annotations_instance"
 _FOLDERS = {"train": "training", "val": "validation"}
 
 _TABLE = LabelTable(
-    {0: VOID} | {value: k for k, value in enumerate(CLASSES.ids)},
-    f"a semantic PNG of ADE20K holds 0 (void) to {len(CLASSES)}; download {_NAME}.zip again",
+    {0: VOID} | {value: k for k, value in enumerate(ADE20K.ids)},
+    f"a semantic PNG of ADE20K holds 0 (void) to {len(ADE20K)}; download {_NAME}.zip again",
 )
-_IS_STUFF = ~np.array(CLASSES.is_thing)
-_THINGS = np.flatnonzero(CLASSES.is_thing)
+_IS_STUFF = ~np.array(ADE20K.is_thing)
+_THINGS = np.flatnonzero(ADE20K.is_thing)
 
 
 class Ade20kSemantic(LabelMaps):
@@ -41,7 +41,7 @@ class Ade20kSemantic(LabelMaps):
     """
 
     def __init__(self, root: str | Path | None, split: str = "train"):
-        super().__init__(_paired(root, split), CLASSES, _TABLE)
+        super().__init__(_paired(root, split), ADE20K, _TABLE)
 
 
 class Ade20kPanoptic(LabelMaps):
@@ -65,7 +65,7 @@ class Ade20kPanoptic(LabelMaps):
     """
 
     def __init__(self, root: str | Path | None, split: str = "train"):
-        super().__init__(_paired(root, split, instances=True), CLASSES, _TABLE)
+        super().__init__(_paired(root, split, instances=True), ADE20K, _TABLE)
 
     def _targets(self, index: int, size: tuple[int, int], image: str) -> ImageTargets:
         (semantic, where), (instances, where_instances) = (self._files.truth(kind, index) for kind in (0, 1))
@@ -81,7 +81,7 @@ class Ade20kPanoptic(LabelMaps):
         _check_instances(green[is_thing], red[is_thing], where_instances)
         stuff = np.where(_IS_STUFF[classes], classes, VOID)
         labels = np.where(is_thing, _THINGS[np.where(is_thing, red - 1, 0)], stuff)
-        return targets_from_runs(np.where(is_thing, len(CLASSES) + green, stuff), labels, lengths, size)
+        return targets_from_runs(np.where(is_thing, len(ADE20K) + green, stuff), labels, lengths, size)
 
 
 def _check_instances(ids: np.ndarray, categories: np.ndarray, where: str) -> None:

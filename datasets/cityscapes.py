@@ -8,33 +8,9 @@ from datasets.archive import Folder, Source, ZipArchive
 from datasets.coco_files import open_root
 from datasets.label_maps import VOID, LabelMaps, LabelTable
 from datasets.paired_files import PairedFiles
-from eomt.classes import Classes, SegmentClass
 from eomt.errors import InputError
+from eomt.known_classes import CITYSCAPES
 
-# The 19 evaluated classes by train id; the ids are those of `*_labelIds.png`.
-CLASSES = Classes(
-    (
-        SegmentClass(7, "road", (128, 64, 128), False),
-        SegmentClass(8, "sidewalk", (244, 35, 232), False),
-        SegmentClass(11, "building", (70, 70, 70), False),
-        SegmentClass(12, "wall", (102, 102, 156), False),
-        SegmentClass(13, "fence", (190, 153, 153), False),
-        SegmentClass(17, "pole", (153, 153, 153), False),
-        SegmentClass(19, "traffic light", (250, 170, 30), False),
-        SegmentClass(20, "traffic sign", (220, 220, 0), False),
-        SegmentClass(21, "vegetation", (107, 142, 35), False),
-        SegmentClass(22, "terrain", (152, 251, 152), False),
-        SegmentClass(23, "sky", (70, 130, 180), False),
-        SegmentClass(24, "person", (220, 20, 60), True),
-        SegmentClass(25, "rider", (255, 0, 0), True),
-        SegmentClass(26, "car", (0, 0, 142), True),
-        SegmentClass(27, "truck", (0, 0, 70), True),
-        SegmentClass(28, "bus", (0, 60, 100), True),
-        SegmentClass(31, "train", (0, 80, 100), True),
-        SegmentClass(32, "motorcycle", (0, 0, 230), True),
-        SegmentClass(33, "bicycle", (119, 11, 32), True),
-    )
-)
 _IMAGES, _LABELS = "leftImg8bit", "gtFine"
 
 
@@ -60,8 +36,8 @@ class CityscapesSemantic(LabelMaps):
         files = PairedFiles(
             images.below(split), [f"_{_IMAGES}.png"], [(labels.below(split), f"_{_LABELS}_labelIds.png")]
         )
-        class_of = dict.fromkeys(range(256), VOID) | {label_id: k for k, label_id in enumerate(CLASSES.ids)}
-        super().__init__(files, CLASSES, LabelTable(class_of, "download the archive again"))
+        class_of = dict.fromkeys(range(256), VOID) | {label_id: k for k, label_id in enumerate(CITYSCAPES.ids)}
+        super().__init__(files, CITYSCAPES, LabelTable(class_of, "download the archive again"))
 
 
 def _archive(name: str) -> str:

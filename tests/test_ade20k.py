@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from datasets.ade20k import Ade20kPanoptic, Ade20kSemantic
-from datasets.ade20k_classes import CLASSES
 from eomt.errors import InputError
+from eomt.known_classes import ADE20K as CLASSES
 from tests.label_files import check_classes, label_png, photo, segments, write_folder, write_zip
 
 WALL, SKY, BED, PERSON, FLAG = 0, 2, 7, 12, 149

@@ -5,9 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
-from datasets.cityscapes import CLASSES, CityscapesSemantic
+from datasets.cityscapes import CityscapesSemantic
 from datasets.label_maps import VOID
 from eomt.errors import InputError
+from eomt.known_classes import CITYSCAPES as CLASSES
 from tests.label_files import check_classes, label_png, photo, write_folder, write_zip
 
 # Void, ego vehicle, road, sidewalk, parking, building, caravan, bicycle; and what is no label id.

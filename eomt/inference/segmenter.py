@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eomt.checkpoint import FORMAT, foreign_code, read_checkpoint
+from eomt.checkpoint import foreign_code
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.inference.answer import Answer, on_host
@@ -23,9 +23,9 @@ from eomt.inference.geometry import Placement
 from eomt.inference.images import ImageSource, load_image
 from eomt.network import EoMT, Output
 from eomt.tasks import Task, predict_images, task_of
+from eomt.weights.source import read_weights
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
-WEIGHTS = "network."  # what a checkpoint's names of the network's weights begin with
 
 
 class Segmenter:
@@ -70,42 +70,42 @@ class Segmenter:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path,
+        source: str | Path,
         device: str | torch.device | None = None,
         precision: str | int | None = None,
         trust_code: bool = False,
+        *,
+        kind: str | None = None,
+        classes: Classes | None = None,
+        network: Mapping[str, Any] | None = None,
+        backbone: str | Path | None = None,
         **options: float | None,
     ) -> Segmenter:
-        """Read a checkpoint of a training run.
+        """Read weights from wherever they are.
 
         Args:
-            checkpoint: such as RUN/checkpoints/best.ckpt.
+            source: a checkpoint such as RUN/checkpoints/best.ckpt, an exported folder, an original file, a Hugging
+                Face folder or a Hub id, see `eomt.weights.source.read_weights`.
             device, precision: as above.
-            trust_code: whether a task of someone's own, which the checkpoint names, may be imported.
+            trust_code: whether a task of someone's own, which the source names, may be imported.
+            kind, classes, network, backbone: what the source does not say, see there.
             options: of the task's post-processing, such as `score_threshold`; those that are not given are
-                the training run's.
+                the training run's, or the published ones.
 
         Raises:
-            InputError: if the file is no whole checkpoint of this project, names a foreign task, or an option
-                is unknown or out of range; otherwise as above.
+            InputError: if the source cannot be read or does not say what it takes, names a foreign task, or an
+                option is unknown or out of range; otherwise as above.
         """
         # Left in the file: optimizer states, twice the weights, are never read.
-        saved_all = read_checkpoint(checkpoint, mmap=True)
-        saved = saved_all[FORMAT]
-        kind = saved["kind"]
+        weights = read_weights(source, kind=kind, classes=classes, network=network, backbone=backbone, mmap=True)
         # Of the task alone: readers of someone's own are not imported here.
-        if foreign_code({FORMAT: {"kind": kind}}) and not trust_code:
-            raise InputError(f"ckpt={checkpoint} would run {kind}: if you trust it, say so by trust_code=true")
+        if foreign_code(weights.kind, {}) and not trust_code:
+            raise InputError(f"ckpt={source} would run {weights.kind}: if you trust it, say so by trust_code=true")
         given = {name: value for name, value in options.items() if value is not None}
-        task = task_of(kind, {**((saved.get("config") or {}).get("postprocess") or {}), **given})
-        network = EoMT(**saved["network"])
-        weights = {k.removeprefix(WEIGHTS): v for k, v in saved_all["state_dict"].items() if k.startswith(WEIGHTS)}
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"ckpt={checkpoint} holds other weights than its network has: {reason}") from error
-        return cls(network, task, Classes.from_list(saved["classes"]), device, precision)
+        task = task_of(weights.kind, {**(weights.config.get("postprocess") or {}), **given})
+        model = EoMT(**weights.network)
+        model.load_state_dict(weights.state)
+        return cls(model, task, weights.classes, device, precision)
 
     def __call__(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int = 8, num_workers: int = 0
