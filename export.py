@@ -1,0 +1,61 @@
+"""Write a trained network in a form that others read.
+
+python export.py ckpt=RUN/checkpoints/best.ckpt format=hf out=DIR
+python export.py ckpt=RUN/checkpoints/best.ckpt format=onnx out=DIR dynamic_batch=true images=photos
+"""
+
+from omegaconf import DictConfig, OmegaConf
+
+from eomt.errors import InputError
+from launch import command, log
+
+
+def main(cfg: DictConfig) -> None:
+    """Export the weights that `cfg` names.
+
+    Raises:
+        InputError: for bad input, or if an exported graph differs from PyTorch.
+    """
+    cfg = OmegaConf.to_container(cfg, resolve=True)
+    for key, example in (("ckpt", "RUN/checkpoints/best.ckpt"), ("out", "DIR")):
+        if cfg[key] is None:
+            raise InputError(f"{key} is not set: export.py needs {key}={example}")
+    if type(cfg["batch_size"]) is not int or cfg["batch_size"] < 1:
+        raise InputError(f"batch_size={cfg['batch_size']} must be a whole number of at least 1")
+
+    from eomt.inference.folder import find_images
+    from eomt.weights.export import export, metrics_of
+    from eomt.weights.folder import check_out
+    from eomt.weights.source import read_weights
+
+    # Before the weights are read, which may take long.
+    check_out(cfg["out"], cfg["overwrite"])
+    images = [] if cfg["images"] is None else find_images(cfg["images"], cfg["out"])[1]
+    weights = read_weights(cfg["ckpt"], backbone=cfg["delta_base"])
+    run, metrics = metrics_of(cfg["ckpt"])
+    try:
+        check = export(
+            weights,
+            cfg["format"],
+            cfg["out"],
+            precision=str(cfg["precision"]),
+            batch=None if cfg["dynamic_batch"] else cfg["batch_size"],
+            images=images,
+            run=run,
+            metrics=metrics,
+            overwrite=cfg["overwrite"],
+        )
+    except OSError as error:
+        raise InputError(f"out={cfg['out']}: {error.strerror or error}; choose another folder") from error
+    if check is not None:
+        log.info(
+            "compared with PyTorch on %d inputs: logits up to %.1f differ by at most %.1e",
+            check.inputs,
+            check.largest,
+            check.difference,
+        )
+    log.info("%s: %s", cfg["format"], cfg["out"])
+
+
+if __name__ == "__main__":
+    command("export", main)
