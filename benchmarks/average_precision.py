@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from eomt.classes import Classes, SegmentClass
 from eomt.inference.segmentation import Instances
 from eomt.metrics.average_precision import AveragePrecision
-from eomt.targets import ImageTargets, targets_from_masks
+from eomt.targets import ImageTargets, targets_from_rles
 
 HEIGHT, WIDTH = 480, 640
 DISTINCT = 50  # images in memory, beyond the caches nearest to the core; more images go round them
@@ -83,7 +83,9 @@ def synthetic_image(generator: np.random.Generator, masks: int, truths: int) -> 
         torch.from_numpy(coco_mask.area(rles).astype(np.int64)),
         torch.arange(masks),
     )
-    return instances, targets_from_masks(blobs(objects), true_labels)
+    # With codes at hand, as the reader of COCO gives them.
+    counts = [code["counts"] for code in encode(blobs(objects))]
+    return instances, targets_from_rles(counts, (HEIGHT, WIDTH), true_labels)
 
 
 def write_coco(folder: Path, images: list[tuple[Instances, ImageTargets]]) -> tuple[Path, Path]:

@@ -67,7 +67,7 @@ class TrainTransform:
         wanted = ~targets.crowd.numpy()
         for _ in range(MAX_TRIES if wanted.any() else 1):
             result = self._pipeline(image=image, masks=targets.ids.numpy())
-            kept = targets._replace(ids=torch.from_numpy(result["masks"]))
+            kept = targets._replace(ids=torch.from_numpy(result["masks"]), areas=None, rles=None)
             keep = wanted & present_segments(kept)
             if keep.any():
                 break

@@ -29,6 +29,8 @@ class ImageTargets(NamedTuple):
         crowd: bool [T], True for a region of many objects of one class (COCO's `iscrowd`).
         areas: float64 [T], the dataset's own measure of each object's area in pixels, by which COCO tells
             small objects from large ones; None where it gives none.
+        rles: T masks again as COCO's compressed run lengths, where the dataset holds those: average precision
+            compares masks in that form. None where it holds none, or the masks are no longer those.
     """
 
     ids: Tensor
@@ -36,6 +38,7 @@ class ImageTargets(NamedTuple):
     planes: Tensor
     crowd: Tensor
     areas: Tensor | None = None
+    rles: tuple[bytes, ...] | None = None
 
     def masks(self) -> Tensor:
         """Expand to one mask per segment: bool [T, H, W]."""
@@ -140,7 +143,7 @@ def targets_from_rles(
     for plane, layer in zip(ids, layers, strict=True):
         for left in range(0, width, _STRIPE):
             plane[:, left : left + _STRIPE] = layer.reshape(width, height)[left : left + _STRIPE].T
-    return _image_targets(ids, labels, planes, crowd, areas)
+    return _image_targets(ids, labels, planes, crowd, areas)._replace(rles=tuple(counts))
 
 
 def present_segments(targets: ImageTargets) -> np.ndarray:
@@ -164,6 +167,7 @@ def select_segments(targets: ImageTargets, keep: np.ndarray) -> ImageTargets:
         targets.planes[index],
         targets.crowd[index],
         None if targets.areas is None else targets.areas[index],
+        None if targets.rles is None else tuple(targets.rles[k] for k in index.tolist()),
     )
 
 

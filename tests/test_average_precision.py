@@ -343,3 +343,17 @@ def test_other_sizes_are_refused():
     metric = AveragePrecision(one_class())
     with pytest.raises(InputError, match=r"image 7 is \[20, 20\], its ground truth \[20, 21\]"):
         metric.update(as_instances((20, 20), [], [], []), as_targets((20, 21), [], [], []), 7)
+
+
+def test_codes_of_the_dataset_count_as_its_maps_do(coco):
+    """As the reader of COCO gives both."""
+    _, classes, truth, found = coco
+    by_map, by_code = AveragePrecision(classes), AveragePrecision(classes)
+    for k, targets in truth.items():
+        masks = np.asfortranarray(targets.masks().numpy().transpose(1, 2, 0), dtype=np.uint8)
+        counts = tuple(code["counts"] for code in coco_mask.encode(masks)) if masks.shape[2] else ()
+        by_map.update(found[k], targets, k)
+        by_code.update(found[k], targets._replace(rles=counts, ids=torch.zeros_like(targets.ids)), k)
+    assert {name: float(v) for name, v in by_map.compute().items()} == {
+        name: float(v) for name, v in by_code.compute().items()
+    }

@@ -213,3 +213,13 @@ def test_collate_pads_planes_and_segments():
         planes = len(own.ids)
         assert torch.equal(batch.ids[b, :planes], own.ids)
         assert not batch.ids[b, planes:].any()
+
+
+def test_codes_stay_with_their_segments():
+    masks = np.zeros((3, 4, 5), dtype=bool)
+    masks[0, 0, 0] = masks[1, 1] = masks[2, :, 3] = True
+    targets = targets_from_rles(compressed(masks), (4, 5), [7, 8, 9])
+    assert targets.rles == tuple(compressed(masks))
+    chosen = select_segments(targets, [True, False, True])
+    assert chosen.rles == (targets.rles[0], targets.rles[2])
+    assert targets_from_masks(masks, [7, 8, 9]).rles is None

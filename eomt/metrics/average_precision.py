@@ -12,7 +12,7 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.inference.segmentation import Instances
 from eomt.metrics.coco_protocol import Detections, Pairs, Truths, precision_and_recall
-from eomt.metrics.run_lengths import RunLengths, run_lengths
+from eomt.metrics.run_lengths import Codes, RunLengths, run_lengths
 from eomt.targets import ImageTargets
 
 
@@ -161,7 +161,7 @@ def overlapping(
     rles: list[dict],
     labels: np.ndarray,
     areas: np.ndarray,
-    runs: RunLengths,
+    runs: RunLengths | Codes,
     true_labels: np.ndarray,
     crowd: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

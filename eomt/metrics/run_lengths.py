@@ -57,8 +57,31 @@ class RunLengths(NamedTuple):
         return coco_mask.frPyObjects(plain, height, width)
 
 
-def run_lengths(targets: ImageTargets) -> RunLengths:
-    """The runs of all segments of an image."""
+class Codes(NamedTuple):
+    """The masks of T segments in COCO's compressed form, with the interface of `RunLengths`.
+
+    Attributes:
+        size: height and width of the image.
+        counts: T codes.
+    """
+
+    size: tuple[int, int]
+    counts: tuple[bytes, ...]
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Pixels of each segment, int64 [T]."""
+        return coco_mask.area(self.encode(np.arange(len(self.counts)))).astype(np.int64)
+
+    def encode(self, segments: np.ndarray) -> list[dict]:
+        """{"size": [H, W], "counts": bytes} of some segments."""
+        return [{"size": list(self.size), "counts": self.counts[k]} for k in segments.tolist()]
+
+
+def run_lengths(targets: ImageTargets) -> RunLengths | Codes:
+    """The runs of all segments of an image: the dataset's own codes where the targets hold them."""
+    if targets.rles is not None:
+        return Codes(tuple(targets.ids.shape[1:]), targets.rles)
     ids = np.ascontiguousarray(targets.ids.numpy(force=True))
     _, height, width = ids.shape
     # Few pixels differ from the one above them. There a segment's run ends and another's starts, as
