@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants, errors
+from hydra import compose, initialize_config_dir
+from PIL import Image
 from safetensors.torch import save_file
 
 import launch
+import predict
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.inference.segmenter import Segmenter
@@ -146,7 +149,7 @@ def test_an_image_size_that_is_a_guess_is_said(tmp_path, caplog):
     network = EoMT("vit_small_patch16_dinov3_qkvb", 1280, 80, 4, 1, 16, {"embed_dim": 64, "depth": 1, "num_heads": 1})
     torch.save(to_original(network.state_dict(), network.spec), tmp_path / "dinov3.bin")
     assert read_weights(tmp_path / "dinov3.bin").network["image_size"] == [640, 640]
-    assert "does not say its image size: give network={image_size: ...}" in caplog.text
+    assert "does not say its image size: give network.image_size=" in caplog.text
     caplog.clear()
     assert read_weights(tmp_path / "dinov3.bin", network={"image_size": 1280}).network["image_size"] == [1280, 1280]
     assert caplog.text == ""
@@ -589,6 +592,23 @@ def test_a_segmenter_of_any_source_answers_alike(tmp_path):
     for answer in answers[1:]:
         assert np.array_equal(answer.map, answers[0].map)
         assert np.array_equal(answer.labels, answers[0].labels)
+
+
+def test_predict_takes_what_a_file_does_not_say(tmp_path, monkeypatch):
+    network = small(150, embed_dim=96, num_heads=3)
+    torch.save(to_original(network.state_dict(), network.spec), tmp_path / "x.bin")
+    Image.new("RGB", (30, 40)).save(tmp_path / "x.png")
+    heads = "network.backbone_options={embed_dim: 96, depth: 2, num_heads: 3}"
+    typed = [f"ckpt={tmp_path}/x.bin", f"images={tmp_path}/x.png", f"out={tmp_path}/out", "kind=semantic", heads]
+    given = []
+    load = Segmenter.load
+    monkeypatch.setattr(Segmenter, "load", lambda *args, **more: given.append(load(*args, **more)) or given[-1])
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        cfg = compose("predict", overrides=[*launch.quote_paths(typed), "device=cpu", "num_workers=0"])
+    predict.main(cfg)
+    assert given[0].network.spec == network.spec
+    assert (given[0].task.kind, given[0].classes) == ("semantic", ADE20K)
+    assert (tmp_path / "out" / "pictures" / "x.jpg").is_file()
 
 
 def test_hub_ids_are_no_paths_on_the_command_line(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def check_spec(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
     if missing:
         raise InputError(
             f"{name} does not say its network's {', '.join(missing)}: choose its task and model, or give "
-            f"network={{{missing[0]}: ...}}"
+            f"network.{missing[0]}="
         )
     unknown = [key for key in spec if key not in _KEYS]
     if unknown:

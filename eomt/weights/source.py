@@ -72,7 +72,7 @@ def read_weights(
     weights = Weights(origin, found.state, spec, kind, classes, **found.more)
     log.info("weights: %s: %s", origin, _described(weights))
     if "image_size" in found.guessed and "image_size" not in ask.network:
-        log.warning("%s does not say its image size: give network={image_size: ...} unless it is this", name)
+        log.warning("%s does not say its image size: give network.image_size= unless it is this", name)
     return weights
 
 
