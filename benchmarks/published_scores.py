@@ -103,7 +103,7 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> Row
     except launch.ENDINGS as error:
         return Row(recipe, None, launch.explain(error))
     score = json.loads((folder / "metrics.json").read_text())[METRICS[recipe.metric]]
-    return Row(recipe, score, f"{(time.perf_counter() - start) / 60:.0f} min")
+    return Row(recipe, score, ", ".join([f"{(time.perf_counter() - start) / 60:.0f} min", *arguments.overrides]))
 
 
 def table(rows: list[Row]) -> str:
