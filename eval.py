@@ -30,7 +30,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.ckpt is None:
         raise InputError("ckpt is not set: give a checkpoint, as in ckpt=RUN/checkpoints/best.ckpt")
     chosen = _chosen(cfg)
-    weights = read_weights(cfg.ckpt, kind=chosen.get("kind"), backbone=cfg.delta_base)
+    # An experiment says all of the network, a task only its default.
+    network = {"image_size": chosen.data.image_size} if cfg.experiment else None
+    weights = read_weights(cfg.ckpt, kind=chosen.get("kind"), network=network, backbone=cfg.delta_base)
     foreign = foreign_code(weights.kind, weights.config)
     if foreign and not cfg.trust_code:
         raise InputError(f"ckpt= would run {', '.join(foreign)}: if you trust it, say so by trust_code=true")
