@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -85,7 +85,7 @@ def load_module(weights: Weights, cfg: DictConfig, classes: Classes) -> EoMTModu
         task=task_of(cfg.kind, cfg.get("postprocess")),
         classes=classes if elsewhere else weights.classes,
         loss=instantiate(cfg.loss),
-        annealing_windows=cfg.annealing.windows,
+        annealing_windows=None,
         validate_masked=cfg.annealing.validate_masked,
         seed=cfg.seed,
     )
@@ -102,7 +102,7 @@ def starting_point(cfg: DictConfig) -> tuple[str | None, str | None]:
         return None, cfg.weights
     if read_weights(cfg.ckpt, backbone=cfg.delta_base, complete=False).resumable:
         return cfg.ckpt, None
-    rank_zero_info("ckpt= holds weights, but no run to go on with: training begins with those")
+    _say("ckpt= holds weights, but no run to go on with: training begins with those")
     return None, cfg.ckpt
 
 
@@ -115,7 +115,13 @@ def begin_with(module: EoMTModule, source: str, strict: bool = False, delta_base
     weights = read_weights(source, backbone=delta_base, complete=False)
     rows = transfer(module.network, module.classes, weights, strict)
     module.pretrained = False
-    rank_zero_info(f"begins with {weights.origin}:\n{table(rows)}")
+    _say(f"begins with {weights.origin}:\n{table(rows)}")
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    """Not by Lightning's logger: until there is a trainer, that has a handler of its own beside ours."""
+    logging.getLogger("eomt").info(text)
 
 
 def build_loggers(cfg: DictConfig) -> list:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from eomt.errors import InputError
-from launch import command, log
+from launch import command, log, training_config
 
 if TYPE_CHECKING:
     from eomt.weights.weights import Weights
@@ -31,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         raise InputError("ckpt is not set: give a checkpoint, as in ckpt=RUN/checkpoints/best.ckpt")
     chosen = _chosen(cfg)
     # An experiment says all of the network, a task only its default.
-    network = {"image_size": chosen.data.image_size} if cfg.experiment else None
+    network = {"image_size": chosen.data.image_size} if cfg.recipe.experiment else None
     weights = read_weights(cfg.ckpt, kind=chosen.get("kind"), network=network, backbone=cfg.delta_base)
     foreign = foreign_code(weights.kind, weights.config)
     if foreign and not cfg.trust_code:
@@ -52,11 +51,8 @@ def main(cfg: DictConfig) -> None:
 
 def _chosen(cfg: DictConfig) -> dict | DictConfig:
     """The settings of the task, model and experiment that were chosen; empty if none was."""
-    names = [f"{group}={cfg[group]}" for group in ("task", "model", "experiment") if cfg[group]]
-    if not names:
-        return {}
-    # `run_folder` is Hydra's to say, and there is no Hydra run in a composition.
-    return compose("train", overrides=[*names, "run_folder=''"])
+    names = [f"{group}={name}" for group, name in cfg.recipe.items() if name]
+    return training_config(names) if names else {}
 
 
 def _settings(cfg: DictConfig, base: Mapping, weights: Weights) -> DictConfig:

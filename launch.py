@@ -21,6 +21,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -78,6 +79,9 @@ def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
         arguments = quote_paths(sys.argv[1:])
         if config_name == "train":
             arguments = resumed(arguments)
+        if config_name == "eval":
+            # Hydra would take these for its groups, whose settings are those of training.
+            arguments = [re.sub(r"^(task|model|experiment)=", r"recipe.\1=", argument) for argument in arguments]
         if os.environ.get("SLURM_PROCID", "0") != "0":
             rank = os.environ["SLURM_PROCID"]
             arguments += ["hydra.output_subdir=null", f"hydra.job.name={config_name}_rank_{rank}"]
@@ -91,6 +95,16 @@ def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
     except OSError as error:
         key = "out" if config_name == "predict" else "hydra.run.dir"
         _end(InputError(f"{error.filename}: {error.strerror}; choose another folder by {key}="))
+
+
+def training_config(overrides: list[str]) -> DictConfig:
+    """The configuration that train.py would have with these overrides, for the other commands."""
+    # Its run folder is Hydra's to say, and there is no Hydra run of it.
+    overrides = [*overrides, "run_folder=''"]
+    if GlobalHydra().is_initialized():
+        return hydra.compose("train", overrides)
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        return hydra.compose("train", overrides)
 
 
 def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

@@ -98,7 +98,7 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> Row
     start = time.perf_counter()
     try:
         cfg = compose("eval", overrides=[*launch.quote_paths(typed), f"run_folder='{folder}'", "pictures=0"])
-        cfg.experiment = recipe.name
+        cfg.recipe.experiment = recipe.name
         eval.main(cfg)
     except launch.ENDINGS as error:
         return Row(recipe, None, launch.explain(error))

@@ -37,9 +37,7 @@ def main(folder: Path) -> None:
             annotations = panoptic.read(f"annotations/panoptic_{name}.json")
             (folder / f"panoptic_{split}.json").write_bytes(annotations)
             with zipfile.ZipFile(shapes / "annotations_trainval2017.zip") as instances:
-                (folder / f"instances_{split}.json").write_bytes(
-                    instances.read(f"annotations/instances_{name}.json")
-                )
+                (folder / f"instances_{split}.json").write_bytes(instances.read(f"annotations/instances_{name}.json"))
             with zipfile.ZipFile(shapes / "semantic_trainval2017.zip") as labels:
                 _extract(labels, f"semantic_{name}/", folder / "labels" / split)
             for path in (folder / "labels" / split).iterdir():

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
 import assemble
 import eval as evaluation
+import export
 import launch
 import train
 from eomt.annealing import mask_probability, resolve_windows
@@ -353,3 +355,54 @@ def test_mask_terms_are_divided_by_the_mean_over_ranks(run, monkeypatch):
     trainer.world_size = 1
     assert module._normaliser((4, 5)) == 9
     assert module._normaliser((0,)) == 1
+
+
+def test_training_begins_with_other_weights(run, options, tmp_path, caplog):
+    """A checkpoint of another kind with other classes; the resumed run does not read them again."""
+    caplog.set_level("INFO", logger="eomt")
+    weights = f"weights='{run}/checkpoints/last.ckpt'"
+    instances = [o for o in options if "max_epochs" not in o] + ["task=shapes_instance", "trainer.max_epochs=1"]
+    stopped = ("optim.lr=0", "optim.weight_decay=0", "trainer.limit_val_batches=0")
+    train.main(configured(tmp_path, *instances, *stopped, weights))
+    assert re.search(r"class_head +new +the classes are others", caplog.text)
+    ours, theirs = (read_weights(f / "checkpoints" / "last.ckpt") for f in (tmp_path, run))
+    assert ours.kind == "instance"
+    for key, value in theirs.state.items():
+        assert torch.equal(ours.state[key], value) != key.startswith("class_head."), key
+    caplog.clear()
+    checkpoint = f"ckpt='{tmp_path}/checkpoints/last.ckpt'"
+    train.main(
+        configured(
+            tmp_path / "on", *instances, "trainer.max_epochs=2", "trainer.limit_val_batches=0", weights, checkpoint
+        )
+    )
+    assert "class_head" not in caplog.text
+    with pytest.raises(InputError, match=r"strict=true: class_head would be new"):
+        train.main(configured(tmp_path / "strict", *instances, weights, "strict=true"))
+
+
+def test_weights_without_a_run_are_a_beginning(run, options, tmp_path, caplog):
+    """`ckpt=` of train.py takes what any `ckpt=` takes."""
+    caplog.set_level("INFO", logger="eomt")
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    del checkpoint["optimizer_states"]
+    torch.save(checkpoint, tmp_path / "weights.ckpt")
+    train.main(configured(tmp_path, *options, "trainer.max_steps=1", f"ckpt='{tmp_path}/weights.ckpt'"))
+    assert "no run to go on with" in caplog.text
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
+
+
+def test_evaluation_of_weights_from_elsewhere(run, shapes, tmp_path):
+    """Weights that carry no settings are evaluated on the task that is chosen, with the same score."""
+    pytest.importorskip("transformers", reason="the Hugging Face form needs transformers")
+    out = tmp_path / "hf"
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        overrides = [f"ckpt='{run}/checkpoints/last.ckpt'", "format=hf", f"out='{out}'"]
+        export.main(compose("export", overrides=overrides))
+    ckpt, root = f"ckpt='{out}'", f"data.root='{shapes}'"
+    with pytest.raises(InputError, match="choose its task"):
+        evaluation.main(configured(tmp_path, ckpt, root, name="eval"))
+    options = ("recipe.task=shapes_panoptic", "trainer.accelerator=cpu", "postprocess.score_threshold=0.0")
+    evaluation.main(configured(tmp_path / "eval", ckpt, root, *options, name="eval"))
+    ours, theirs = (json.loads((f / "metrics_per_class.json").read_text()) for f in (tmp_path / "eval", run))
+    assert ours == theirs
