@@ -12,7 +12,6 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -28,20 +27,21 @@ from eomt.weights.source import read_weights
 from eomt.weights.transfer import table, transfer
 from eomt.weights.weights import Weights
 
+log = logging.getLogger("eomt")
+
 # Keys of `data` that are there for both readers to refer to.
-READER_KEYS = ("classes", "ignore", "color_labels")
+READER_KEYS = ("root", "classes", "ignore", "color_labels")
 
 
 def build_data(cfg: DictConfig) -> SegmentationData:
     """The data module of a configuration; `data.root` is for its readers."""
     settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
-    root = settings.pop("root", None)
     for name in READER_KEYS:
-        settings.pop(name, None)
-    for split in ("train", "val"):
-        # A checkpoint's configuration is resolved; a root that is given now goes over it.
-        if root is not None and "root" in settings[split]:
-            settings[split]["root"] = root
+        value = settings.pop(name, None)
+        for split in ("train", "val"):
+            # A checkpoint's configuration is resolved; what is given now goes over it.
+            if value is not None and name in settings[split]:
+                settings[split][name] = value
     # Called here: Hydra would take the geometry, a named tuple, for a list of settings.
     return instantiate(settings, _convert_="all")(geometry=task_of(cfg.kind).geometry)
 
@@ -71,19 +71,18 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
     )
 
 
-def load_module(weights: Weights, cfg: DictConfig, classes: Classes) -> EoMTModule:
+def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int]) -> EoMTModule:
     """A trained network, ready to evaluate under `cfg`.
 
     Args:
         weights: of the network.
         cfg: the settings.
-        classes: of the data. Weights from elsewhere count the same classes, but may call them otherwise.
+        image_size: height and width of the network's input.
     """
-    elsewhere = not weights.config and len(classes) == weights.network["num_classes"]
     module = EoMTModule(
-        network=EoMT(**weights.network),
+        network=EoMT(**{**weights.network, "image_size": image_size}),
         task=task_of(cfg.kind, cfg.get("postprocess")),
-        classes=classes if elsewhere else weights.classes,
+        classes=weights.classes,
         loss=instantiate(cfg.loss),
         annealing_windows=None,
         validate_masked=cfg.annealing.validate_masked,
@@ -96,32 +95,28 @@ def load_module(weights: Weights, cfg: DictConfig, classes: Classes) -> EoMTModu
     return module
 
 
-def starting_point(cfg: DictConfig) -> tuple[str | None, str | None]:
+def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
     """The checkpoint to resume from, or the weights to begin with; one of them, or neither."""
-    if not cfg.ckpt:
-        return None, cfg.weights
-    if read_weights(cfg.ckpt, backbone=cfg.delta_base, complete=False).resumable:
+    source = cfg.ckpt or cfg.weights
+    if not source:
+        return None, None
+    weights = read_weights(source, backbone=cfg.delta_base, complete=False)
+    if cfg.ckpt and weights.resumable:
         return cfg.ckpt, None
-    _say("ckpt= holds weights, but no run to go on with: training begins with those")
-    return None, cfg.ckpt
+    if cfg.ckpt:
+        log.info("ckpt= holds weights, but no run to go on with: training begins with those")
+    return None, weights
 
 
-def begin_with(module: EoMTModule, source: str, strict: bool = False, delta_base: str | None = None) -> None:
+def begin_with(module: EoMTModule, weights: Weights, strict: bool = False) -> None:
     """Load weights of any source into a new model in place of those of a pretrained backbone.
 
     Raises:
         InputError: if they cannot be had, are of another backbone, or do not fit as they are and `strict`.
     """
-    weights = read_weights(source, backbone=delta_base, complete=False)
     rows = transfer(module.network, module.classes, weights, strict)
     module.pretrained = False
-    _say(f"begins with {weights.origin}:\n{table(rows)}")
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    """Not by Lightning's logger: until there is a trainer, that has a handler of its own beside ours."""
-    logging.getLogger("eomt").info(text)
+    log.info("begins with %s:\n%s", weights.origin, table(rows))
 
 
 def build_loggers(cfg: DictConfig) -> list:

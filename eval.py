@@ -7,7 +7,6 @@ python eval.py ckpt=tue-mps/coco_panoptic_eomt_large_640 task=coco_panoptic data
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +16,9 @@ from launch import command, log, training_config
 
 if TYPE_CHECKING:
     from eomt.weights.weights import Weights
+
+# Where it was trained says nothing of where it is evaluated.
+HERE = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto", "num_nodes": 1}}
 
 
 def main(cfg: DictConfig) -> None:
@@ -29,15 +31,21 @@ def main(cfg: DictConfig) -> None:
     if cfg.ckpt is None:
         raise InputError("ckpt is not set: give a checkpoint, as in ckpt=RUN/checkpoints/best.ckpt")
     chosen = _chosen(cfg)
-    # An experiment says all of the network, a task only its default.
-    network = {"image_size": chosen.data.image_size} if cfg.recipe.experiment else None
-    weights = read_weights(cfg.ckpt, kind=chosen.get("kind"), network=network, backbone=cfg.delta_base)
+    settings = OmegaConf.merge(chosen, HERE, _given(cfg)) if chosen else None
+    # Weights that say nothing of their classes are taken to be of those of the data.
+    classes = build_data(settings).val_classes if chosen else None
+    network = _network(cfg, settings)
+    kind = settings.kind if chosen else None
+    weights = read_weights(cfg.ckpt, kind=kind, classes=classes, network=network, backbone=cfg.delta_base)
     foreign = foreign_code(weights.kind, weights.config)
     if foreign and not cfg.trust_code:
         raise InputError(f"ckpt= would run {', '.join(foreign)}: if you trust it, say so by trust_code=true")
-    settings = _settings(cfg, chosen or weights.config, weights)
+    if not chosen:
+        settings = _settings(cfg, weights)
+    if "image_size" not in weights.guessed:
+        settings.data.image_size = list(weights.network["image_size"])
     data = build_data(settings)
-    module = load_module(weights, settings, data.val_classes)
+    module = load_module(weights, settings, data.image_size)
     check_same_classes(module.classes, data.val_classes)
     callbacks = [Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
     if cfg.save_predictions:
@@ -49,31 +57,46 @@ def main(cfg: DictConfig) -> None:
         log.info("results: %s", cfg.run_folder)
 
 
-def _chosen(cfg: DictConfig) -> dict | DictConfig:
-    """The settings of the task, model and experiment that were chosen; empty if none was."""
+def _chosen(cfg: DictConfig) -> DictConfig | None:
+    """The settings of the task, model and experiment that were chosen; None if none was."""
     names = [f"{group}={name}" for group, name in cfg.recipe.items() if name]
-    return training_config(names) if names else {}
+    chosen = training_config(names) if names else None
+    if chosen is not None:
+        # What is given to evaluate has keys of its own.
+        OmegaConf.set_struct(chosen, False)
+    return chosen
 
 
-def _settings(cfg: DictConfig, base: Mapping, weights: Weights) -> DictConfig:
-    """What is evaluated how: `base`, and over it the network that the weights are of and what was given."""
-    if not base:
+def _network(cfg: DictConfig, settings: DictConfig | None) -> dict:
+    """What was chosen of the network: by a model or an experiment, not by a task's default; or typed."""
+    chosen = {}
+    if cfg.recipe.model or cfg.recipe.experiment:
+        model = OmegaConf.to_container(settings.model, resolve=True)
+        chosen = {key: model[key] for key in ("backbone", "patch_size", "num_masked_blocks", "backbone_options")}
+    if cfg.recipe.experiment:
+        chosen["image_size"] = settings.data.image_size
+    typed = OmegaConf.to_container(cfg.network, resolve=True)
+    return chosen | {key: value for key, value in typed.items() if value is not None}
+
+
+def _settings(cfg: DictConfig, weights: Weights) -> DictConfig:
+    """The settings that weights carry, and over them what was given."""
+    if not weights.config:
         raise InputError(
             f"ckpt={cfg.ckpt} carries no settings: choose its task, as in task=coco_panoptic data.root=DIR"
         )
-    # Where it was trained says nothing of where it is evaluated.
-    here = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto", "num_nodes": 1}}
-    base = OmegaConf.merge(base, here)
-    OmegaConf.set_struct(base, False)
-    base.kind = weights.kind
-    base.data.image_size = list(weights.network["image_size"])
-    return OmegaConf.merge(base, _given(OmegaConf.to_container(cfg, resolve=True)))
+    return OmegaConf.merge(weights.config, HERE, {"kind": weights.kind}, _given(cfg))
 
 
-def _given(values: dict) -> dict:
-    """The entries that are not null, at any depth."""
-    nested = {k: _given(v) if isinstance(v, dict) else v for k, v in values.items()}
-    return {k: v for k, v in nested.items() if v is not None and v != {}}
+def _given(cfg: DictConfig) -> dict:
+    """The entries of `cfg` that are not null, at any depth."""
+
+    def given(values: dict) -> dict:
+        nested = {k: given(v) if isinstance(v, dict) else v for k, v in values.items()}
+        return {k: v for k, v in nested.items() if v is not None and v != {}}
+
+    values = OmegaConf.to_container(cfg, resolve=True)
+    return given({k: v for k, v in values.items() if k not in ("recipe", "network")})
 
 
 if __name__ == "__main__":

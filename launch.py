@@ -93,7 +93,9 @@ def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
     except (*ENDINGS, KeyboardInterrupt) as error:
         _end(error)
     except OSError as error:
-        key = "out" if config_name == "predict" else "hydra.run.dir"
+        if error.filename is None:
+            raise
+        key = "out" if config_name in ("predict", "export") else "hydra.run.dir"
         _end(InputError(f"{error.filename}: {error.strerror}; choose another folder by {key}="))
 
 
@@ -111,6 +113,8 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
     # Within the job, so that Hydra does not add lines of its own.
     @functools.wraps(function)
     def guarded(cfg: DictConfig) -> None:
+        if any(os.environ.get(rank, "0") != "0" for rank in ("LOCAL_RANK", "SLURM_PROCID")):
+            log.setLevel(logging.WARNING)  # the first process says it for all
         try:
             function(cfg)
         except (*ENDINGS, KeyboardInterrupt) as error:

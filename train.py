@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     module = build_module(cfg, data.classes, data.image_size)
     resume, weights = starting_point(cfg)
     if weights:
-        begin_with(module, weights, cfg.strict, cfg.delta_base)
+        begin_with(module, weights, cfg.strict)
     if cfg.prefetch:
         data.setup("fit")
         if module.pretrained:

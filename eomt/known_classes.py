@@ -121,18 +121,18 @@ CITYSCAPES = Classes(
 """The 19 evaluated classes of Cityscapes (Cordts et al., arXiv 1604.01685) by train id; the ids are those of
 `*_labelIds.png`."""
 
-# The kinds in which models of a dataset are published, the likeliest first.
-_KINDS: tuple[tuple[Classes, tuple[str, ...]], ...] = (
-    (COCO_PANOPTIC, ("panoptic",)),
-    (COCO_INSTANCE, ("instance",)),
-    (ADE20K, ("semantic", "panoptic")),
-    (CITYSCAPES, ("semantic",)),
+# What datasets are called, and the kinds in which models of a dataset are published, the likeliest first.
+_KINDS: tuple[tuple[Classes, str, tuple[str, ...]], ...] = (
+    (COCO_PANOPTIC, "COCO panoptic", ("panoptic",)),
+    (COCO_INSTANCE, "COCO instance", ("instance",)),
+    (ADE20K, "ADE20K", ("semantic", "panoptic")),
+    (CITYSCAPES, "Cityscapes", ("semantic",)),
 )
 
 
 def classes_by_count(count: int) -> Classes | None:
     """The published dataset with so many classes; None where there is none."""
-    return next((classes for classes, _ in _KINDS if len(classes) == count), None)
+    return next((classes for classes, *_ in _KINDS if len(classes) == count), None)
 
 
 def classes_by_names(names: Sequence[str]) -> Classes | None:
@@ -148,13 +148,18 @@ def classes_by_names(names: Sequence[str]) -> Classes | None:
     return found if same >= 0.9 * len(names) else None
 
 
+def dataset_of(classes: Classes) -> str | None:
+    """What the published dataset with these classes is called; None where they are of none."""
+    return next((name for known, name, _ in _KINDS if known == classes), None)
+
+
 def kind_of(classes: Classes) -> str:
     """The kind of segmentation for which these classes of a published dataset are used.
 
     Raises:
         InputError: if there are several, or they are of none.
     """
-    kinds = next((kinds for known, kinds in _KINDS if known == classes), ())
+    kinds = next((kinds for known, _, kinds in _KINDS if known == classes), ())
     if len(kinds) == 1:
         return kinds[0]
     what = "ADE20K's, of which there are semantic and panoptic models" if kinds else "of no published dataset"

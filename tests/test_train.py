@@ -24,6 +24,7 @@ from eomt.checkpoint import FORMAT, read_checkpoint
 from eomt.checkpoint_io import AtomicCheckpointIO
 from eomt.errors import InputError
 from eomt.optim import two_stage_warmup
+from eomt.weights.original import to_original
 from eomt.weights.source import read_weights
 from tests.conftest import ROOT, SMALL, configured
 
@@ -299,7 +300,7 @@ def test_real_coco_archives_train_and_validate(tmp_path, shared_data):
 
 def test_gradients_are_clipped_by_their_total_norm(run):
     weights = read_weights(run / "checkpoints" / "last.ckpt")
-    module = assemble.load_module(weights, OmegaConf.create(weights.config), weights.classes)
+    module = assemble.load_module(weights, OmegaConf.create(weights.config), weights.network["image_size"])
     logged = {}
     module.log = lambda name, value: logged.update({name: float(value)})
     for parameter in module.network.parameters():
@@ -338,7 +339,7 @@ def test_two_processes_train_and_score_each_image_once(run, options, tmp_path):
 def test_mask_terms_are_divided_by_the_mean_over_ranks(run, monkeypatch):
     """Ranks with 9 and with 3 matched masks both divide by 6; a query can match one target only."""
     weights = read_weights(run / "checkpoints" / "last.ckpt")
-    module = assemble.load_module(weights, OmegaConf.create(weights.config), weights.classes)
+    module = assemble.load_module(weights, OmegaConf.create(weights.config), weights.network["image_size"])
     other_rank = 3.0
 
     class Strategy:
@@ -406,3 +407,36 @@ def test_evaluation_of_weights_from_elsewhere(run, shapes, tmp_path):
     evaluation.main(configured(tmp_path / "eval", ckpt, root, *options, name="eval"))
     ours, theirs = (json.loads((f / "metrics_per_class.json").read_text()) for f in (tmp_path / "eval", run))
     assert ours == theirs
+
+
+def test_evaluation_of_original_weights(run, shapes, tmp_path):
+    """Weights that name neither kind nor classes, of sizes that nobody published: the chosen model says them."""
+    weights = read_weights(run / "checkpoints" / "last.ckpt")
+    ckpt = f"ckpt='{tmp_path}/original.bin'"
+    torch.save(to_original(weights.state, weights.network), tmp_path / "original.bin")
+    options = [
+        *("recipe.task=shapes_panoptic", f"data.root='{shapes}'"),
+        *("trainer.accelerator=cpu", "postprocess.score_threshold=0.0"),
+    ]
+    network = "network.backbone_options={embed_dim: 32, depth: 3, num_heads: 2, init_values: 1.0}"
+    with pytest.raises(InputError, match="num_heads"):
+        evaluation.main(configured(tmp_path, ckpt, *options, name="eval"))
+    evaluation.main(configured(tmp_path / "eval", ckpt, *options, network, name="eval"))
+    ours, theirs = (json.loads((f / "metrics_per_class.json").read_text()) for f in (tmp_path / "eval", run))
+    assert ours == theirs
+
+
+def test_evaluation_on_other_classes_of_the_same_number_is_refused(run, tmp_path):
+    """Colours and counts agree, names do not."""
+    example = tmp_path / "data"
+    for folder, mode in (("images", "RGB"), ("labels", "L")):
+        (example / folder / "val").mkdir(parents=True)
+        Image.new(mode, (8, 8)).save(example / folder / "val" / "a.png")
+    weights = read_weights(run / "checkpoints" / "last.ckpt")
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    checkpoint[FORMAT] |= {"kind": "semantic", "config": {}}
+    torch.save(checkpoint, tmp_path / "semantic.ckpt")
+    names = [*weights.classes.names[1:], "other"]
+    options = (f"data.root='{example}'", f"data.classes=[{','.join(names)}]", "recipe.task=folder_semantic")
+    with pytest.raises(InputError, match="trained on other classes"):
+        evaluation.main(configured(tmp_path / "eval", f"ckpt='{tmp_path}/semantic.ckpt'", *options, name="eval"))

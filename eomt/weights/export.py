@@ -23,7 +23,7 @@ from eomt.weights.graph import Check, check_graph, write_onnx, write_torch_expor
 from eomt.weights.huggingface import to_huggingface
 from eomt.weights.original import to_original
 from eomt.weights.portable import portable_config
-from eomt.weights.recognise import EXPORT
+from eomt.weights.recognise import EXPORT, WHOLE
 from eomt.weights.weights import Weights
 
 FORMATS = ("eomt", "hf", "original", "onnx", "torch_export")
@@ -48,7 +48,8 @@ def export(
         weights: of a network whose kind and classes are known.
         format: - "eomt": ours, `model.safetensors` and `eomt.json`, for `Segmenter`, predict.py and training.
             - "hf": what transformers' `from_pretrained` reads.
-            - "original": `pytorch_model.bin` under the original's keys.
+            - "original": `pytorch_model.bin` under the original's keys; with `eomt.json`, which says what these do
+              not, such as the number of heads.
             - "onnx" and "torch_export": graphs of the mask-free network, `model.onnx` and `model.pt2`, from
               uint8 images to float32 logits, each compared with PyTorch; with `eomt.json`.
         out: the folder; a previous export there is replaced if `overwrite` is set.
@@ -87,7 +88,7 @@ def export(
             torch.save(_own_memory(to_original(state, weights.network)), folder / "pytorch_model.bin")
         else:
             check = _write_graph(folder, format, weights, state, precision, batch, images)
-        if format in ("eomt", "onnx", "torch_export"):
+        if format != "hf":
             write_json(folder / EXPORT, _description(weights, config, overrides, metrics))
         card = model_card(weights, config, metrics, format, precision, batch, path.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -98,14 +99,17 @@ def metrics_of(source: str | Path) -> tuple[Path | None, dict[str, Any]]:
     """The run's folder that a checkpoint lies in, if it does, and the scores recorded beside the weights.
 
     Args:
-        source: RUN/checkpoints/NAME.ckpt, with the scores in RUN/metrics.json; or an exported folder.
+        source: RUN/checkpoints/NAME.ckpt, with the scores in RUN/metrics.json; or an exported folder or its file of
+            weights. Any other file beside a description is not described by it.
     """
     path = Path(source).expanduser()
     if path.parent.name == "checkpoints":
         run = path.absolute().parent.parent
         return run, _json(run / "metrics.json")
-    folder = path if path.is_dir() else path.parent
-    return None, _json(folder / EXPORT).get("metrics") or {}
+    if not path.is_dir() and path.name not in WHOLE:
+        return None, {}
+    metrics = _json((path if path.is_dir() else path.parent) / EXPORT).get("metrics")
+    return None, metrics if isinstance(metrics, dict) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:

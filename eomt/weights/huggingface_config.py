@@ -140,15 +140,22 @@ def classes_of(config: Mapping[str, Any]) -> tuple[str | None, Classes | None]:
         What our exporter wrote; without it, or where the labels have been changed since, kind None and
         classes by the labels' names alone: their ids are 0, 1, ... and all count as things, since transformers
         does not say. Classes are None where the labels have no names ("LABEL_0").
+
+    Raises:
+        InputError: if the kind is no text.
     """
     labels = config.get("id2label") or {}
     names = [str(labels[key]) for key in sorted(labels, key=int)]
     ours = config.get(_OURS)
-    if isinstance(ours, Mapping) and ours.get("classes"):
+    ours = ours if isinstance(ours, Mapping) else {}
+    kind = ours.get("kind")
+    if kind is not None and not isinstance(kind, str):
+        raise InputError(f"config.json: {_OURS}.kind is {str(kind)[:80]}, where the name of a kind belongs")
+    if ours.get("classes"):
         classes = Classes.from_list(ours["classes"])
         if classes.names == names:
-            return ours.get("kind"), classes
-    kind = ours.get("kind") if isinstance(ours, Mapping) and not ours.get("classes") else None
+            return kind, classes
+        kind = None
     if not names or all(name == f"LABEL_{k}" for k, name in enumerate(names)):
         return kind, None
     return kind, Classes.from_categories({"id": k, "name": name} for k, name in enumerate(names))

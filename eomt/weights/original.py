@@ -81,6 +81,19 @@ def to_original(state: Mapping[str, Tensor], network: Mapping[str, Any]) -> dict
     }
 
 
+def without_added_biases(state: Mapping[str, Tensor], network: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Leave out the zeros that `to_original` adds to a DINOv3 backbone without biases of queries and values.
+
+    Args:
+        state: what `from_original` gives.
+        network: what it is said to belong to, see `EoMT.spec`.
+    """
+    if network["backbone_options"].get("qkv_bias", "qkvb" in network["backbone"]):
+        return dict(state)
+    added = (".attn.q_bias", ".attn.v_bias")
+    return {key: value for key, value in state.items() if not key.endswith(added) or value.any()}
+
+
 def network_of_original(
     state: Mapping[str, Tensor], image_size: tuple[int, int] | None = None, num_heads: int | None = None
 ) -> dict[str, Any]:
@@ -90,14 +103,15 @@ def network_of_original(
         state: the original's state dict; delta weights have the same shapes.
         image_size: (height, width) where it is known; otherwise the square that the position embedding is
             of, and 640 for DINOv3, which has none.
-        num_heads: where it is known; otherwise that of the published size, or 64 channels each.
+        num_heads: where it is known; otherwise that of the published size.
 
     Returns:
         The blocks that queries pass through are counted by the stored mask probabilities; without these they
         are those of the published size (S and B 3, L 4, g 5).
 
     Raises:
-        InputError: if weights are missing, or the position embedding is not that of a square.
+        InputError: if weights are missing, the position embedding is not that of a square, or the number of heads is
+            not known.
     """
     probabilities = state.get("network.attn_mask_probs")
     count = None if probabilities is None else len(probabilities)

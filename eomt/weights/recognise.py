@@ -19,14 +19,16 @@ from eomt.weights.delta import add_backbone, is_delta
 from eomt.weights.hub import fetch, is_hub_id
 from eomt.weights.huggingface import classes_of, from_huggingface
 from eomt.weights.local import read_file, read_json, read_shards, read_tensors, tensors_of
-from eomt.weights.original import from_original, is_original
+from eomt.weights.original import from_original, is_original, without_added_biases
 from eomt.weights.shapes import network_of
 
 EXPORT = "eomt.json"
 """Beside the weights of an exported folder: the part that our checkpoints carry under FORMAT, and `step`."""
 
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""A folder's own weights, which its description is about."""
+
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
 # The pretrained DINOv3 of a width, which the original's delta weights are relative to.
 _BASES = {
     width: f"facebook/dinov3-vit{size}16-pretrain-lvd1689m" for width, size in ((384, "s"), (768, "b"), (1024, "l"))
@@ -42,12 +44,14 @@ class Request:
         network: arguments of `EoMT` that the caller has chosen.
         backbone: the pretrained DINOv3 for delta weights, as file, folder or Hub id; None for Meta's.
         mmap: leave the tensors in the file until they are used.
+        runnable: the network is to be run; otherwise the weights alone are taken.
     """
 
     name: str
     network: Mapping[str, Any]
     backbone: str | Path | None
     mmap: bool
+    runnable: bool
 
 
 @dataclass
@@ -89,7 +93,7 @@ def recognise(path: Path, ask: Request) -> Found:
         return _checkpoint(content, ask.name)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     # A folder's own file stands for the folder; any other file beside a description is not described by it.
-    return _recognised(state, path.parent if path.name in _WHOLE else None, ask)
+    return _recognised(state, path.parent if path.name in WHOLE else None, ask)
 
 
 def _recognised(state: Any, folder: Path | None, ask: Request) -> Found:
@@ -99,14 +103,14 @@ def _recognised(state: Any, folder: Path | None, ask: Request) -> Found:
     if is_original(state):
         # Beside them lie the loss's and the metrics' buffers.
         state = {key: value for key, value in state.items() if key.startswith("network.")}
-        return _original(tensors_of(state, ask.name), ask)
+        return _original(tensors_of(state, ask.name), folder, ask)
     own = _without_prefix(state)
     if {"queries", "class_head.weight"} <= own.keys():
         own = tensors_of(own, ask.name)
         if folder is not None and (folder / EXPORT).is_file():
             return _own("exported folder", own, read_json(folder / EXPORT, f"{ask.name}/{EXPORT}"), ask.name)
         with _about(ask.name):
-            return Found("weights", own, *_derived(own, None, ask.network))
+            return Found("weights", own, *_derived(own, None, ask))
     if folder is not None and (folder / _CONFIG).is_file():
         return _huggingface(tensors_of(state, ask.name), folder, ask.name)
     some = ", ".join(key[:60] for key in list(state)[:3])
@@ -128,7 +132,9 @@ def _checkpoint(content: Mapping[str, Any], name: str) -> Found:
 def _own(what: str, state: dict, part: Any, name: str) -> Found:
     """Ours, with what stands beside the weights."""
     try:
-        found = Found(what, state, dict(part["network"]), kind=str(part["kind"]))
+        found = Found(what, state, dict(part["network"]), kind=part["kind"])
+        if not isinstance(found.kind, str):
+            raise TypeError(f"kind is {found.kind}")
         found.classes = Classes.from_list(part["classes"])
         found.more = {
             "config": dict(part.get("config") or {}),
@@ -140,14 +146,20 @@ def _own(what: str, state: dict, part: Any, name: str) -> Found:
     return found
 
 
-def _original(state: dict[str, Tensor], ask: Request) -> Found:
+def _original(state: dict[str, Tensor], folder: Path | None, ask: Request) -> Found:
     what, probabilities = "original weights", state.get("network.attn_mask_probs")
     with _about(ask.name):
         if is_delta(state):
             what = "original delta weights"
             state = add_backbone(state, _backbone_weights(state["network.q.weight"].shape[1], ask))
         ours = from_original(state)
-        found = Found(what, ours, *_derived(ours, probabilities, ask.network))
+    if folder is not None and (folder / EXPORT).is_file():
+        found = _own(what, ours, read_json(folder / EXPORT, f"{ask.name}/{EXPORT}"), ask.name)
+        with _about(ask.name):
+            found.state = without_added_biases(ours, found.network)
+    else:
+        with _about(ask.name):
+            found = Found(what, ours, *_derived(ours, probabilities, ask))
     found.more["mask_probabilities"] = _probabilities(probabilities)
     return found
 
@@ -173,9 +185,10 @@ def _kind_of_processor(processor: Mapping[str, Any], count: int) -> str | None:
 
 
 def _derived(
-    state: Mapping[str, Tensor], probabilities: Tensor | None, chosen: Mapping[str, Any]
+    state: Mapping[str, Tensor], probabilities: Tensor | None, ask: Request
 ) -> tuple[dict[str, Any], frozenset[str]]:
     """What the weights' shapes tell of their network, helped by what is chosen; and what is a guess in it."""
+    chosen = ask.network
     guessed = {"backbone_options"} | ({"num_masked_blocks"} if probabilities is None else set())
     options = chosen.get("backbone_options") or {}
     size = size_of(chosen["image_size"]) if chosen.get("image_size") is not None else None
@@ -187,18 +200,18 @@ def _derived(
         fits = size[0] // patch * (size[1] // patch) in (position.shape[1], position.shape[1] - 1)
         size = size if fits else None
     count = chosen.get("num_masked_blocks") if probabilities is None else len(probabilities)
-    return network_of(state, count, size, options.get("num_heads")), frozenset(guessed)
+    return network_of(state, count, size, options.get("num_heads"), ask.runnable), frozenset(guessed)
 
 
 def _folder_weights(folder: Path, name: str, mmap: bool) -> dict[str, Tensor]:
-    for file in _WHOLE:
+    for file in WHOLE:
         if (folder / file).is_file():
             return read_tensors(folder / file, f"{name}/{file}", mmap)
         if (folder / f"{file}.index.json").is_file():
             return read_shards(folder, f"{file}.index.json", name, mmap)
     if (folder / "checkpoints").is_dir():
         raise InputError(f"{name} is a run's folder: give one of its checkpoints, such as {name}/checkpoints/best.ckpt")
-    raise InputError(f"{name} holds no weights: a folder must have {' or '.join(_WHOLE)}")
+    raise InputError(f"{name} holds no weights: a folder must have {' or '.join(WHOLE)}")
 
 
 def _backbone_weights(width: int, ask: Request) -> dict[str, Tensor]:

@@ -38,22 +38,26 @@ def network_of(
     num_masked_blocks: int | None = None,
     image_size: tuple[int, int] | None = None,
     num_heads: int | None = None,
+    runnable: bool = True,
 ) -> dict[str, Any]:
     """Arguments of `EoMT` for weights whose configuration is not known.
 
     Three things are not in every set of weights, and are taken as the published networks have them unless
     given: the blocks that queries pass through (by depth and width: S and B 3, L 4, g 5), the image size
-    (square; DINOv3 has no position embedding: 640) and the number of heads (64 channels each).
+    (square; DINOv3 has no position embedding: 640) and, for a published depth and width, the number of heads.
 
     Args:
         state: under our keys, of a DINOv2 or DINOv3 backbone.
         num_masked_blocks, image_size, num_heads: where they are known.
+        runnable: False takes one head where the number is not known, for those who take the weights alone: no
+            shape depends on it.
 
     Returns:
         See `EoMT.spec`.
 
     Raises:
-        InputError: if weights are missing, or the position embedding is not that of a square.
+        InputError: if weights are missing, the position embedding is not that of a square, or under `runnable` the
+            number of heads is not known.
     """
     queries, classes = _weight(state, "queries"), _weight(state, "class_head.weight")
     projection = _weight(state, "backbone.vit.patch_embed.proj.weight")
@@ -62,6 +66,7 @@ def network_of(
     dim = queries.shape[1]
     dinov3, registers = "gamma_1" in block, state.get("backbone.vit.reg_token")
     size = _nearest(dim, depth, dinov3, is_gated(block))
+    heads = num_heads or (size.heads if (dim, depth) == (size.dim, size.depth) else None if runnable else 1)
     if dinov3:
         name = f"vit_{size.name}_patch16_dinov3" + ("_qkvb" if "attn.q_bias" in block else "")
     else:
@@ -74,7 +79,7 @@ def network_of(
         "num_queries": queries.shape[0],
         "num_masked_blocks": num_masked_blocks or min(_MASKED_BLOCKS.get(size.name, 3), depth),
         "patch_size": patch_size,
-        "backbone_options": _options(size, dim, depth, num_heads, block, registers, dinov3),
+        "backbone_options": _options(size, dim, depth, heads, block, registers, dinov3),
     }
 
 
@@ -87,16 +92,21 @@ def _options(
     size: _Size,
     dim: int,
     depth: int,
-    num_heads: int | None,
+    heads: int | None,
     block: Mapping[str, Tensor],
     registers: Tensor | None,
     dinov3: bool,
 ) -> dict[str, Any]:
     """What makes timm's model of the nearest size the one that the weights have; empty for a published size."""
     options: dict[str, Any] = {}
-    heads = num_heads or max(dim // 64, 1)
+    if heads is None:
+        raise InputError(
+            f"a backbone of width {dim} with {depth} blocks is of no published size, and its number of heads cannot be "
+            "seen in its weights: give it, as in network.backbone_options={num_heads: 4}, or keep the eomt.json of its "
+            "export beside it"
+        )
     if dim % heads:
-        raise InputError(f"a backbone of width {dim} cannot have {heads} heads: give the number of heads")
+        raise InputError(f"a backbone of width {dim} cannot have {heads} heads: give another num_heads")
     if (dim, depth, heads) != (size.dim, size.depth, size.heads):
         options = {"embed_dim": dim, "depth": depth, "num_heads": heads}
     # timm builds the first matrix with int(width * ratio) rows.

@@ -10,7 +10,7 @@ from typing import Any
 from eomt.checkpoint import check_same_classes
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.known_classes import classes_by_count, classes_by_names, kind_of
+from eomt.known_classes import classes_by_count, classes_by_names, dataset_of, kind_of
 from eomt.weights.check import check_spec, check_state, check_values, size_of
 from eomt.weights.hub import fetch, is_hub_id
 from eomt.weights.recognise import Found, Request, recognise
@@ -44,8 +44,8 @@ def read_weights(
         backbone: the pretrained DINOv3 to which delta weights are relative, as file, folder or Hub id; default
             Meta's of that size, through the Hub.
         mmap: leave the tensors in the file until they are used, which must then not be overwritten in place.
-        complete: ask for all that it takes to run the network. False allows that kind and classes stay unknown, for
-            those who take the weights alone.
+        complete: ask for all that it takes to run the network. False allows that kind and classes stay unknown, and
+            the number of heads a guess, for those who take the weights alone.
 
     Returns:
         the weights and what is known about them; under `complete`, kind and classes are.
@@ -53,24 +53,26 @@ def read_weights(
     Raises:
         InputError: if there is nothing, it cannot be had or read, is damaged, would run code, or holds values that
             are no numbers; if it is not what the caller has chosen; if the weights are not those of the network;
-            under `complete`, if kind or classes stay unknown.
+            under `complete`, if kind, classes or the number of heads stay unknown.
     """
     name = str(source)
-    ask = Request(name, {k: v for k, v in (network or {}).items() if v is not None}, backbone, mmap)
+    ask = Request(name, {k: v for k, v in (network or {}).items() if v is not None}, backbone, mmap, complete)
     hub = is_hub_id(source)
     found = recognise(fetch(name) if hub else Path(source).expanduser(), ask)
     spec = check_spec(_settled_network(found, ask), name)
     if found.kind is not None and kind is not None and found.kind != kind:
         raise InputError(f"{name} is of a {found.kind} model, and {kind} was chosen: choose its task")
     kind = found.kind or kind
+    by_number = found.classes is None and classes is None
     classes = _settled_classes(found, spec["num_classes"], classes, name)
     if complete:
         kind = _certain_kind(kind, classes, spec["num_classes"], name)
     check_state(found.state, spec, name)
     check_values(found.state, name)
     origin = f"{found.what} {name}" + (" of the Hugging Face Hub" if hub else "")
-    weights = Weights(origin, found.state, spec, kind, classes, **found.more)
-    log.info("weights: %s: %s", origin, _described(weights))
+    guessed = frozenset(found.guessed - ask.network.keys())
+    weights = Weights(origin, found.state, spec, kind, classes, guessed=guessed, **found.more)
+    log.info("weights: %s: %s", origin, _described(weights, by_number))
     if "image_size" in found.guessed and "image_size" not in ask.network:
         log.warning("%s does not say its image size: give network.image_size= unless it is this", name)
     return weights
@@ -98,11 +100,17 @@ def _settled_classes(found: Found, count: int, chosen: Classes | None, name: str
         raise InputError(f"{name} tells {count} classes apart, and {len(chosen)} were chosen: choose its task and data")
     if said is None:
         return chosen or classes_by_count(count)
+    if len(said) != count:
+        raise InputError(
+            f"{name} tells {count} classes apart, and its description names {len(said)}: mend its list of classes"
+        )
     if found.named:
-        known = classes_by_names(said.names)
-        if chosen is not None and said.names == chosen.names:
+        known = classes_by_names(said.names) or said
+        names = zip(chosen.names, said.names, known.names, strict=True) if chosen is not None else ()
+        # Names are all that it says: the chosen classes bring ids, things and stuff.
+        if chosen is not None and all(name in likely for name, *likely in names):
             return chosen
-        said = known or said
+        said = known
     if chosen is not None:
         check_same_classes(said, chosen)
     return said
@@ -122,13 +130,16 @@ def _certain_kind(kind: str | None, classes: Classes | None, count: int, name: s
         raise InputError(f"{name}: {error}") from None
 
 
-def _described(weights: Weights) -> str:
+def _described(weights: Weights, by_number: bool) -> str:
     spec = weights.network
     size = next((letter for word, letter in _SIZES.items() if word in spec["backbone"]), None)
     family = next((f"DINOv{version}" for version in (2, 3) if f"dinov{version}" in spec["backbone"]), None)
     published = size and family and not spec["backbone_options"]
     parts = [f"EoMT-{size} {family}" if published else f"EoMT on {spec['backbone']} of other sizes"]
     parts += [weights.kind] if weights.kind else []
-    parts += [f"{spec['num_classes']} classes", "x".join(map(str, spec["image_size"]))]
+    parts += [f"{spec['num_classes']} classes"]
+    if by_number and weights.classes is not None:
+        parts[-1] += f", taken for {dataset_of(weights.classes)}'s by their number"
+    parts += ["x".join(map(str, spec["image_size"]))]
     parts += [f"step {weights.step}"] if weights.step else []
     return ", ".join(parts)

@@ -61,9 +61,13 @@ def transfer(network: EoMT, classes: Classes, weights: Weights, strict: bool = F
     _check_backbone(given, own)
     merged: dict[str, Tensor] = {}
     outcomes: dict[str, list[tuple[str, str]]] = {}
-    same_classes = weights.classes is not None and _names(weights.classes) == _names(classes)
+    other_classes = None
+    if weights.classes is None:
+        other_classes = "the weights do not name their classes"
+    elif _names(weights.classes) != _names(classes):
+        other_classes = "the classes are others"
     for key, value in own.items():
-        taken, outcome, detail = _fit(key, value, given, weights.network, network, same_classes)
+        taken, outcome, detail = _fit(key, value, given, weights.network, network, other_classes)
         merged[key] = taken
         outcomes.setdefault(_part(key), []).append((outcome, detail))
     rows = [_summary(part, entries) for part, entries in outcomes.items()]
@@ -84,11 +88,11 @@ def table(rows: list[Transfer]) -> str:
 
 
 def _fit(
-    key: str, value: Tensor, given: Mapping[str, Tensor], spec: Mapping, network: EoMT, same_classes: bool
+    key: str, value: Tensor, given: Mapping[str, Tensor], spec: Mapping, network: EoMT, other_classes: str | None
 ) -> tuple[Tensor, str, str]:
     """What a weight of the network becomes, the outcome, and its detail."""
-    if key.startswith(_CLASS_HEAD) and not same_classes:
-        return value, NEW, "the classes are others"
+    if key.startswith(_CLASS_HEAD) and other_classes:
+        return value, NEW, other_classes
     source = given.get(key)
     if source is None:
         return value, NEW, "is not among the weights"

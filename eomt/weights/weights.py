@@ -26,6 +26,7 @@ class Weights:
         step: optimizer steps that the weights have seen; 0 where the source does not say.
         mask_probabilities: how likely each masked block still masks its attention, see `eomt.annealing`; None where
             the source does not say.
+        guessed: entries of `network` that the source does not tell for sure.
         resumable: whether a training run can go on from it, with optimizer and place in the data.
     """
 
@@ -38,4 +39,5 @@ class Weights:
     overrides: tuple[str, ...] = ()
     step: int = 0
     mask_probabilities: Tensor | None = field(default=None, repr=False)
+    guessed: frozenset[str] = frozenset()
     resumable: bool = False
