@@ -2,7 +2,10 @@
 
 python export.py ckpt=RUN/checkpoints/best.ckpt format=hf out=DIR
 python export.py ckpt=RUN/checkpoints/best.ckpt format=onnx out=DIR dynamic_batch=true images=photos
+python export.py ckpt=DIR/pytorch_model.bin kind=semantic classes=classes.txt format=hf out=DIR
 """
+
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,7 +26,9 @@ def main(cfg: DictConfig) -> None:
     if type(cfg["batch_size"]) is not int or cfg["batch_size"] < 1:
         raise InputError(f"batch_size={cfg['batch_size']} must be a whole number of at least 1")
 
+    from datasets.class_list import read_classes
     from eomt.inference.folder import find_images
+    from eomt.tasks import task_of
     from eomt.weights.export import export, metrics_of
     from eomt.weights.folder import check_out
     from eomt.weights.source import read_weights
@@ -31,7 +36,12 @@ def main(cfg: DictConfig) -> None:
     # Before the weights are read, which may take long.
     check_out(cfg["out"], cfg["overwrite"])
     images = [] if cfg["images"] is None else find_images(cfg["images"], cfg["out"])[1]
-    weights = read_weights(cfg["ckpt"], backbone=cfg["delta_base"])
+    if cfg["kind"] is not None:
+        task_of(cfg["kind"])  # raises InputError if there is none
+    classes = None if cfg["classes"] is None else read_classes(cfg["classes"], Path.cwd(), key="classes")
+    weights = read_weights(
+        cfg["ckpt"], kind=cfg["kind"], classes=classes, network=cfg["network"], backbone=cfg["delta_base"]
+    )
     run, metrics = metrics_of(cfg["ckpt"])
     try:
         check = export(

@@ -24,6 +24,7 @@ def main(cfg: DictConfig) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from datasets.class_list import read_classes
     from eomt.inference.folder import INDEX, find_images, predict_files
     from eomt.inference.segmenter import Segmenter
 
@@ -32,12 +33,14 @@ def main(cfg: DictConfig) -> None:
     if Path(cfg["out"], INDEX).exists() and not cfg["overwrite"]:
         raise InputError(f"out={cfg['out']} has results already: choose another folder, or set overwrite=true")
     folder, files = find_images(cfg["images"], cfg["out"])
+    classes = None if cfg["classes"] is None else read_classes(cfg["classes"], Path.cwd(), key="classes")
     segmenter = Segmenter.load(
         cfg["ckpt"],
         cfg["device"],
         cfg["precision"],
         cfg["trust_code"],
         kind=cfg["kind"],
+        classes=classes,
         network=cfg["network"],
         backbone=cfg["delta_base"],
         **cfg["postprocess"],

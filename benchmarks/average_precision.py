@@ -7,15 +7,7 @@ Compares with pycocotools and, when it can be imported, with hotcoco (Rust, as m
 cores). Ours is timed as in validation, from the network's answers and the true id maps in memory. The
 others start from official JSON files; reading them is timed apart. Rounds are interleaved.
 
-Last table (2 CPU cores busy with three to five other jobs, torch 2.11, pycocotools 2.0.11, hotcoco 1.3; ms per
-image, in brackets with reading; all 12 numbers equal to 3e-16):
-
-                  500 images, 3 rounds            5,000 images, 1 round
-    ours           1.48                            3.23
-    pycocotools   18.54 (20.28), 12.6 (13.7) x    22.29 (24.79), 6.9 (7.7) x
-    hotcoco        0.39 (0.63), 0.27 (0.43) x      0.45 (0.74), 0.14 (0.23) x
-
-More than half of ours is making run lengths of the true id maps. The fastest of 300 updates took 0.66 ms.
+The last table stands in benchmarks/README.md.
 """
 
 import argparse

@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 OWNER = "tue-mps"
 # The authors give scores of these, but no weights.
 UNPUBLISHED = ("coco_panoptic_small_640", "coco_panoptic_base_640")
+log = logging.getLogger("eomt.benchmarks")
 METRICS = {"PQ": "pq", "AP": "ap", "mIoU": "miou"}
 
 
@@ -100,9 +101,13 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> Row
         cfg = compose("eval", overrides=[*launch.quote_paths(typed), f"run_folder='{folder}'", "pictures=0"])
         cfg.recipe.experiment = recipe.name
         eval.main(cfg)
+        score = json.loads((folder / "metrics.json").read_text())[METRICS[recipe.metric]]
     except launch.ENDINGS as error:
         return Row(recipe, None, launch.explain(error))
-    score = json.loads((folder / "metrics.json").read_text())[METRICS[recipe.metric]]
+    except Exception as error:
+        # Such as too little memory, or a network that is down: the other rows are still worth their hours.
+        log.exception("%s failed", recipe.name)
+        return Row(recipe, None, f"{type(error).__name__}: {launch.explain(error)}")
     return Row(recipe, score, ", ".join([f"{(time.perf_counter() - start) / 60:.0f} min", *arguments.overrides]))
 
 
@@ -111,7 +116,8 @@ def table(rows: list[Row]) -> str:
     lines = ["| experiment | weights | metric | published | here | difference | remark |", "|---" * 7 + "|"]
     for recipe, score, remark in rows:
         here = ("-", "-") if score is None else (f"{score:.2f}", f"{score - recipe.score:+.2f}")
-        cells = (recipe.name, recipe.repository or "-", recipe.metric, f"{recipe.score:.1f}", *here, remark)
+        published = f"{recipe.score:.1f}"
+        cells = (recipe.name, recipe.repository or "-", recipe.metric, published, *here, remark.replace("|", "\\|"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -139,11 +145,11 @@ def main() -> None:
         for recipe in recipes():
             if not arguments.only or recipe.name in arguments.only:
                 rows.append(evaluate(recipe, arguments, Path(folder) / recipe.name))
-                print(f"{recipe.name}: {rows[-1].remark}", flush=True)
-    print(f"\n{table(rows)}")
-    if arguments.out:
-        with replacing(arguments.out) as temporary:
-            temporary.write_text(table(rows) + "\n", encoding="utf-8")
+                # After each row: a run takes many hours, and what ends it must not take the scores along.
+                print(f"\n{table(rows)}", flush=True)
+                if arguments.out:
+                    with replacing(arguments.out) as temporary:
+                        temporary.write_text(table(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ FORMS = (
 )
 
 
-def read_classes(spec: str | Path | Sequence | Mapping, root: Path, need_colors: bool = False) -> Classes:
+def read_classes(
+    spec: str | Path | Sequence | Mapping, root: Path, need_colors: bool = False, key: str = "data.classes"
+) -> Classes:
     """Classes in the order of their ids, which are the values of a label PNG.
 
     Args:
@@ -24,15 +26,16 @@ def read_classes(spec: str | Path | Sequence | Mapping, root: Path, need_colors:
             text, one name a line, the first line for the value 0.
         root: the folder from which a relative name counts.
         need_colors: every class must come with a colour of its own.
+        key: of the configuration, for messages.
 
     Raises:
         InputError: if the file cannot be read, the classes are not in one of these forms, or a name or id stands
             twice; if a colour is needed and missing or stands twice.
     """
-    where = "data.classes"
+    where = key
     if isinstance(spec, str | Path):
         path = root / Path(spec).expanduser()
-        where, spec = str(path), _read(path)
+        where, spec = str(path), _read(path, key)
     rows = _rows(spec, where)
     bare = [row["name"] for row in rows if "color" not in row]
     if need_colors and bare:
@@ -60,15 +63,16 @@ def is_color(value: object) -> bool:
     return is_list(value) and len(value) == 3 and all(whole(part, 255) for part in value)
 
 
-def _read(path: Path) -> Sequence | Mapping:
+def _read(path: Path, key: str) -> Sequence | Mapping:
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
     except OSError as error:
+        start = "data.root" if key == "data.classes" else "the current folder"
         raise InputError(
-            f"data.classes: cannot read {path}: {error.strerror}; a relative name counts from data.root"
+            f"{key}: cannot read {path}: {error.strerror}; a relative name counts from {start}"
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"data.classes: {path} is no text in UTF-8; save it as that") from error
+        raise InputError(f"{key}: {path} is no text in UTF-8; save it as that") from error
     if path.suffix.lower() != ".json":
         return text.rstrip().splitlines()
     try:

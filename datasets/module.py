@@ -13,7 +13,7 @@ from datasets.loading import EvaluationLoader, EvaluationSet, ResumableLoader, T
 from datasets.reader import FirstImages, Reader
 from datasets.sampling import EpochBatchSampler
 from datasets.transforms import TrainTransform
-from eomt.classes import Classes
+from eomt.classes import Classes, difference
 from eomt.errors import InputError
 from eomt.inference.geometry import Geometry
 
@@ -229,16 +229,7 @@ def check_same_classes(train: Classes, val: Classes) -> None:
     Raises:
         InputError: if it does.
     """
-    mine, other = ([(c.id, c.name, c.is_thing) for c in classes] for classes in (train, val))
-    if mine == other:
-        return
-    if len(mine) != len(other):
-        difference = f"{len(other)} classes where data.train has {len(mine)}"
-    else:
-        k = next(k for k in range(len(mine)) if mine[k] != other[k])
-        difference = f"class {k} as {_describe(other[k])} where data.train has {_describe(mine[k])}"
-    raise InputError(f"data.val has {difference}: give both the same categories")
-
-
-def _describe(key: tuple[int, str, bool]) -> str:
-    return f"{key[1]!r} (id {key[0]}, {'thing' if key[2] else 'stuff'})"
+    found = difference(val, train)
+    if found is not None:
+        here, there = found
+        raise InputError(f"data.val has {here} where data.train has {there}: give both the same categories")

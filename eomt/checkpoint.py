@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eomt.classes import Classes
+from eomt.classes import Classes, difference
 from eomt.errors import InputError
 
 FORMAT = "eomt"
@@ -81,13 +81,7 @@ def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Map
 
 def check_same_classes(trained: Classes, given: Classes) -> None:
     """Raise InputError unless a checkpoint's classes are those of the data: id, name, thing or stuff."""
-    ours, theirs = ([(c.id, c.name, c.is_thing) for c in classes] for classes in (trained, given))
-    if ours == theirs:
-        return
-    first = next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
-    difference = (
-        f"{len(ours)} there, {len(theirs)} in the data"
-        if first is None
-        else f"class {first} is {ours[first][1]!r} there and {theirs[first][1]!r} in the data"
-    )
-    raise InputError(f"ckpt= was trained on other classes ({difference}): choose its task and data")
+    found = difference(trained, given)
+    if found is not None:
+        there, here = found
+        raise InputError(f"ckpt= was trained on other classes, {there} where the data has {here}: choose its task and data")

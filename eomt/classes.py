@@ -115,6 +115,20 @@ class Classes:
         return np.array([c.color for c in self.items], dtype=np.uint8)
 
 
+def difference(one: Classes, other: Classes) -> tuple[str, str] | None:
+    """What first differs between two lists, in words: what the one has, and what the other has in its place.
+
+    None if networks' outputs mean the same: id, name, thing or stuff, in one order. Colours may differ.
+    """
+    if len(one) != len(other):
+        return f"{len(one)} classes", f"{len(other)} classes"
+    for k, pair in enumerate(zip(one, other, strict=True)):
+        mine, theirs = (f"{c.name!r} (id {c.id}, {'thing' if c.is_thing else 'stuff'})" for c in pair)
+        if mine != theirs:
+            return f"class {k} as {mine}", f"class {k} as {theirs}"
+    return None
+
+
 def distinct_color(index: int) -> tuple[int, int, int]:
     """A colour for the index-th class: hues a golden ratio apart, so that neighbours differ."""
     hue = (index * 0.61803398875) % 1.0

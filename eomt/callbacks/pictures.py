@@ -13,12 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from eomt.files import replacing
-from eomt.inference.draw import contact_sheet, draw_segments, side_by_side
+from eomt.inference.draw import DRAWN_SCORE, contact_sheet, draw_segments, side_by_side
 from eomt.inference.segmentation import Instances
 from eomt.targets import ImageTargets
-
-# Of instances those are drawn whose score is at least this: a hundred are answered, most of them unlikely.
-SHOWN = 0.5
 
 
 class PredictionPictures(Callback):
@@ -64,7 +61,7 @@ def _row(batch, index: int, prediction, module) -> np.ndarray:
     view = module.task.geometry.view(inputs, placement, tuple(inputs.shape[-2:]))
     image = view.permute(1, 2, 0).cpu().numpy()
     truth = draw_segments(image, _nearest(_flat(targets), size), targets.labels.numpy(), module.classes)
-    shown = prediction.above(SHOWN).flat() if isinstance(prediction, Instances) else prediction
+    shown = prediction.above(DRAWN_SCORE).flat() if isinstance(prediction, Instances) else prediction
     answer = draw_segments(
         image, _nearest(shown.ids, size), shown.labels.cpu().numpy(), module.classes, shown.scores.cpu().numpy()
     )

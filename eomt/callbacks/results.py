@@ -11,8 +11,13 @@ from lightning.pytorch.callbacks import Callback
 class SavePredictions(Callback):
     """Writes each prediction of a validation in the form that the benchmark's server takes.
 
+    The trainer's data module must be like `SegmentationData`: its `reader("val")` knows all images' names.
+
     Args:
         folder: where the files go.
+
+    Raises:
+        InputError: on every rank and before the first image, if the results of two images would have one name.
     """
 
     def __init__(self, folder: str | Path):
@@ -20,6 +25,8 @@ class SavePredictions(Callback):
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._writer = pl_module.task.writer(self.folder, pl_module.classes, trainer.global_rank, trainer.world_size)
+        reader = trainer.datamodule.reader("val")
+        self._writer.check_names(reader.name(index) for index in range(len(reader)))
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
@@ -30,6 +37,9 @@ class SavePredictions(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._writer.flush()
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            self._writer.close()
-        trainer.strategy.barrier()
+        try:
+            if trainer.is_global_zero:
+                self._writer.close()
+        finally:
+            # Also where rank 0 fails, as on a full disk: the others would wait for it.
+            trainer.strategy.barrier()

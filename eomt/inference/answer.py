@@ -9,18 +9,14 @@ from functools import cached_property
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.draw import draw_segments
+from eomt.inference.draw import DRAWN_SCORE, draw_segments
 from eomt.inference.images import ImageSource, load_image
 from eomt.inference.instance import encode_masks
-from eomt.inference.results import areas_and_boxes, ids_to_rgb
+from eomt.inference.results import areas_and_boxes, boxes_of, ids_to_rgb, object_rows, panoptic_row
 from eomt.inference.segmentation import Instances, Segmentation
-
-# Of instances those are drawn whose score is at least this: a hundred are answered, most of them unlikely.
-DRAWN_SCORE = 0.5
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +80,8 @@ class Answer:
 
     @property
     def map(self) -> np.ndarray:
-        """int32 [H, W]: s + 1 where segment s is, 0 where none is. Instances with higher scores hide others."""
+        """int32 [H, W]: s + 1 where segment s is, 0 where none is. Smaller instances hide larger ones; of equal
+        areas the higher score shows."""
         return self.prediction.flat().ids.numpy()
 
     @property
@@ -130,18 +127,7 @@ class Answer:
             `image_id`, `category_id` (the dataset's own), `segmentation` (compressed run lengths, a string),
             `bbox` (left, top, width, height) and `score`.
         """
-        return [
-            {
-                "image_id": image_id,
-                "category_id": self.classes[label].id,
-                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
-                "bbox": box,
-                "score": score,
-            }
-            for label, rle, box, score in zip(
-                self.labels.tolist(), self._rles(), self._extents[1].tolist(), self.scores.tolist(), strict=True
-            )
-        ]
+        return object_rows(self._rles(), self.labels.tolist(), self.scores.tolist(), self.classes, image_id)
 
     def to_coco_panoptic(self, image_id: int | str, file_name: str) -> tuple[dict, np.ndarray]:
         """COCO's panoptic format.
@@ -159,20 +145,13 @@ class Answer:
         """
         if isinstance(self.prediction, Instances):
             raise InputError("instances may overlap, which COCO's panoptic format cannot hold: use to_coco")
-        segments = [
-            {"id": s + 1, "category_id": self.classes[label].id, "area": area, "bbox": box}
-            for s, (label, area, box) in enumerate(
-                zip(self.labels.tolist(), self.areas.tolist(), self._extents[1].tolist(), strict=True)
-            )
-        ]
-        return {"image_id": image_id, "file_name": file_name, "segments_info": segments}, ids_to_rgb(self.map)
+        return panoptic_row(self.prediction, self.classes, image_id, file_name), ids_to_rgb(self.map)
 
     @cached_property
     def _extents(self) -> tuple[np.ndarray, np.ndarray]:
         """Areas int64 [S] and boxes int64 [S, 4]: left, top, width, height."""
         if isinstance(self.prediction, Instances):
-            boxes = coco_mask.toBbox(self.prediction.rles) if len(self) else []
-            return self.prediction.areas.numpy(), np.reshape(boxes, (-1, 4)).astype(np.int64)
+            return self.prediction.areas.numpy(), boxes_of(self.prediction.rles)
         areas, boxes = areas_and_boxes(self.map, len(self))
         return np.array(areas, dtype=np.int64), np.reshape(boxes, (-1, 4)).astype(np.int64)
 

@@ -16,6 +16,8 @@ from eomt.classes import Classes
 # Images with shorter sides than this are enlarged by a whole factor, so that names have room.
 READABLE = 384
 MARGIN = 8
+# Of instances those are drawn whose score is at least this: a hundred are answered, most of them unlikely.
+DRAWN_SCORE = 0.5
 # Shades of one thing class's instances, by turns: (hue offset, factor of brightness).
 SHADES = ((0.0, 1.0), (0.035, 0.72), (-0.035, 1.25), (0.06, 0.9), (-0.06, 0.6), (0.02, 1.4), (-0.02, 0.8))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
+import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,11 +14,11 @@ from pathlib import Path, PurePath
 from eomt.errors import InputError
 from eomt.files import replacing, write_json
 from eomt.inference.answer import Answer
+from eomt.inference.results import flat_name, shortened
 from eomt.inference.segmenter import Segmenter
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PICTURES, PREDICTIONS, INDEX = "pictures", "predictions", "images.json"
-LONGEST_NAME = 180  # bytes; file systems take 255, of which drafts and suffixes need some
 LONGEST_JPEG = 65535  # pixels of a side
 
 
@@ -100,17 +102,8 @@ def result_names(files: Sequence[PurePath]) -> list[PurePath]:
             number += 1
             name = stem.with_name(f"{stem.name}-{number}")
         taken.add(flat_name(name).casefold())
-        names.append(name.with_name(_shortened(name.name)))
+        names.append(name.with_name(shortened(name.name)))
     return names
-
-
-def flat_name(name: PurePath) -> str:
-    """A relative path as the name of one file: a/x becomes a_x. Of a long one the end is kept."""
-    return _shortened("_".join(name.parts))
-
-
-def _shortened(text: str) -> str:
-    return os.fsencode(text)[-LONGEST_NAME:].decode(errors="ignore")
 
 
 def predict_files(
@@ -132,7 +125,8 @@ def predict_files(
     Args:
         segmenter: what segments.
         folder, files: of `find_images`.
-        out: the folder for all this; made if it is not there.
+        out: the folder for all this; made if it is not there. What an earlier run left there, by its `images.json`,
+            is removed first: its pictures and `predictions/`, nothing else.
         batch_size, num_workers: see `Segmenter.stream`; as many threads more paint the pictures.
         threshold: leave segments with lower scores out of pictures and results. Default: pictures show
             instances from 0.5, and results have all.
@@ -141,9 +135,10 @@ def predict_files(
         Each file when it is done, with the error if it could not be read; their order may differ.
 
     Raises:
-        InputError: if results cannot be written there.
+        InputError: if results cannot be written there, or an `images.json` is in the way that is none of ours.
     """
     out = Path(out)
+    _remove_results(out)
     names = dict(zip(files, result_names([file.relative_to(folder) for file in files]), strict=True))
     writer = segmenter.task.writer(out / PREDICTIONS, segmenter.classes)
     rows: list[dict] = []
@@ -184,6 +179,36 @@ def predict_files(
         {"info": {"folder": str(folder)}, "images": rows, "categories": segmenter.classes.to_list()},
     )
     yield from unread
+
+
+def _remove_results(out: Path) -> None:
+    """Remove what an earlier `predict_files` wrote, so that a folder holds the results of one run."""
+    index = out / INDEX
+    if not index.exists():
+        return
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        pictures = [PurePath(row["picture"]) for row in found["images"]]
+        ours = isinstance(found["info"]["folder"], str)
+    except (ValueError, KeyError, TypeError):
+        ours = False
+    # A file that others have written must not name what is removed.
+    if not ours or any(picture.parts[:1] != (PICTURES,) or ".." in picture.parts for picture in pictures):
+        raise InputError(f"{index} was not written by predict.py, and would be replaced: choose another folder by out=")
+    try:
+        for picture in pictures:
+            (out / picture).unlink(missing_ok=True)
+        for folder in sorted({parent for picture in pictures for parent in picture.parents[:-1]}, reverse=True):
+            if (out / folder).is_dir() and not any((out / folder).iterdir()):
+                (out / folder).rmdir()
+        if (out / PREDICTIONS).exists():
+            shutil.rmtree(out / PREDICTIONS)
+        # Last: it says what there is to remove, should this be interrupted.
+        index.unlink()
+    except OSError as error:
+        raise InputError(
+            f"the earlier results in {out} cannot be removed ({error.strerror or error}): choose another folder by out="
+        ) from error
 
 
 def _paint(answer: Answer, path: Path, threshold: float | None) -> None:

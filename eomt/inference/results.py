@@ -6,7 +6,8 @@ import itertools
 import json
 import os
 import zlib
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -18,12 +19,14 @@ from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.inference.segmentation import Instances, Segmentation
 
+LONGEST_NAME = 180  # bytes; file systems take 255, of which drafts and suffixes need some
+
 
 class ResultWriter:
     """What all writers share: each rank notes its own images, rank 0 joins them.
 
-    Every rank adds its own images; then all ranks call `flush`, wait for each other, and call `close`.
-    An image that was added twice, as samplers pad the last batch of some ranks, stands in the results once.
+    Every rank adds its own images; then all ranks call `flush`, wait for each other, and call `close`. Who does
+    not choose the images' names calls `check_names` first, so that no long run ends in vain. An image that was added twice, as samplers pad the last batch of some ranks, stands in the results once.
 
     Args:
         folder: made if it is not there. Files of an earlier run are overwritten.
@@ -49,6 +52,32 @@ class ResultWriter:
             raise InputError(
                 f"cannot write results to {self.folder} ({error.strerror}): choose another folder"
             ) from error
+
+    @staticmethod
+    def file_name(name: str) -> str:
+        """How an image of this name is called in the results."""
+        return name
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """See that no image's PNG would replace another's. All ranks can ask the same before the first image.
+
+        Args:
+            names: of all images, also of those that other ranks add.
+
+        Raises:
+            InputError: if one would; nothing can be added then.
+        """
+        taken: dict[str, str] = {}
+        for name in names if self.pictures else ():
+            file_name = self.file_name(name)
+            if file_name in taken:
+                self._rows.close()
+                self._part(self.rank).unlink()
+                raise InputError(
+                    f"the results of {taken[file_name]} and {name} would both be {file_name} in {self._pictures}: "
+                    "rename one of the images, or evaluate without saving predictions"
+                )
+            taken[file_name] = name
 
     def flush(self) -> None:
         """Make this rank's rows visible to rank 0."""
@@ -101,14 +130,14 @@ class ResultWriter:
         # JSON has no bare tab, and rank 0 need not parse the text again.
         self._rows.write(json.dumps([image_id, file_name]) + "\t" + text + "\n")
 
-    def _save_picture(self, pixels: np.ndarray, name: str) -> str:
-        """Write a PNG in one step; its file name."""
-        file_name = f"{Path(name).stem}.png"
-        draft = self._pictures / f".{file_name}.{self.rank}"
+    def _save_picture(self, pixels: np.ndarray, file_name: str) -> None:
+        """Write a PNG in one step."""
+        path = self._pictures / file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{self.rank}")
         # Segments are runs: run-length compression takes half the time of the default and no more space.
         Image.fromarray(pixels).save(draft, format="PNG", compress_type=zlib.Z_RLE)
-        os.replace(draft, self._pictures / file_name)
-        return file_name
+        os.replace(draft, path)
 
     @property
     def _pictures(self) -> Path:
@@ -119,32 +148,32 @@ class ResultWriter:
 
 
 class PanopticWriter(ResultWriter):
-    """Writes COCO's panoptic result format: `panoptic.json` and one `panoptic/<stem>.png` per image.
+    """Writes COCO's panoptic result format: `panoptic.json` and one PNG per image in `panoptic/`.
 
-    A pixel's segment id is R + 256 G + 65536 B of the PNG, 0 where no segment is. The JSON file appears
+    COCO has the PNGs in one folder, so that a path becomes a name: the PNG of x.jpg is x.png, that of a/x.jpg is
+    a_x.png. A pixel's segment id is R + 256 G + 65536 B of the PNG, 0 where no segment is. The JSON file appears
     only when it is complete.
     """
 
     result = "panoptic.json"
     pictures = "panoptic"
 
+    @staticmethod
+    def file_name(name: str) -> str:
+        """The PNG's name in `panoptic/`."""
+        return f"{flat_name(_relative(name).with_suffix(''))}.png"
+
     def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
         """Write one image's PNG and note its row.
 
         Args:
             segmentation: at the image's original size.
-            name: the image's file name; its stem names the PNG.
+            name: the image's file name, or its path in the dataset.
             image_id: the dataset's id of the image.
         """
-        ids = segmentation.ids.to(torch.int32).numpy(force=True)
-        file_name = self._save_picture(ids_to_rgb(ids), name)
-        areas, boxes = areas_and_boxes(ids, len(segmentation.labels))
-        segments = [
-            {"id": s + 1, "category_id": self.classes.ids[label], "area": areas[s], "bbox": boxes[s]}
-            for s, label in enumerate(segmentation.labels.tolist())
-        ]
-        row = {"image_id": image_id, "file_name": file_name, "segments_info": segments}
-        self._note(image_id, file_name, json.dumps(row))
+        file_name = self.file_name(name)
+        self._save_picture(ids_to_rgb(segmentation.ids.to(torch.int32).numpy(force=True)), file_name)
+        self._note(image_id, file_name, json.dumps(panoptic_row(segmentation, self.classes, image_id, file_name)))
 
     def _document(self, rows: list[str]) -> str:
         return f'{{"annotations": [{", ".join(rows)}], "categories": {json.dumps(self.classes.to_list())}}}'
@@ -167,30 +196,18 @@ class InstanceWriter(ResultWriter):
             name: the image's file name, by which the images are ordered.
             image_id: the dataset's id of the image.
         """
-        boxes = coco_mask.toBbox(instances.rles).tolist() if instances.rles else []
-        ids = self.classes.ids
-        objects = [
-            {
-                "image_id": image_id,
-                "category_id": ids[label],
-                "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()},
-                "score": score,
-                "bbox": box,
-            }
-            for code, label, score, box in zip(
-                instances.rles, instances.labels.tolist(), instances.scores.tolist(), boxes, strict=True
-            )
-        ]
-        self._note(image_id, name, json.dumps(objects)[1:-1])
+        labels, scores = instances.labels.tolist(), instances.scores.tolist()
+        rows = object_rows(instances.rles, labels, scores, self.classes, image_id)
+        self._note(image_id, name, json.dumps(rows)[1:-1])
 
     def _document(self, rows: list[str]) -> str:
         return f"[{', '.join(filter(None, rows))}]"
 
 
 class SemanticWriter(ResultWriter):
-    """Writes label maps: one `semantic/<stem>.png` per image, whose values are the dataset's own class ids.
+    """Writes label maps: one PNG per image in `semantic/`, whose values are the dataset's own class ids.
 
-    Pixels without a class are 0, or, where 0 is a class, 255. Files are of 8 bits; if the values need
+    The PNGs stand in folders as the images do: that of a/x.jpg is `semantic/a/x.png`. Pixels without a class are 0, or, where 0 is a class, 255. Files are of 8 bits; if the values need
     more, of 16 bits, and pixels without a class are then 65535 if 0 is a class.
 
     Raises:
@@ -212,22 +229,98 @@ class SemanticWriter(ResultWriter):
         self._values = np.array([nothing, *classes.ids], dtype=dtype)
         super().__init__(folder, classes, rank, world_size)
 
+    @staticmethod
+    def file_name(name: str) -> str:
+        """The PNG's path in `semantic/`."""
+        return _relative(name).with_suffix(".png").as_posix()
+
     def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
         """Write one image's PNG.
 
         Args:
             segmentation: at the image's original size.
-            name: the image's file name; its stem names the PNG.
+            name: the image's file name, or its path in the dataset.
             image_id: the dataset's id of the image.
         """
         values = self._values[np.append(0, segmentation.labels.numpy(force=True) + 1)]
-        file_name = self._save_picture(values[segmentation.ids.numpy(force=True)], name)
+        file_name = self.file_name(name)
+        self._save_picture(values[segmentation.ids.numpy(force=True)], file_name)
         self._note(image_id, file_name)
+
+
+def _relative(name: str) -> PurePath:
+    """A name as a path that leads nowhere but downwards: results stay in their folder."""
+    path = PurePath(name)
+    return PurePath(*(part for part in path.parts if part not in (path.anchor, "..")))
+
+
+def flat_name(name: PurePath) -> str:
+    """A relative path as the name of one file: a/x becomes a_x. Of a long one the end is kept."""
+    return shortened("_".join(name.parts))
+
+
+def shortened(name: str) -> str:
+    """The end of a file name, as much as leaves room for suffixes."""
+    return os.fsencode(name)[-LONGEST_NAME:].decode(errors="ignore")
+
+
+def object_rows(
+    rles: Sequence[dict], labels: Sequence[int], scores: Sequence[float], classes: Classes, image_id: int | str
+) -> list[dict]:
+    """An image's S objects in COCO's result format, plain values fit for JSON.
+
+    Args:
+        rles: S masks as compressed run lengths, {"size": [H, W], "counts": bytes}.
+        labels, scores: of each.
+        classes: whose ids the rows name.
+        image_id: the dataset's id of the image.
+
+    Returns:
+        S rows of image_id, category_id, segmentation, bbox (left, top, width, height: whole pixels) and score.
+    """
+    return [
+        {
+            "image_id": image_id,
+            "category_id": classes[label].id,
+            "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+            "bbox": box,
+            "score": score,
+        }
+        for code, label, score, box in zip(rles, labels, scores, boxes_of(rles).tolist(), strict=True)
+    ]
+
+
+def panoptic_row(segmentation: Segmentation, classes: Classes, image_id: int | str, file_name: str) -> dict:
+    """An image's segments in COCO's panoptic format, plain values fit for JSON.
+
+    Args:
+        segmentation: at the image's original size.
+        classes: whose ids the row names.
+        image_id: the dataset's id of the image.
+        file_name: of the PNG.
+
+    Returns:
+        image_id, file_name and segments_info: id, category_id, area and bbox (left, top, width, height: whole pixels)
+        of each segment.
+    """
+    labels = segmentation.labels.tolist()
+    areas, boxes = areas_and_boxes(segmentation.ids.numpy(force=True), len(labels))
+    segments = [
+        {"id": s + 1, "category_id": classes[label].id, "area": areas[s], "bbox": boxes[s]}
+        for s, label in enumerate(labels)
+    ]
+    return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
     """COCO's colours for segment ids 0..2^24-1: [H, W] to uint8 [H, W, 3], id = R + 256 G + 65536 B."""
     return np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]
+
+
+def boxes_of(rles: Sequence[dict]) -> np.ndarray:
+    """Boxes of S masks, compressed run lengths: int64 [S, 4], left, top, width, height; 0 of an empty mask."""
+    # COCO gives whole pixels as floating point.
+    return np.reshape(coco_mask.toBbox(rles) if rles else [], (-1, 4)).astype(np.int64)
 
 
 def areas_and_boxes(ids: np.ndarray, count: int) -> tuple[list[int], list[list[int]]]:

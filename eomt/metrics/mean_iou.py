@@ -8,9 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from eomt.classes import Classes
-from eomt.errors import InputError
 from eomt.inference.segmentation import Segmentation
-from eomt.metrics.panoptic_quality import joint_histogram
+from eomt.metrics.panoptic_quality import shared_pixels
 from eomt.targets import ImageTargets
 
 
@@ -52,19 +51,7 @@ class MeanIoU(Metric):
         Raises:
             InputError: if true segments overlap (more than one plane), or the sizes differ.
         """
-        planes, *shape = targets.ids.shape
-        if planes != 1:
-            raise InputError(f"mean IoU needs true segments that do not overlap, found {planes} planes")
-        if list(segmentation.ids.shape) != shape:
-            raise InputError(
-                f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: score them at one size"
-            )
-        overlap = joint_histogram(
-            targets.ids[0].numpy(force=True),
-            segmentation.ids.to(torch.int16).numpy(force=True),
-            len(targets.labels) + 1,
-            len(segmentation.labels) + 1,
-        )
+        overlap = shared_pixels(segmentation, targets, "mean IoU")
         predicted = np.append(len(self.classes), segmentation.labels.numpy(force=True))
         pixels = np.zeros(self.pixels.shape, dtype=np.int64)
         np.add.at(pixels, (targets.labels.numpy(force=True)[:, None], predicted), overlap[1:])

@@ -57,19 +57,7 @@ class PanopticQuality(Metric):
         Raises:
             InputError: if true segments overlap (more than one plane), or the sizes differ.
         """
-        planes, *shape = targets.ids.shape
-        if planes != 1:
-            raise InputError(f"panoptic quality needs true segments that do not overlap, found {planes} planes")
-        if list(segmentation.ids.shape) != shape:
-            raise InputError(
-                f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: score them at one size"
-            )
-        overlap = joint_histogram(
-            _int16(targets.ids[0]),
-            _int16(segmentation.ids),
-            len(targets.labels) + 1,
-            len(segmentation.labels) + 1,
-        )
+        overlap = shared_pixels(segmentation, targets, "panoptic quality")
         sums = count_segments(
             overlap,
             targets.labels.numpy(force=True),
@@ -113,6 +101,31 @@ class PanopticQuality(Metric):
         ]
 
 
+def shared_pixels(segmentation: Segmentation, targets: ImageTargets, score: str) -> np.ndarray:
+    """How many pixels each of T true and each of S predicted segments share.
+
+    Args:
+        segmentation, targets: of one image, at one size.
+        score: what it is counted for, to name it in messages.
+
+    Returns:
+        int64 [T + 1, S + 1]: those of segments t and s at [t + 1, s + 1]; row 0 is void, column 0 is where nothing
+        was predicted.
+
+    Raises:
+        InputError: if true segments overlap (more than one plane), or the sizes differ.
+    """
+    planes, *shape = targets.ids.shape
+    if planes != 1:
+        raise InputError(f"{score} needs true segments that do not overlap, found {planes} planes")
+    if list(segmentation.ids.shape) != shape:
+        raise InputError(
+            f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: score them at one size"
+        )
+    true, predicted = _int16(targets.ids[0]), _int16(segmentation.ids)
+    return joint_histogram(true, predicted, len(targets.labels) + 1, len(segmentation.labels) + 1)
+
+
 def joint_histogram(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> np.ndarray:
     """How often each pair of values meets: int64 [height, width].
 
@@ -135,8 +148,7 @@ def count_segments(
     """Match the segments of one image.
 
     Args:
-        overlap: int64 [T + 1, S + 1], pixels that true segment t and predicted segment s share at
-            [t + 1, s + 1]; row 0 is void, column 0 is where nothing was predicted.
+        overlap: int64 [T + 1, S + 1], of `shared_pixels`.
         true_labels: int64 [T].
         labels: int64 [S].
         crowd: bool [T].

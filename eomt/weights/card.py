@@ -23,8 +23,9 @@ from eomt import Segmenter
 
 answer = Segmenter.load("{folder}")("image.jpg")
 ```""",
-    "original": """`pytorch_model.bin` holds the weights under the keys of the original implementation, which loads it;
-so does `python predict.py ckpt={folder}/pytorch_model.bin` here.""",
+    "original": """`pytorch_model.bin` holds the weights under the keys of the original implementation, which loads
+them with `strict=False`: pixel means and deviations are left to its own buffers. So does
+`python predict.py ckpt={folder}` here, where `eomt.json` says what the weights do not.""",
     "hf": """```python
 from transformers import AutoImageProcessor, {model}
 
@@ -90,18 +91,27 @@ def _is_dinov3(weights: Weights) -> bool:
     return "dinov3" in weights.network["backbone"]
 
 
-def _starts_at_random(config: Mapping[str, Any]) -> bool:
-    """Whether no weights of anyone else's went in. Where the source does not say, some did."""
-    return config.get("model", {}).get("pretrained") is False and not config.get("weights")
+def _beginning(config: Mapping[str, Any]) -> str:
+    """What training began with: "random" or "pretrained" weights, or "others", which bring a licence of their own.
+
+    Where the source does not say, it was a pretrained backbone. Of a run that went on from a checkpoint it is not
+    known what that began with.
+    """
+    random = (config.get("model") or {}).get("pretrained") is False
+    if config.get("weights") or (random and config.get("ckpt")):
+        return "others"
+    return "random" if random else "pretrained"
 
 
 def _head(weights: Weights, config: Mapping[str, Any], format: str) -> str:
     lines = ["pipeline_tag: image-segmentation"]
     if format == "hf":
         lines.append("library_name: transformers")
-    if not _starts_at_random(config):
-        dinov3 = ["license: other", "license_name: dinov3-license", f"license_link: {DINOV3_LICENCE}"]
-        lines += dinov3 if _is_dinov3(weights) else ["license: apache-2.0"]
+    beginning = _beginning(config)
+    if _is_dinov3(weights) and beginning != "random":
+        lines += ["license: other", "license_name: dinov3-license", f"license_link: {DINOV3_LICENCE}"]
+    elif beginning == "pretrained":
+        lines.append("license: apache-2.0")
     tags = ["eomt", *([f"{weights.kind}-segmentation"] if weights.kind else [])]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
@@ -153,14 +163,19 @@ def _metrics(metrics: Mapping[str, Any], step: int) -> str:
 
 
 def _licences(weights: Weights, config: Mapping[str, Any]) -> str:
-    if _starts_at_random(config):
-        origin = "trained from random weights: no licence of pretrained weights applies"
-    elif _is_dinov3(weights):
-        origin = (
-            f"derived from DINOv3 weights, which are under Meta's [DINOv3 License]({DINOV3_LICENCE}), not Apache-2.0"
-        )
+    beginning = _beginning(config)
+    if _is_dinov3(weights):
+        backbone = f"DINOv3 weights, which are under Meta's [DINOv3 License]({DINOV3_LICENCE}), not Apache-2.0"
     else:
-        origin = "derived from DINOv2 weights, Apache-2.0"
+        backbone = "DINOv2 weights, Apache-2.0"
+    if beginning == "random":
+        origin = "trained from random weights: no licence of pretrained weights applies"
+    elif beginning == "others":
+        source = config.get("weights") or config.get("ckpt")
+        origin = f"training began with other weights (`{source}`), whose licence applies; they may be derived from "
+        origin += backbone
+    else:
+        origin = f"derived from {backbone}"
     name = str(config.get("task_name") or "")
     terms = next((text for begin, text in _DATA_TERMS.items() if name.startswith(begin)), "see the terms of its data")
     return f"- Code: Apache-2.0.\n- Weights: {origin}.\n- Data: {terms}."

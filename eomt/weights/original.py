@@ -88,7 +88,7 @@ def without_added_biases(state: Mapping[str, Tensor], network: Mapping[str, Any]
         state: what `from_original` gives.
         network: what it is said to belong to, see `EoMT.spec`.
     """
-    if network["backbone_options"].get("qkv_bias", "qkvb" in network["backbone"]):
+    if (network.get("backbone_options") or {}).get("qkv_bias", "qkvb" in network["backbone"]):
         return dict(state)
     added = (".attn.q_bias", ".attn.v_bias")
     return {key: value for key, value in state.items() if not key.endswith(added) or value.any()}

@@ -12,6 +12,10 @@ _LEFT_OUT = ("callbacks", "hydra", "logger", "run_folder")
 _PLACES = re.compile(r"^(ckpt|data\.(\w+\.)*root)$")
 _ABSOLUTE = re.compile(r"(^|[\s=,:'\"\[{(])(file:|[/~]|[A-Za-z]:[\\/]|\\\\)")
 _ENVIRONMENT = "${oc.env:"
+# Where training began: that it began somewhere decides on the licence, also where the place is left out.
+_BEGINNINGS = ("weights", "ckpt")
+LOCAL = "<a local file>"
+"""Stands in a portable configuration for weights whose place is nobody's business."""
 
 
 def portable_config(
@@ -27,14 +31,16 @@ def portable_config(
             it, only typed ones are known.
 
     Returns:
-        The configuration, in which such values are None (within lists: left out); and the overrides without
-        those that name one.
+        The configuration, in which such values are None (within lists: left out; of `weights` and `ckpt`: LOCAL);
+        and the overrides without those that name one.
     """
     typed = [override.partition("=") for override in overrides]
     secret = {key.lstrip("+~") for key, _, value in typed if _ENVIRONMENT in value}
     secret |= set(_from_environment(_written_config(run)))
     kept = {key: value for key, value in config.items() if key not in _LEFT_OUT}
-    return _cleaned(kept, "", secret), [
+    cleaned = _cleaned(kept, "", secret)
+    cleaned |= {key: LOCAL for key in _BEGINNINGS if kept.get(key) and not cleaned[key]}
+    return cleaned, [
         override
         for override, (key, _, value) in zip(overrides, typed, strict=True)
         if key.lstrip("+~").partition(".")[0] not in _LEFT_OUT
