@@ -113,13 +113,17 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> Row
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    lines = ["| experiment | weights | metric | published | here | difference | remark |", "|---" * 7 + "|"]
-    for recipe, score, remark in rows:
-        here = ("-", "-") if score is None else (f"{score:.2f}", f"{score - recipe.score:+.2f}")
-        published = f"{recipe.score:.1f}"
-        cells = (recipe.name, recipe.repository or "-", recipe.metric, published, *here, remark.replace("|", "\\|"))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    head = ["| experiment | weights | metric | published | here | difference | remark |", "|---" * 7 + "|"]
+    return "\n".join(head + [line(row) for row in rows])
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    recipe, score, remark = row
+    here = ("-", "-") if score is None else (f"{score:.2f}", f"{score - recipe.score:+.2f}")
+    published = f"{recipe.score:.1f}"
+    cells = (recipe.name, recipe.repository or "-", recipe.metric, published, *here, remark.replace("|", "\\|"))
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -140,16 +144,19 @@ def main() -> None:
     if unknown:
         parser.error(f"{min(unknown)} is no published experiment; configs/experiment has them")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rows = []
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"), tempfile.TemporaryDirectory() as folder:
-        for recipe in recipes():
-            if not arguments.only or recipe.name in arguments.only:
+    chosen = [recipe for recipe in recipes() if not arguments.only or recipe.name in arguments.only]
+    rows: list[Row] = []
+    try:
+        with initialize_config_dir(launch.CONFIGS, version_base="1.3"), tempfile.TemporaryDirectory() as folder:
+            for recipe in chosen:
                 rows.append(evaluate(recipe, arguments, Path(folder) / recipe.name))
-                # After each row: a run takes many hours, and what ends it must not take the scores along.
-                print(f"\n{table(rows)}", flush=True)
+                print(line(rows[-1]), flush=True)
+                # Not only at the end: what ends a run of many hours must not take its scores along.
                 if arguments.out:
                     with replacing(arguments.out) as temporary:
                         temporary.write_text(table(rows) + "\n", encoding="utf-8")
+    finally:
+        print(f"\n{table(rows)}")
 
 
 if __name__ == "__main__":

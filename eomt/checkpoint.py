@@ -84,4 +84,6 @@ def check_same_classes(trained: Classes, given: Classes) -> None:
     found = difference(trained, given)
     if found is not None:
         there, here = found
-        raise InputError(f"ckpt= was trained on other classes, {there} where the data has {here}: choose its task and data")
+        raise InputError(
+            f"ckpt= was trained on other classes, {there} where the data has {here}: choose its task and data"
+        )

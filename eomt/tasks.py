@@ -26,7 +26,7 @@ from eomt.errors import InputError
 from eomt.inference.geometry import FIT_AND_PAD, WINDOWS, Geometry, Placement
 from eomt.inference.instance import instance_segmentation
 from eomt.inference.panoptic import panoptic_segmentation
-from eomt.inference.results import InstanceWriter, PanopticWriter, SemanticWriter
+from eomt.inference.results import InstanceWriter, PanopticWriter, ResultWriter, SemanticWriter
 from eomt.inference.segmentation import Instances, Segmentation
 from eomt.inference.semantic import semantic_segmentation
 from eomt.output import Output
@@ -65,7 +65,7 @@ class Task(Protocol):
     def metric(self, classes: Classes) -> Metric:
         """The official score. Updated by (prediction, targets at the image's own size, image id)."""
 
-    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1):
+    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> ResultWriter:
         """Writes predictions as the benchmark's server takes them."""
 
     def table(self, scores: Mapping[str, float]) -> str:

@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 import launch
 import predict
 from eomt.errors import InputError
-from eomt.inference.folder import find_images, flat_name, result_names
+from eomt.inference.folder import find_images, result_names
+from eomt.inference.results import flat_name
 from eomt.inference.segmenter import Segmenter
 from tests.test_segmenter import CLASSES, KINDS, OPTIONS, random_image, write_checkpoint
 
@@ -180,6 +181,47 @@ def test_results_are_not_mixed_and_thresholds_hold(checkpoints, tmp_path):
     after = json.loads((out / "predictions" / "instances.json").read_text())
     assert after == [row for row in before if row["score"] >= middle]
     assert 0 < len(after) < len(before)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "panoptic"])
+def test_a_folder_that_is_overwritten_holds_one_run(kind, checkpoints, tmp_path):
+    save(tmp_path / "im1" / "deep" / "a.png")
+    save(tmp_path / "im1" / "b.png")
+    save(tmp_path / "im2" / "b.png", seed=1)
+    out = tmp_path / "out"
+    run(f"ckpt={checkpoints['instance']}", f"images={tmp_path / 'im1'}", f"out={out}")
+    run(f"ckpt={checkpoints[kind]}", f"images={tmp_path / 'im1'}", f"out={out}", "overwrite=true")
+    assert (out / "pictures" / "deep" / "a.jpg").exists()
+    # Of the user: what lies beside the results stays.
+    mine = [save(out / name) for name in ("mine.png", "pictures/mine.png", "other/b.png")]
+    run(f"ckpt={checkpoints[kind]}", f"images={tmp_path / 'im2'}", f"out={out}", "overwrite=true")
+    results = ["images.json", "pictures/b.jpg", f"predictions/{kind}/b.png"]
+    results += ["predictions/panoptic.json"] * (kind == "panoptic")
+    results += [path.relative_to(out).as_posix() for path in mine]
+    assert files_below(out) == sorted(results)
+    assert not (out / "pictures" / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "no JSON",
+        "[]",
+        '{"images": [{"id": 1, "file_name": "a.png"}], "info": {"folder": "x"}}',
+        '{"images": [], "info": {"year": 2017}}',
+        '{"images": [{"picture": "pictures/../../x.png"}], "info": {"folder": "x"}}',
+        '{"images": [{"picture": "other/x.png"}], "info": {"folder": "x"}}',
+    ],
+)
+def test_an_index_of_others_removes_nothing(index, checkpoints, tmp_path):
+    image, out = save(tmp_path / "x.png"), tmp_path / "out"
+    save(out / "predictions" / "x.png"), save(out / "other" / "x.png")
+    (out / "images.json").write_text(index)
+    before = files_below(tmp_path)
+    with pytest.raises(InputError, match=r"images\.json was not written by predict\.py"):
+        run(f"ckpt={checkpoints['semantic']}", f"images={image}", f"out={out}", "overwrite=true")
+    assert files_below(tmp_path) == before
+    assert (out / "images.json").read_text() == index
 
 
 @pytest.mark.parametrize(

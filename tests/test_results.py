@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +13,18 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from eomt.callbacks import SavePredictions
 from eomt.classes import Classes, SegmentClass
 from eomt.errors import InputError
-from eomt.inference.results import InstanceWriter, PanopticWriter, SemanticWriter, areas_and_boxes, ids_to_rgb
+from eomt.inference.answer import Answer
+from eomt.inference.coco_format import areas_and_boxes, ids_to_rgb
+from eomt.inference.results import InstanceWriter, PanopticWriter, SemanticWriter
 from eomt.inference.segmentation import Instances, Segmentation
 from eomt.metrics.average_precision import AveragePrecision
 from eomt.metrics.mean_iou import MeanIoU
 from eomt.metrics.panoptic_quality import PanopticQuality
 from eomt.targets import targets_from_id_map, targets_from_masks
+from eomt.tasks import task_of
 
 CLASSES = Classes(
     (
@@ -61,7 +66,7 @@ def test_files_say_what_was_added(tmp_path):
     truth = {k: random_segmentation(k) for k in range(5)}
     writer = PanopticWriter(tmp_path / "new" / "folder", CLASSES)
     for k, segmentation in truth.items():
-        writer.add(segmentation, f"some/where/{k:012}.jpg", k)
+        writer.add(segmentation, f"{k:012}.jpg", k)
     path = writer.close()
     assert path == tmp_path / "new" / "folder" / "panoptic.json"
     # Nothing but the results stays behind.
@@ -119,11 +124,82 @@ def test_an_unfinished_run_leaves_the_old_json(tmp_path):
     assert (tmp_path / "panoptic.json").read_text() == "old"
 
 
+@pytest.mark.parametrize("kind", ["semantic", "panoptic"])
+def test_images_of_one_name_in_two_folders_stay_apart(kind, tmp_path):
+    names = ["a/1.jpg", "b/1.jpg", "b/1.x.png", "2.jpg", "../../c/3.jpg", "/d/4.jpg"]
+    files = ["a/1.png", "b/1.png", "b/1.x.png", "2.png", "c/3.png", "d/4.png"]
+    if kind == "panoptic":  # COCO's PNGs stand in one folder
+        files = [name.replace("/", "_") for name in files]
+    writer = {"semantic": SemanticWriter, "panoptic": PanopticWriter}[kind](tmp_path / "out", CLASSES)
+    writer.check_names(names)
+    for k, name in enumerate(names):
+        writer.add(random_segmentation(k), name, k)
+    writer.close()
+    found = [path.relative_to(tmp_path / "out" / kind).as_posix() for path in tmp_path.rglob("*.png")]
+    assert sorted(found) == sorted(files)
+    if kind == "panoptic":
+        for k, targets in read_back(tmp_path / "out").items():
+            assert torch.equal(targets.ids[0].int(), random_segmentation(k).ids)
+        return
+    for k, name in enumerate(files):
+        truth = random_segmentation(k)
+        values = torch.tensor([0, *(CLASSES.ids[label] for label in truth.labels)])
+        assert np.array_equal(np.array(Image.open(tmp_path / "out" / kind / name)), values[truth.ids.long()])
+
+
+class Names:
+    """A validation set that has names alone, and the trainer that has it."""
+
+    def __init__(self, names, rank=0, world_size=1, barrier=lambda: None):
+        self.names, self.global_rank, self.world_size = names, rank, world_size
+        self.is_global_zero = rank == 0
+        self.datamodule = SimpleNamespace(reader=lambda split: {"val": self}[split])
+        self.strategy = SimpleNamespace(barrier=barrier)
+
+    def __len__(self):
+        return len(self.names)
+
+    def name(self, index):
+        return self.names[index]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "message"),
+    [
+        ("semantic", ["a/x.jpg", "y.jpg", "a/x.png"], r"of a/x\.jpg and a/x\.png would both be a/x\.png in .*semantic"),
+        ("panoptic", ["a/x.jpg", "y.jpg", "a_x.jpg"], r"of a/x\.jpg and a_x\.jpg would both be a_x\.png in .*panoptic"),
+        ("panoptic", ["x.jpg", "x.jpg"], r"of x\.jpg and x\.jpg"),
+        ("semantic", ["a/x.jpg", "a_x.jpg", "b/x.jpg"], None),
+        ("instance", ["a/x.jpg", "y.jpg", "a/x.png"], None),
+    ],
+)
+def test_every_rank_refuses_names_that_collide_before_the_run(kind, names, message, tmp_path):
+    module = SimpleNamespace(task=task_of(kind), classes=CLASSES)
+    for rank in (0, 1):
+        refused = pytest.raises(InputError, match=message) if message else contextlib.nullcontext()
+        with refused:
+            SavePredictions(tmp_path).on_validation_start(Names(names, rank, 2), module)
+    assert not message or not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_ranks_do_not_wait_for_one_that_fails(tmp_path):
+    waited = []
+    trainer = Names(["x.jpg"], barrier=lambda: waited.append(True))
+    callback = SavePredictions(tmp_path)
+    module = SimpleNamespace(task=task_of("panoptic"), classes=CLASSES)
+    callback.on_validation_start(trainer, module)
+    for k in (0, 1):  # what `check_names` would have refused
+        callback._writer.add(random_segmentation(k), "x.jpg", k)
+    with pytest.raises(InputError, match="share the name"):
+        callback.on_validation_end(trainer, module)
+    assert len(waited) == 2
+
+
 def test_two_images_of_one_name_are_refused(tmp_path):
     writer = PanopticWriter(tmp_path, CLASSES)
     writer.add(random_segmentation(0), "a/1.jpg", 10)
-    writer.add(random_segmentation(1), "b/1.jpg", 11)
-    with pytest.raises(InputError, match=r"images 10 and 11 share the name 1\.png"):
+    writer.add(random_segmentation(1), "a/1.png", 11)
+    with pytest.raises(InputError, match=r"images 10 and 11 share the name a_1\.png"):
         writer.close()
 
 
@@ -205,6 +281,7 @@ def test_pycocotools_scores_the_instances_as_the_metric_does(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["instances.json"]
     for row in json.loads(path.read_text()):
         assert row["bbox"] == coco_mask.toBbox(row["segmentation"]).tolist()
+        assert all(type(side) is int for side in row["bbox"])
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = document
@@ -216,6 +293,19 @@ def test_pycocotools_scores_the_instances_as_the_metric_does(tmp_path):
     scores = [score.item() for score in metric.compute().values()]
     assert 5 < scores[0] < 95
     assert np.nan_to_num(scores, nan=-100) == pytest.approx(100 * evaluation.stats, abs=1e-10)
+
+
+def test_files_have_the_rows_that_answers_give(tmp_path):
+    instances, panoptic = InstanceWriter(tmp_path, CLASSES), PanopticWriter(tmp_path, CLASSES)
+    objects, rows = [], []
+    for k in range(3):
+        instances.add(random_instances(k), f"a/{k}.jpg", k)
+        panoptic.add(random_segmentation(k), f"a/{k}.jpg", k)
+        objects += Answer(random_instances(k), CLASSES).to_coco(k)
+        rows.append(Answer(random_segmentation(k), CLASSES).to_coco_panoptic(k, f"a_{k}.png")[0])
+    # As text, in which 1 and 1.0 are not the same.
+    assert instances.close().read_text() == json.dumps(objects)
+    assert json.dumps(json.loads(panoptic.close().read_text())["annotations"]) == json.dumps(rows)
 
 
 def test_instances_of_no_image_are_an_empty_list(tmp_path):
@@ -255,7 +345,7 @@ def test_label_maps_give_the_mean_iou(tmp_path, ids, values, mode):
         written.update(found, targets)
         for writer in writers[k % 2 :]:
             writer.add(found, f"some/where/{k}.x.jpg", k)
-        image = Image.open(tmp_path / "semantic" / f"{k}.x.png")
+        image = Image.open(tmp_path / "semantic" / "some" / "where" / f"{k}.x.png")
         assert image.mode == mode
         labels = np.array(image)
         assert set(np.unique(labels)) <= set(values)
@@ -268,7 +358,7 @@ def test_label_maps_give_the_mean_iou(tmp_path, ids, values, mode):
         writer.flush()
     assert writers[1].close() == writers[0].close() == tmp_path / "semantic"
     assert [p.name for p in tmp_path.iterdir()] == ["semantic"]
-    assert sorted(p.name for p in (tmp_path / "semantic").iterdir()) == [f"{k}.x.png" for k in range(4)]
+    assert sorted(p.name for p in (tmp_path / "semantic").rglob("*.*")) == [f"{k}.x.png" for k in range(4)]
     assert 0 < written.compute()["miou"] < 100
     assert torch.equal(written.pixels, read.pixels)
 
@@ -276,8 +366,8 @@ def test_label_maps_give_the_mean_iou(tmp_path, ids, values, mode):
 def test_two_label_maps_of_one_name_are_refused(tmp_path):
     writer = SemanticWriter(tmp_path, CLASSES)
     writer.add(random_segmentation(0), "a/1.jpg", 10)
-    writer.add(random_segmentation(1), "b/1.png", 11)
-    with pytest.raises(InputError, match=r"images 10 and 11 share the name 1\.png in .*semantic"):
+    writer.add(random_segmentation(1), "a/1.png", 11)
+    with pytest.raises(InputError, match=r"images 10 and 11 share the name a/1\.png in .*semantic"):
         writer.close()
 
 

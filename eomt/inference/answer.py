@@ -12,10 +12,10 @@ from PIL import Image
 
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.inference.coco_format import areas_and_boxes, boxes_of, ids_to_rgb, object_rows, panoptic_row
 from eomt.inference.draw import DRAWN_SCORE, draw_segments
 from eomt.inference.images import ImageSource, load_image
 from eomt.inference.instance import encode_masks
-from eomt.inference.results import areas_and_boxes, boxes_of, ids_to_rgb, object_rows, panoptic_row
 from eomt.inference.segmentation import Instances, Segmentation
 
 
