@@ -68,9 +68,7 @@ def _read(path: Path, key: str) -> Sequence | Mapping:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
     except OSError as error:
         start = "data.root" if key == "data.classes" else "the current folder"
-        raise InputError(
-            f"{key}: cannot read {path}: {error.strerror}; a relative name counts from {start}"
-        ) from error
+        raise InputError(f"{key}: cannot read {path}: {error.strerror}; a relative name counts from {start}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{key}: {path} is no text in UTF-8; save it as that") from error
     if path.suffix.lower() != ".json":

@@ -22,7 +22,8 @@ from eomt.tasks import task_of
 from eomt.weights import graph
 from eomt.weights.card import model_card
 from eomt.weights.export import export, metrics_of
-from eomt.weights.portable import portable_config
+from eomt.weights.original import to_original
+from eomt.weights.portable import LOCAL, portable_config
 from eomt.weights.source import read_weights
 from eomt.weights.weights import Weights
 from tests.conftest import ROOT, golden_network
@@ -107,9 +108,61 @@ def test_weights_come_back_bit_by_bit(format, name, tmp_path):
 
 
 def read_back(folder, network):
-    back = read_weights(folder, kind="panoptic", classes=SEVEN, network=network.spec)
-    assert back.kind == "panoptic"
+    back = read_weights(folder)
+    assert (back.kind, back.classes, back.network) == ("panoptic", SEVEN, network.spec)
     return dict(back.state)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_the_originals_form_keeps_what_its_keys_do_not_say(name, tmp_path):
+    """Heads, classes, kind and configuration; by the folder and by its file."""
+    torch.manual_seed(0)
+    network = EoMT(name, 32, len(SEVEN), 6, 1, 8, {"embed_dim": 128, "depth": 2, "num_heads": 4}).eval()
+    export(weights_of(network, step=7, config=CONFIG), "original", tmp_path / "out", metrics={"pq": 51.25})
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    for source in (tmp_path / "out", tmp_path / "out" / "pytorch_model.bin"):
+        back = read_weights(source)
+        assert (back.kind, back.classes, back.network, back.step) == ("panoptic", SEVEN, network.spec, 7)
+        assert back.config["task_name"] == "coco_panoptic"
+        assert_equal_states(dict(back.state), network.state_dict())
+        assert back.mask_probabilities.tolist() == [0]
+        assert metrics_of(source)[1] == {"pq": 51.25}
+        other = EoMT(**back.network).eval()
+        other.load_state_dict(back.state)
+        with torch.no_grad():
+            for one, two in zip(network(images)[-1], other(images)[-1], strict=True):
+                assert torch.equal(one, two)
+    # Other files there are not described by it.
+    stranger = (tmp_path / "out" / "pytorch_model.bin").rename(tmp_path / "out" / "other.bin")
+    assert metrics_of(stranger) == (None, {})
+    with pytest.raises(InputError, match=r"other\.bin: .* its number of heads cannot be seen"):
+        read_weights(stranger)
+
+
+def test_what_a_file_does_not_say_can_be_given(tmp_path):
+    network = random_network()
+    torch.save(to_original(network.state_dict(), network.spec), tmp_path / "x.bin")
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES.to_list()))
+    typed = [f"ckpt={tmp_path / 'x.bin'}", "network.backbone_options={num_heads: 2}"]
+    for name, *more in (
+        ("file", "kind=panoptic", f"classes={tmp_path / 'classes.json'}"),
+        ("list", "kind=semantic", "classes=[cup,dog,sky]"),
+    ):
+        run(*typed, *more, f"out={tmp_path / name}")
+        back = read_weights(tmp_path / name)
+        assert (f"kind={back.kind}", back.classes.names, back.network) == (more[0], CLASSES.names, network.spec)
+    assert read_weights(tmp_path / "file").classes.ids == [3, 5, 11]
+    for message, *more in (
+        ("kind=odd is no kind of segmentation", "kind=odd", "classes=[a,b,c]"),
+        ("tells 3 classes apart, and 2 were chosen", "kind=panoptic", "classes=[a,b]"),
+        ("^classes: cannot read .*none.txt", "kind=panoptic", "classes=none.txt"),
+        ("or give classes=", "kind=panoptic"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(*typed, *more, f"out={tmp_path / 'out'}")
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        keys = [set(compose(name).network) for name in ("export", "predict")]
+    assert keys[0] == keys[1]
 
 
 @pytest.mark.parametrize("network", [random_network, dinov3_network])
@@ -165,8 +218,13 @@ def test_what_of_a_configuration_is_portable():
         {"a": {"b": "x y", "c": "file:///x", "d": [1, {"e": "~/x"}]}, "ckpt": "runs/a"},
         ["a.b='x y'", "a.c=file:///x", "ckpt=runs/a", "+callbacks.x=1", "~logger", "a={b: '/x'}", "hydra.job.name=x"],
     )
-    assert config == {"a": {"b": "x y", "c": None, "d": [1, {"e": None}]}, "ckpt": None}
+    assert config == {"a": {"b": "x y", "c": None, "d": [1, {"e": None}]}, "ckpt": LOCAL}
     assert overrides == ["a.b='x y'"]
+    # That there were other weights is said, where they lie is not; what a Hub id names is no place.
+    assert portable_config({"weights": "/home/someone/dinov3.bin", "ckpt": None})[0] == {"weights": LOCAL, "ckpt": None}
+    assert portable_config({"weights": "hidden"}, ["weights=${oc.env:MINE}"])[0] == {"weights": LOCAL}
+    for stays in (LOCAL, "owner/name", None):
+        assert portable_config({"weights": stays})[0] == {"weights": stays}
 
 
 def test_cards_name_the_licences():
@@ -181,7 +239,20 @@ def test_cards_name_the_licences():
     random = {"model": {"pretrained": False}}
     assert "no licence of pretrained weights" in card("vit_large_patch16_dinov3_qkvb", random)
     assert "license" not in card("vit_large_patch16_dinov3_qkvb", random).split("---")[1]
-    assert "under Meta's" in card("vit_large_patch16_dinov3_qkvb", {**random, "weights": "owner/name"})
+    for beginning in ({"weights": "/home/someone/x.bin"}, {"weights": "owner/name"}, {"ckpt": "/home/someone/x.ckpt"}):
+        # Also of what was exported and is exported again.
+        config = portable_config(portable_config(random | beginning)[0])[0]
+        for backbone, words in (
+            ("vit_large_patch16_dinov3_qkvb", "under Meta's"),
+            ("vit_large_patch14_dinov2", "DINOv2"),
+        ):
+            text = card(backbone, config)
+            assert "random weights" not in text
+            assert "whose licence applies" in text
+            assert words in text
+            assert "someone" not in text
+            assert "license: apache-2.0" not in text
+    assert "license_name: dinov3-license" in card("vit_large_patch16_dinov3_qkvb", {**random, "weights": LOCAL})
     assert "license: apache-2.0" in card("vit_large_patch14_reg4_dinov2", {})
 
 
@@ -199,7 +270,8 @@ def test_nothing_is_lost_or_half_written(trained, tmp_path, monkeypatch):
         export_to("overwrite=true", "format=torch_export")
     assert (out / "model.safetensors").read_bytes() == before
     export_to("overwrite=true", "precision=16", "format=original")
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "pytorch_model.bin"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "eomt.json", "pytorch_model.bin"]
+    assert "`strict=False`" in (out / "README.md").read_text()
     (out / "mine.txt").write_text("not to be lost")
     with pytest.raises(InputError, match=r"holds mine\.txt, which no export wrote"):
         export_to("overwrite=true")

@@ -102,7 +102,9 @@ def test_published_sizes_are_known_by_their_shapes(backbone, num_masked_blocks):
 def test_other_sizes_are_told_by_options(changes):
     network = tiny("vit_small_patch14_reg4_dinov2", **changes)
     state = to_original(network.state_dict(), network.spec)
-    found = network_of_original(state, num_heads=None if "embed_dim" in changes else 3)
+    with pytest.raises(InputError, match=r"3 blocks is of no published size.*network\.backbone_options={num_heads: 4}"):
+        network_of_original(state)
+    found = network_of_original(state, num_heads=changes.get("num_heads", 3))
     EoMT(**found).load_state_dict(from_original(state))
     assert found["num_masked_blocks"] == 2, "as many as there are mask probabilities"
 

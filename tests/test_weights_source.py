@@ -4,6 +4,7 @@ import json
 import pickle
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -31,6 +32,7 @@ from tests.conftest import golden_json, golden_tensors
 
 SEVEN = Classes.from_categories({"id": 10 + k, "name": f"class {k}", "isthing": k < 4} for k in range(7))
 BACKBONE = "network.encoder.backbone."
+ONE_HEAD = {"backbone_options": {"num_heads": 1}}
 
 
 def golden(version=2):
@@ -122,36 +124,56 @@ def test_what_an_original_file_does_not_say_is_found_out_or_asked_for(tmp_path, 
     with caplog.at_level("INFO", "eomt"):
         weights = read_weights(tmp_path / "coco.bin")
     assert caplog.messages == [
-        f"weights: original weights {tmp_path / 'coco.bin'}: EoMT-S DINOv2, panoptic, 133 classes, 32x32"
+        f"weights: original weights {tmp_path / 'coco.bin'}: EoMT-S DINOv2, panoptic, 133 classes, taken "
+        "for COCO panoptic's by their number, 32x32"
     ]
     assert (weights.kind, weights.classes, weights.network) == ("panoptic", COCO_PANOPTIC, network.spec)
-    # Heads cannot be seen in the weights; the caller's description of a backbone of other sizes holds.
     for count, kind, classes in ((80, "instance", COCO_INSTANCE), (19, "semantic", CITYSCAPES), (150, None, ADE20K)):
         network = small(count)
         path = tmp_path / f"{count}.bin"
         torch.save(to_original(network.state_dict(), network.spec), path)
         if kind is None:
             with pytest.raises(InputError, match="semantic and panoptic models: choose its task"):
-                read_weights(path)
-            assert read_weights(path, kind="semantic").classes == ADE20K
+                read_weights(path, network=ONE_HEAD)
+            assert read_weights(path, kind="semantic", network=ONE_HEAD).classes == ADE20K
             assert read_weights(path, complete=False).kind is None
         else:
-            weights = read_weights(path)
+            weights = read_weights(path, network=ONE_HEAD)
             assert (weights.kind, weights.classes) == (kind, classes)
     path = tmp_path / "three.bin"
     torch.save(to_original(small().state_dict(), small().spec), path)
     with pytest.raises(InputError, match=r"three\.bin does not name its 3 classes.*choose its task"):
-        read_weights(path, kind="semantic")
+        read_weights(path, kind="semantic", network=ONE_HEAD)
     assert read_weights(path, complete=False).classes is None
+
+
+def test_the_number_of_heads_is_not_guessed(tmp_path):
+    """It cannot be seen in the weights, and another one computes something else."""
+    network = small(embed_dim=128, num_heads=4)
+    path = tmp_path / "x.bin"
+    torch.save(to_original(network.state_dict(), network.spec), path)
+    said = {"kind": "panoptic", "classes": Classes(SEVEN.items[:3])}
+    message = r"x\.bin: a backbone of width 128 with 2 blocks .* network\.backbone_options={num_heads: 4}"
+    for silent in (None, {"backbone_options": {"embed_dim": 128, "depth": 2}}):
+        with pytest.raises(InputError, match=message):
+            read_weights(path, **said, network=silent)
+    heads = {"backbone_options": {"num_heads": 4}}
+    assert read_weights(path, **said, network=heads).network == network.spec
+    save_file(network.state_dict(), tmp_path / "bare.safetensors")
+    with pytest.raises(InputError, match="its number of heads cannot be seen"):
+        read_weights(tmp_path / "bare.safetensors", **said)
+    # Who takes the weights alone has a network of his own.
+    assert_equal(read_weights(path, complete=False).state, network.state_dict())
 
 
 def test_an_image_size_that_is_a_guess_is_said(tmp_path, caplog):
     network = EoMT("vit_small_patch16_dinov3_qkvb", 1280, 80, 4, 1, 16, {"embed_dim": 64, "depth": 1, "num_heads": 1})
     torch.save(to_original(network.state_dict(), network.spec), tmp_path / "dinov3.bin")
-    assert read_weights(tmp_path / "dinov3.bin").network["image_size"] == [640, 640]
+    assert read_weights(tmp_path / "dinov3.bin", network=ONE_HEAD).network["image_size"] == [640, 640]
     assert "does not say its image size: give network.image_size=" in caplog.text
     caplog.clear()
-    assert read_weights(tmp_path / "dinov3.bin", network={"image_size": 1280}).network["image_size"] == [1280, 1280]
+    chosen = ONE_HEAD | {"image_size": 1280}
+    assert read_weights(tmp_path / "dinov3.bin", network=chosen).network["image_size"] == [1280, 1280]
     assert caplog.text == ""
 
 
@@ -309,6 +331,52 @@ def test_classes_of_others_get_the_datasets_ids_and_kinds(tmp_path):
     assert read_weights(path, kind="panoptic", classes=mine).classes is mine
     with pytest.raises(InputError, match="trained on other classes"):
         read_weights(path, kind="panoptic", classes=Classes(SEVEN.items[:3]))
+    # The dataset's own names stand for those in circulation, each in its place; ids and things are its own.
+    path = folder(150, names, "semantic")
+    stuff = Classes(tuple(replace(item, id=item.id - 1, is_thing=False) for item in ADE20K))
+    assert read_weights(path, classes=stuff).classes is stuff
+    swapped = Classes((*stuff.items[:148], stuff[149], stuff[148]))
+    with pytest.raises(InputError, match="trained on other classes"):
+        read_weights(path, classes=swapped)
+
+
+def test_classes_that_are_taken_by_their_number_are_said_to_be(tmp_path, caplog):
+    network = small(150)
+    path = write_huggingface(tmp_path / "hf", network, None, "semantic")
+    with caplog.at_level("INFO", "eomt"):
+        assert read_weights(path).classes == ADE20K
+        read_weights(path, classes=ADE20K)
+    assert "150 classes, taken for ADE20K's by their number, 32x32" in caplog.messages[0]
+    assert "150 classes, 32x32" in caplog.messages[1]
+
+
+def test_a_list_of_classes_is_whole(tmp_path):
+    network, two = small(), Classes(SEVEN.items[:2])
+    ours = write_folder(tmp_path / "ours", network.state_dict(), part_of(network, classes=two))
+    theirs = write_huggingface(tmp_path / "theirs", network, Classes(SEVEN.items[:3]), "panoptic")
+    config = json.loads((theirs / "config.json").read_text())
+    config["id2label"].popitem()
+    (theirs / "config.json").write_text(json.dumps(config))
+    for folder in (ours, theirs):
+        for classes in (None, Classes(SEVEN.items[:3])):
+            with pytest.raises(InputError, match="tells 3 classes apart, and its description names 2: mend its list"):
+                read_weights(folder, kind="panoptic", classes=classes)
+
+
+@pytest.mark.parametrize("kind", [["a"], 5, {"a": 1}])
+def test_a_kind_is_text(kind, tmp_path):
+    network = small(7)
+    theirs = write_huggingface(tmp_path / "theirs", network, SEVEN, "panoptic")
+    config = json.loads((theirs / "config.json").read_text())
+    for part in (config["eomt"] | {"kind": kind}, {"kind": kind}):
+        (theirs / "config.json").write_text(json.dumps(config | {"eomt": part}))
+        with pytest.raises(
+            InputError, match=r"theirs: config\.json: eomt\.kind is .*, where the name of a kind belongs"
+        ):
+            read_weights(theirs)
+    ours = write_folder(tmp_path / "ours", network.state_dict(), part_of(network) | {"kind": kind})
+    with pytest.raises(InputError, match="ours is damaged"):
+        read_weights(ours)
 
 
 def test_what_is_chosen_is_compared_with_what_is_said(tmp_path):
@@ -324,6 +392,7 @@ def test_what_is_chosen_is_compared_with_what_is_said(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             read_weights(folder, **chosen)
+    network = EoMT("vit_small_patch14_reg4_dinov2", 32, 133, 5, 2, 16)
     torch.save(to_original(network.state_dict(), network.spec), tmp_path / "x.bin")
     with pytest.raises(InputError, match=r"backbone is vit_small_.* there, and vit_large_patch14_reg4_dinov2 was"):
         read_weights(tmp_path / "x.bin", network={"backbone": "vit_large_patch14_reg4_dinov2", "backbone_options": {}})
@@ -509,7 +578,7 @@ def test_a_repository_is_read_like_its_folder(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with caplog.at_level("INFO", "eomt"):
         assert_equal(read_weights("a/hf").state, network.state_dict())
-        read_weights("a/bin", kind="semantic", classes=SEVEN)
+        read_weights("a/bin", kind="semantic", classes=SEVEN, network=ONE_HEAD)
     assert [repo for repo, _ in asked] == ["a/hf", "a/bin", "a/bin"], "PyTorch's files only where there are no others"
     assert "pytorch_model*.bin" not in asked[0][1]
     assert "pytorch_model*.bin" in asked[2][1]
@@ -609,6 +678,25 @@ def test_predict_takes_what_a_file_does_not_say(tmp_path, monkeypatch):
     assert given[0].network.spec == network.spec
     assert (given[0].task.kind, given[0].classes) == ("semantic", ADE20K)
     assert (tmp_path / "out" / "pictures" / "x.jpg").is_file()
+
+
+def test_predict_takes_classes_that_a_file_does_not_say(tmp_path):
+    network = small()
+    torch.save(to_original(network.state_dict(), network.spec), tmp_path / "x.bin")
+    Image.new("RGB", (30, 40)).save(tmp_path / "x.png")
+    (tmp_path / "names.txt").write_text("cat\ndog\nsky\n")
+    typed = [f"ckpt={tmp_path}/x.bin", f"images={tmp_path}/x.png", "kind=semantic", "device=cpu", "num_workers=0"]
+    typed.append("network.backbone_options={num_heads: 1}")
+    for name, classes in (("a", f"{tmp_path}/names.txt"), ("b", "[cat,dog,sky]")):
+        with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+            cfg = compose("predict", overrides=[*typed, f"classes={classes}", f"out={tmp_path / name}"])
+        predict.main(cfg)
+        index = json.loads((tmp_path / name / "images.json").read_text())
+        assert [row["name"] for row in index["categories"]] == ["cat", "dog", "sky"]
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        cfg = compose("predict", overrides=[*typed, "classes=none.txt", f"out={tmp_path / 'c'}"])
+    with pytest.raises(InputError, match=r"^classes: cannot read .*none\.txt: .* counts from the current folder"):
+        predict.main(cfg)
 
 
 def test_hub_ids_are_no_paths_on_the_command_line(tmp_path, monkeypatch):
