@@ -37,7 +37,7 @@ ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
 
 # Values of these keys are paths, whose characters Hydra's override grammar would read as its own.
 TEXT_KEYS = re.compile(
-    r"^\+{0,2}(ckpt|weights|delta_base|out|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations|labels|data\.classes))="
+    r"^\+{0,2}(ckpt|weights|delta_base|out|hydra\.run\.dir|(\w+\.)*(root|folder|pretrained|images|annotations|labels|classes))="
 )
 # Values of these may be lists of paths; in one without quotes of the user's own, commas part the entries.
 LIST_KEYS = re.compile(r"^images=")
