@@ -46,9 +46,9 @@ def main(cfg: DictConfig) -> None:
         **cfg["postprocess"],
     )
     log.info(
-        "%s segmentation of %d images on %s, precision %s",
+        "%s segmentation of %s on %s, precision %s",
         segmenter.task.kind,
-        len(files),
+        "1 image" if len(files) == 1 else f"{len(files)} images",
         segmenter.device,
         segmenter.precision,
     )
@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> None:
             if error is not None:
                 skipped += 1
                 log.warning("skipped: %s", error)
-    log.info("%d images segmented, %d skipped: %s", len(files) - skipped, skipped, cfg["out"])
+    log.info("segmented: %d, skipped: %d, results: %s", len(files) - skipped, skipped, cfg["out"])
     if skipped:
         raise InputError(f"{skipped} of {len(files)} images could not be read and were skipped")
 

@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> None:
         starting_point,
     )
     from datasets.module import accumulation
+    from eomt.callbacks import keep_best
     from eomt.checkpoint import check_same_model, read_checkpoint
     from eomt.files import replacing
 
@@ -56,6 +57,8 @@ def main(cfg: DictConfig) -> None:
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.
         trainer.validate(module, data, verbose=False)
+        if trainer.is_global_zero:
+            keep_best(trainer, module.scores)
     if trainer.is_global_zero:
         if module.scores:
             log.info("%s", module.task.table(module.scores))

@@ -7,6 +7,7 @@ images therefore travel as values, and the loaders raise or report them in the m
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +25,9 @@ from eomt.errors import InputError
 from eomt.inference.geometry import Geometry
 
 log = logging.getLogger("eomt.data")
+
+# PyTorch counts the cores and warns, once per loader and in six lines; how many workers there are is a setting.
+warnings.filterwarnings("ignore", ".*worker processes in total.*")
 
 # Images drawn in place of a broken one before training gives up: more than a few broken files in a row
 # mean that the data as a whole is not what the configuration says.

@@ -61,7 +61,7 @@ def test_a_folder_is_segmented_and_what_cannot_be_read_is_left_out(kind, checkpo
     with caplog.at_level("INFO", "eomt"), pytest.raises(InputError, match="1 of 5 images could not be read"):
         run(f"ckpt={checkpoints[kind]}", f"images={images}", f"out={out}", *options_of(kind))
     assert f"skipped: {images / 'broken.jpg'} cannot be read" in caplog.text
-    assert "4 images segmented, 1 skipped" in caplog.text
+    assert "segmented: 4, skipped: 1" in caplog.text
 
     pictures = ["pictures/Y.jpg", "pictures/a/x.jpg", "pictures/b/x_bmp.jpg", "pictures/b/x_png.jpg"]
     index = json.loads((out / "images.json").read_text())

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -20,6 +21,7 @@ import export
 import launch
 import train
 from eomt.annealing import mask_probability, resolve_windows
+from eomt.callbacks import keep_best
 from eomt.checkpoint import FORMAT, read_checkpoint
 from eomt.checkpoint_io import AtomicCheckpointIO
 from eomt.errors import InputError
@@ -440,3 +442,23 @@ def test_evaluation_on_other_classes_of_the_same_number_is_refused(run, tmp_path
     options = (f"data.root='{example}'", f"data.classes=[{','.join(names)}]", "recipe.task=folder_semantic")
     with pytest.raises(InputError, match="trained on other classes"):
         evaluation.main(configured(tmp_path / "eval", f"ckpt='{tmp_path}/semantic.ckpt'", *options, name="eval"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        (None, 1.0, "last"),
+        (None, float("nan"), "last"),
+        (2.0, 3.0, "last"),
+        (2.0, 2.0, "best"),
+        (2.0, float("nan"), "best"),
+    ],
+)
+def test_a_validation_after_training_counts_for_the_best_checkpoint(tmp_path, before, after, kept):
+    for name in ("last", "best"):
+        (tmp_path / f"{name}.ckpt").write_text(name)
+    callback = ModelCheckpoint(tmp_path, filename="best", monitor="pq", mode="max")
+    callback.best_model_score = None if before is None else torch.tensor(before)
+    keep_best(SimpleNamespace(checkpoint_callbacks=[callback]), {"pq": after, "sq": 50.0})
+    assert (tmp_path / "best.ckpt").read_text() == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -1,5 +1,6 @@
 """What a run leaves behind besides weights: numbers, curves, pictures; and a clean stop."""
 
+from eomt.callbacks.best import keep_best
 from eomt.callbacks.curves import CurvePlot
 from eomt.callbacks.last import LastCheckpoint
 from eomt.callbacks.metrics_file import MetricsFile
@@ -7,4 +8,12 @@ from eomt.callbacks.pictures import PredictionPictures
 from eomt.callbacks.progress import Progress
 from eomt.callbacks.results import SavePredictions
 
-__all__ = ["CurvePlot", "LastCheckpoint", "MetricsFile", "PredictionPictures", "Progress", "SavePredictions"]
+__all__ = [
+    "CurvePlot",
+    "LastCheckpoint",
+    "MetricsFile",
+    "PredictionPictures",
+    "Progress",
+    "SavePredictions",
+    "keep_best",
+]
