@@ -151,6 +151,9 @@ def explain(error: BaseException) -> str:
     unknown = re.search(r"Could not override '([^']+)'.*not in struct", text, re.DOTALL)
     if unknown and unknown[1] == "trainer.accumulate_grad_batches":
         return "trainer.accumulate_grad_batches follows from data.global_batch and data.batch_size: set those"
+    target = re.search(r"Error locating target '([^']+)'", text)
+    if target:
+        return f"{target[1]} cannot be imported ({chain[-1]}): is its folder in PYTHONPATH?"
     if unknown:
         return f"{unknown[1]} is no key of the configuration: --cfg job prints all that there are"
     return " ".join(text.split())

@@ -62,7 +62,7 @@ def foreign_code(kind: str, config: Mapping) -> list[str]:
             entries += entry.values()
         elif isinstance(entry, list):
             entries += entry
-    return [name for name in names if not str(name).startswith(OWN_CODE)]
+    return [name for name in dict.fromkeys(names) if not str(name).startswith(OWN_CODE)]
 
 
 def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Mapping) -> None:

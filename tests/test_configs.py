@@ -186,3 +186,13 @@ def test_error_lines_are_one_line_and_our_own_words_win():
         _fails_within(InputError("data.root is not set:\n  set it"))
     assert launch.explain(error.value) == "data.root is not set: set it"
     assert launch.explain(ValueError("a\n\tb")) == "a b"
+
+
+def test_code_that_cannot_be_imported_is_named():
+    from hydra.utils import instantiate
+
+    with pytest.raises(launch.ENDINGS) as error:
+        instantiate({"_target_": "circles_nobody_has.Circles"})
+    line = launch.explain(error.value)
+    assert line.startswith("circles_nobody_has.Circles cannot be imported (")
+    assert line.endswith("is its folder in PYTHONPATH?")

@@ -396,3 +396,8 @@ def test_bad_images_are_named(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             load_image(source)
+
+
+def test_classes_must_be_classes(tmp_path):
+    with pytest.raises(InputError, match=r"Classes\.from_categories"):
+        Segmenter.load(tmp_path / "x.ckpt", classes=["a", "b"])

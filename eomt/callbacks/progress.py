@@ -12,6 +12,17 @@ class Progress(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 10):
         super().__init__(refresh_rate=refresh_rate, leave=True)
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches of this epoch. Lightning takes the steps that are left for batches, accumulated or not."""
+        trainer = self.trainer
+        batches = trainer.num_training_batches
+        if trainer.max_steps == -1:
+            return batches
+        # The count of the epoch before stands until the first batch of this one.
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready % batches
+        return min(batches, done + (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict:
         logged = super().get_metrics(trainer, pl_module)
         shown = {}

@@ -96,6 +96,8 @@ class Segmenter:
             InputError: if the source cannot be read or does not say what it takes, names a foreign task, or an
                 option is unknown or out of range; otherwise as above.
         """
+        if classes is not None and not isinstance(classes, Classes):
+            raise InputError("classes must be eomt.classes.Classes, such as Classes.from_categories gives them")
         # Left in the file: optimizer states, twice the weights, are never read.
         weights = read_weights(source, kind=kind, classes=classes, network=network, backbone=backbone, mmap=True)
         # Of the task alone: readers of someone's own are not imported here.
