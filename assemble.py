@@ -66,7 +66,7 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         validate_masked=cfg.annealing.validate_masked,
         pretrained=pretrained,
         seed=cfg.seed,
-        run={"config": OmegaConf.to_container(cfg, resolve=True), "overrides": _typed_overrides()},
+        run={"config": OmegaConf.to_container(cfg, resolve=True), "overrides": typed_overrides()},
         **OmegaConf.to_container(cfg.optim, resolve=True),
     )
 
@@ -181,7 +181,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     return trainer
 
 
-def _typed_overrides() -> list[str]:
+def typed_overrides() -> list[str]:
     """What was typed to start this run, without Hydra's own keys."""
     if not HydraConfig.initialized():
         return []

@@ -10,6 +10,8 @@ import functools
 import logging
 import os
 import re
+import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +24,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eomt.errors import InputError, Stopped
+from eomt.slurm import ENDING, batch_job, first_task, requeue
 from eomt.weights.hub import is_hub_id
 
 CONFIGS = str(Path(__file__).parent / "configs")
@@ -53,10 +57,8 @@ def run_id() -> str:
 
     Within an interactive allocation runs follow each other under one number, so that time names them.
     """
-    job, name = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NAME")
-    if job and "SLURM_PROCID" in os.environ and name not in ("bash", "sh", "zsh", "interactive"):
-        return f"slurm-{job}"
-    return datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    job = batch_job()
+    return f"slurm-{job}" if job else datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def monitor(kind: str) -> str:
@@ -73,7 +75,8 @@ OmegaConf.register_new_resolver("monitor", monitor, replace=True)
 def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
     """Run a command line: compose the configuration, call `function` with it, and end with a clear line.
 
-    Exit status: 0, 1 for bad input, 130 when the user stopped the run.
+    Exit status: 0, also when a SLURM job goes on later; 1 for bad input; 130 when Ctrl-C stopped the run, 138
+    when SIGUSR1 did, 143 when SIGTERM did.
     """
     try:
         arguments = quote_paths(sys.argv[1:])
@@ -118,24 +121,55 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
         try:
             function(cfg)
         except (*ENDINGS, KeyboardInterrupt) as error:
+            _remove_if_nothing_began()
             _end(error)
         except Exception as error:
             if not type(error).__module__.startswith("wandb"):
                 raise
+            _remove_if_nothing_began()
             _end(InputError(f"wandb: {error}; run `wandb login`, or set logger.wandb.offline=true"))
 
     return guarded
 
 
+def _remove_if_nothing_began() -> None:
+    """Remove a run folder in which nothing but Hydra's own files was left."""
+    if any(os.environ.get(rank, "0") != "0" for rank in ("LOCAL_RANK", "SLURM_PROCID")):
+        return
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    own = {".hydra", "config.yaml", f"{HydraConfig.get().job.name}.log"}
+    if {path.name for path in folder.iterdir()} <= own:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _end(error: BaseException) -> NoReturn:
     """Say in one line why the run ended, and exit."""
-    if isinstance(error, Stopped | KeyboardInterrupt):
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(flush=True)  # the progress bar's line ends
-            log.info("%s", str(error) or "stopped by Ctrl-C")
-        sys.exit(130)
-    print(f"error: {explain(error)}", file=sys.stderr)
-    sys.exit(1)
+    if not isinstance(error, Stopped | KeyboardInterrupt):
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(1)
+    status = 130
+    message = str(error) or "stopped by Ctrl-C"
+    if isinstance(error, Stopped):
+        status = error.status
+        if error.number in ENDING and batch_job():
+            message, status = _requeued(message, status)
+    if os.environ.get("LOCAL_RANK", "0") == "0" and first_task():
+        print(flush=True)  # the progress bar's line ends
+        log.info("%s", message)
+    sys.exit(status)
+
+
+def _requeued(message: str, status: int) -> tuple[str, int]:
+    """What to say and the exit status after putting a stopped job back into the queue."""
+    for number in ENDING:
+        # The requeuing itself ends this process by these, which has a log or two to close.
+        signal.signal(number, signal.SIG_IGN)
+    if not first_task():
+        return message, 0  # another status would let srun end the first task before it has requeued
+    reason = requeue()
+    if reason:
+        return f"{message} (not requeued: {reason})", status
+    return f"{message.partition(';')[0]}; the job is requeued and goes on from there by itself", 0
 
 
 def explain(error: BaseException) -> str:
@@ -188,11 +222,16 @@ def resumed(arguments: list[str]) -> list[str]:
     if typed.get("ckpt", "null") in ("", "null"):
         return arguments
     path = Path(typed["ckpt"].strip("'").replace("\\'", "'").replace("\\\\", "\\"))
-    from eomt.checkpoint import FORMAT, read_checkpoint
+    from eomt.checkpoint import FORMAT, PREVIOUS, read_checkpoint
 
-    try:
-        saved = read_checkpoint(path, mmap=True)[FORMAT].get("overrides", [])
-    except InputError:
+    # Should last.ckpt be damaged, the run goes on from the one before it, as it was started.
+    for candidate in (path, path.with_name(PREVIOUS)) if path.name == "last.ckpt" else (path,):
+        try:
+            saved = read_checkpoint(candidate, mmap=True)[FORMAT].get("overrides", [])
+            break
+        except InputError:
+            continue
+    else:
         # Weights from elsewhere, which carry no run to go on with; or damaged, which is said when they are read.
         return arguments
     if any(o.partition("=")[0].lstrip("+") in ("task", "experiment") for o in arguments):

@@ -14,6 +14,13 @@ from launch import command, log
 
 def main(cfg: DictConfig) -> None:
     """Train and validate under a composed configuration."""
+    from eomt.signals import StopSignals
+
+    with StopSignals() as signals:
+        _train(cfg, signals)
+
+
+def _train(cfg: DictConfig, signals) -> None:
     import lightning
     from hydra.utils import instantiate
 
@@ -25,13 +32,16 @@ def main(cfg: DictConfig) -> None:
         build_trainer,
         check_numbers,
         starting_point,
+        typed_overrides,
     )
     from datasets.module import accumulation
-    from eomt.callbacks import keep_best
+    from eomt.callbacks import LastCheckpoint, keep_best
     from eomt.checkpoint import check_same_model, read_checkpoint
     from eomt.files import replacing
+    from resume import choose_checkpoint, continue_logs
 
     check_numbers(cfg)
+    choose_checkpoint(cfg, typed_overrides())
     data = build_data(cfg)
     lightning.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data.classes, data.image_size)
@@ -45,6 +55,11 @@ def main(cfg: DictConfig) -> None:
         log.info("the data's index and the pretrained weights are in the cache")
         return
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+    for callback in callbacks:
+        if isinstance(callback, LastCheckpoint):
+            callback.signals = signals
+    if resume:
+        continue_logs(cfg)
     loggers = build_loggers(cfg)
     trainer = build_trainer(cfg, callbacks, loggers or False)
     trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)

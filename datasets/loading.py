@@ -7,6 +7,7 @@ images therefore travel as values, and the loaders raise or report them in the m
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -235,10 +236,17 @@ def _process_options(num_workers: int) -> dict[str, Any]:
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": use_one_thread,
+        "worker_init_fn": begin_worker,
         # Its own, for otherwise every epoch draws from PyTorch's global generator.
         "generator": torch.Generator(),
     }
+
+
+def begin_worker(worker: int) -> None:
+    """Signals to the run, such as SLURM's SIGTERM or Ctrl-C, go to its whole process group: a run that goes on to
+    save its state still needs its workers, which end when it does."""
+    os.setpgid(0, 0)
+    use_one_thread(worker)
 
 
 def use_one_thread(worker: int) -> None:

@@ -2,48 +2,95 @@
 
 from __future__ import annotations
 
+import logging
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from eomt.classes import Classes, difference
 from eomt.errors import InputError
+from eomt.weights.local import read_file
+
+log = logging.getLogger("eomt")
 
 FORMAT = "eomt"
 """The key under which a checkpoint carries kind, classes, network and configuration."""
+
+CONTINUATION = "continuation"
+"""The key under which `last.ckpt` says whose it is: the SLURM job, the logs, and whether a validation comes next."""
+
+PREVIOUS = "previous.ckpt"
+"""The name of the checkpoint before `last.ckpt`, beside it."""
+
+CHUNK = 2**22
 
 # Dotted names that begin so are of this project, or of the trainer it is built on.
 OWN_CODE = ("eomt.", "datasets.", "lightning.pytorch.")
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict:
+def read_checkpoint(path: str | Path, mmap: bool = False, every_byte: bool = False) -> dict:
     """Read a checkpoint of ours.
 
     Args:
         path: the file.
-        map_location: as for `torch.load`.
         mmap: leave the tensors in the file until they are used, to look at the plain values alone.
+        every_byte: compare the tensors with their sums in the file, too, which reads all of it; plain values are
+            always compared.
 
     Raises:
-        InputError: if there is no such file, it is truncated, holds anything but plain values and tensors,
-            or was not written by us.
+        InputError: if there is no such file, it is truncated or damaged, holds anything but plain values and
+            tensors, or was not written by us.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"ckpt={path}: no such file")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as error:
-        # torch.load raises nearly anything on a damaged file.
+        _check_sums(path, every_byte)
+        checkpoint = read_file(path, path.name, mmap)
+    except (InputError, zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        # NotImplementedError, for a method of compression that nobody has, is a RuntimeError.
         raise InputError(
-            f"ckpt={path} cannot be read: it is truncated or no checkpoint; take another, such as best.ckpt "
-            "or last.ckpt of the same folder"
+            f"ckpt={path} cannot be read: it is truncated or damaged, or no checkpoint ({str(error)[:120]}); take "
+            f"another, such as best.ckpt, last.ckpt or {PREVIOUS} of the same folder"
         ) from error
     if not isinstance(checkpoint, dict) or FORMAT not in checkpoint:
         raise InputError(f"ckpt={path} is no checkpoint of this project: it lacks the part {FORMAT!r}")
     return checkpoint
+
+
+def intact(path: str | Path) -> Path:
+    """The checkpoint if it can be read, otherwise the one that was kept from before it.
+
+    Args:
+        path: `last.ckpt`, which has a `previous.ckpt` beside it, or any other checkpoint.
+
+    Raises:
+        InputError: if neither can be read.
+    """
+    path = Path(path)
+    try:
+        read_checkpoint(path, mmap=True, every_byte=True)
+        return path
+    except InputError:
+        previous = path.with_name(PREVIOUS)
+        if path.name != "last.ckpt" or not previous.is_file():
+            raise
+        step = read_checkpoint(previous, mmap=True, every_byte=True)["global_step"]
+        fault = "is truncated or damaged" if path.is_file() else "is missing"
+        log.warning("%s %s: goes on from the one before, %s, step %d", path, fault, PREVIOUS, step)
+        return previous
+
+
+def _check_sums(path: Path, every_byte: bool) -> None:
+    """Read what a file in PyTorch's format holds, which compares it with its sums; PyTorch itself does not."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if "/data/" in entry.filename and not every_byte:
+                continue
+            with archive.open(entry) as file:
+                while file.read(CHUNK):
+                    pass
 
 
 def foreign_code(kind: str, config: Mapping) -> list[str]:

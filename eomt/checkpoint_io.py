@@ -31,10 +31,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{path} cannot be written ({error}): free some space or choose another folder by "
-                "hydra.run.dir=; the checkpoint written before is whole"
+                f"no checkpoint can be written to {path.parent} ({error}): free some space, then go on by "
+                f"python train.py ckpt={path.parent}/last.ckpt; what was written before is whole"
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:
         """Read a checkpoint; `weights_only` is always on, whatever is asked for."""
-        return read_checkpoint(path, map_location)
+        return read_checkpoint(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,4 +59,14 @@ class Faults:
 
 
 class Stopped(Exception):
-    """The run was ended by its user, and its state is saved. The command line exits with status 130."""
+    """The run was ended by a signal, and its state is saved.
+
+    Args:
+        message: how to go on.
+        number: of the signal; the command line exits with status 128 + number, 130 for Ctrl-C.
+    """
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT):
+        super().__init__(message)
+        self.number = number
+        self.status = 128 + number

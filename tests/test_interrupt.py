@@ -59,7 +59,7 @@ def _same_end(settings, folder, undisturbed):
     ended = read_checkpoint(checkpoint)
     assert ended["global_step"] == undisturbed["global_step"]
     for key, value in undisturbed["state_dict"].items():
-        assert torch.equal(ended["state_dict"][key], value), key
+        assert torch.equal(ended["state_dict"][key], value), (key, stopped_at)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.37, 1.1])

@@ -2,79 +2,187 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
+from eomt.checkpoint import CONTINUATION, PREVIOUS
 from eomt.errors import Stopped
+from eomt.files import sync_folder
+from eomt.signals import Agreement, StopSignals
+from eomt.slurm import ENDING, batch_job
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves `last.ckpt` after each validation, every so many steps, at the end, and on Ctrl-C.
+    """Saves `last.ckpt` after each validation, every so many steps, at the end, and when a signal asks to stop.
 
-    Ctrl-C finishes the step, saves and ends the run; a second one ends it at once. A checkpoint taken
-    inside a signal handler would hold a half-updated optimizer, so the handler only sets a flag that is
-    read once a step is done.
+    Ctrl-C, SIGTERM and SIGUSR1 finish the optimizer step (with several ranks: the one after it), save and end
+    the run with `Stopped`. In a validation they end it between two batches; the resumed run validates anew.
+
+    The checkpoint before is kept as `previous.ckpt`, to go on from if `last.ckpt` turns out to be damaged. It
+    costs the room of one more checkpoint; the writing itself takes no more than that.
 
     Args:
         folder: where `last.ckpt` goes.
         every_n_steps: optimizer steps between checkpoints.
+        keep_previous: whether the checkpoint before is kept.
+
+    Attributes:
+        signals: what asks the run to stop; replace it by the one that is installed for the whole program.
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: int = 1000):
+    def __init__(self, folder: str | Path, every_n_steps: int = 1000, keep_previous: bool = True):
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
-        self._saved_at: int | None = None
+        self.keep_previous = keep_previous
+        self.signals = StopSignals()
+        self._agreement: Agreement | None = None
+        self._saved_at: tuple[int, bool] | None = None
         self._seen_step: int | None = None
         self._between_steps = True
-        self._asked = False
-        self._previous_handler = None
+        # Lightning validates after the last hook of a batch: a state saved in between has that before it.
+        self._validation_due = False
+        self._common_batches = 0
+        self._stopping = 0
+        self._rows_to_save = False
+
+    # When
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._saved_at = self._seen_step = trainer.global_step
-        self._previous_handler = signal.signal(signal.SIGINT, self._ask)
+        self._saved_at, self._seen_step = (trainer.global_step, False), trainer.global_step
+        self._agreement = Agreement(trainer.world_size)
+        self.signals.training = True
+        # Later than Lightning, whose handlers would save in the middle of a step or talk to other ranks.
+        self.signals.install(signal.SIGINT, *ENDING)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module, batch, batch_idx: int) -> None:
+        self._end_if_stopping(trainer)
+        if self._rows_to_save:
+            self._save_logs(trainer)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         # Between the micro-batches of an optimizer step there are gradients, which no checkpoint holds.
         self._between_steps = trainer.global_step != self._seen_step
         self._seen_step = trainer.global_step
+        loop = trainer.fit_loop
+        self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         if not self._between_steps:
             return
-        # Asking the other ranks makes the host wait for the device.
-        look = trainer.world_size == 1 or trainer.global_step % 10 == 0
-        stop = look and trainer.strategy.reduce_boolean_decision(self._asked, all=False)
+        # Acted upon in the next hook: Lightning logs this step's numbers after the last hook of the batch.
+        self._stopping = self._agreement.ask(self.signals.received)
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if stop or due:
+        if self._stopping or due:
             self._save(trainer)
-        if stop:
-            self._restore_handler()
-            step = trainer.global_step
-            raise Stopped(f"stopped by Ctrl-C after step {step}; go on by: python train.py ckpt={self.path}")
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self.signals.install(*ENDING)
+        elif not trainer.sanity_checking:
+            self._end_if_stopping(trainer)
+            self._validation_due = True
+            # Ranks may have a batch more or less than others.
+            self._common_batches = self._agreement.least(sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self._between_steps and batch_idx < self._common_batches:
+            self._stopping = self._agreement.ask(self.signals.received)
+            if self._stopping and self._saved_at != (trainer.global_step, True):
+                self._save(trainer)
+            self._end_if_stopping(trainer)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._validation_due = False
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._between_steps:
             self._save(trainer)
 
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._end_if_stopping(trainer)
+
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.global_step != self._saved_at:
+        if trainer.global_step != self._saved_at[0]:
             self._save(trainer)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self._restore_handler()
+        self.signals.training = False
+
+    # What
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        if self._validation_due:
+            _let_validation_come_next(checkpoint["loops"]["fit_loop"])
+        checkpoint[CONTINUATION] = {
+            "job": batch_job(),
+            "validates": self._validation_due,
+            "logs": {type(logger).__name__: logger.version for logger in trainer.loggers},
+        }
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        if not trainer.fast_dev_run:
-            trainer.save_checkpoint(self.path)
-            self._saved_at = trainer.global_step
+        if trainer.fast_dev_run:
+            return
+        self._save_logs(trainer)
+        if trainer.is_global_zero and self.keep_previous and self.path.is_file():
+            _keep(self.path, self.path.with_name(PREVIOUS))
+        # Not every strategy writes whole files; a name is taken in one step under all.
+        new = self.path.with_name(f".{self.path.name}")
+        trainer.save_checkpoint(new)
+        if trainer.is_global_zero:
+            os.replace(new, self.path)
+            sync_folder(self.path.parent)
+        self._saved_at = (trainer.global_step, self._validation_due)
+        self._rows_to_save = True
 
-    def _ask(self, number: int, frame) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
+    def _save_logs(self, trainer: lightning.Trainer) -> None:
+        """What is logged so far belongs to the checkpoint: whoever goes on from it does not log it again."""
+        self._rows_to_save = False
+        for logger in trainer.loggers:
+            logger.save()
 
-    def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+    def _end_if_stopping(self, trainer: lightning.Trainer) -> None:
+        if not self._stopping:
+            return
+        self._agreement.close()
+        # Nobody goes before the checkpoint is in its place.
+        trainer.strategy.barrier()
+        self._save_logs(trainer)
+        name = "Ctrl-C" if self._stopping == signal.SIGINT else signal.Signals(self._stopping).name
+        raise Stopped(
+            f"stopped by {name} after step {trainer.global_step}; go on by: python train.py ckpt={self.path}",
+            self._stopping,
+        )
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name, so that the first can be taken by another file."""
+    temporary = previous.with_name(f".{previous.name}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        # A file system without hard links; until the new file is there, this one is gone on from.
+        temporary = path
+    os.replace(temporary, previous)
+
+
+def _let_validation_come_next(fit_loop: dict) -> None:
+    """Turn the state of Lightning's loops after a batch, or in a validation, into "before the validation".
+
+    Without this a resumed run leaves that validation out: Lightning takes a checkpoint from here for one that
+    a validation has ended with. What it reads as "go back and run the validation" is a validation batch that
+    was started and not ended.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    for part in ("total", "current"):
+        batches[part]["completed"] = batches[part]["processed"]
+    validation = fit_loop["epoch_loop.val_loop.batch_progress"]
+    validation["total"].update(ready=1, started=1, processed=0, completed=0)
+    validation["current"].update(ready=0, started=0, processed=0, completed=0)
+    validation["is_last_batch"] = False
