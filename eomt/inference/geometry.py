@@ -93,20 +93,52 @@ def fit_and_pad(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
     return padded, placement
 
 
-def undo_fit(logits: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
+def undo_fit(
+    logits: Tensor, placement: Placement, size: tuple[int, int], box: tuple[slice, slice] | None = None
+) -> Tensor:
     """Bring mask logits of a padded input back to the original image.
 
     Args:
         logits: float [K, h, w], over the whole input at any stride.
         placement: of `fit_and_pad`.
         size: height and width of the network's input.
+        box: the rows and columns of the original image that are wanted; default all.
 
     Returns:
-        float [K, placement.height, placement.width]: resized to the input, cropped to the image's part,
-        resized to the original, each time bilinearly. Still logits: the sigmoid comes after.
+        float [K, placement.height, placement.width], or the box of it: resized to the input, cropped to the image's
+        part, resized to the original, each time bilinearly. Still logits: the sigmoid comes after. May be a view.
     """
-    logits = resize_maps(logits, size)[:, : placement.scaled_height, : placement.scaled_width]
-    return resize_maps(logits, (placement.height, placement.width))
+    shape = (placement.height, placement.width)
+    part = (slice(0, placement.scaled_height), slice(0, placement.scaled_width))
+    if (placement.scaled_height, placement.scaled_width) == shape:
+        return _resize_part(logits, size, part if box is None else box)
+    if box is None:
+        return resize_maps(_resize_part(logits, size, part), shape)
+    # What the box is made of, and zeros elsewhere: the weights of the second resize depend on what is before them.
+    scaled = logits.new_zeros(len(logits), placement.scaled_height, placement.scaled_width)
+    part = tuple(
+        slice(max(wanted.start * inner // outer - 2, 0), min(-(-wanted.stop * inner // outer) + 2, inner))
+        for wanted, inner, outer in zip(box, scaled.shape[1:], shape, strict=True)
+    )
+    scaled[:, part[0], part[1]] = _resize_part(logits, size, part)
+    return resize_maps(scaled, shape)[:, box[0], box[1]]
+
+
+def _resize_part(maps: Tensor, size: tuple[int, int], part: tuple[slice, slice]) -> Tensor:
+    """The rows and columns of `resize_maps(maps, size)`, without the others where that gives the same bits."""
+    rows, columns = part
+    enlarged, inner = [], []
+    for axis, wanted in enumerate(part):
+        factor = size[axis] // maps.shape[1 + axis]
+        # Then all positions and weights are exact, and do not change with where the part begins.
+        if factor * maps.shape[1 + axis] != size[axis] or factor & (factor - 1):
+            return resize_maps(maps, size)[:, rows, columns]
+        first = max(wanted.start // factor - 1, 0)
+        last = min(-(-wanted.stop // factor) + 1, maps.shape[1 + axis])
+        enlarged.append((slice(first, last), (last - first) * factor))
+        inner.append(slice(wanted.start - first * factor, wanted.stop - first * factor))
+    (used_rows, height), (used_columns, width) = enlarged
+    return resize_maps(maps[:, used_rows, used_columns], (height, width))[:, inner[0], inner[1]]
 
 
 def undo_fit_in_chunks(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eomt.inference.geometry import Placement, undo_fit_in_chunks
+from eomt.inference.compete import compete
+from eomt.inference.geometry import Placement
 from eomt.inference.segmentation import Segmentation
 
 
@@ -39,7 +40,8 @@ def panoptic_segmentation(
             on it; at least one mask is upsampled.
 
     Returns:
-        Segments at the original size in query order, on the device of the logits.
+        Segments at the original size in query order, on the device of the logits. The host waits for the device twice,
+        however many queries there are: for the number of those kept, and for what each has won.
     """
     scores, labels = class_logits.float().softmax(-1).max(-1)
     kept = ((labels < class_logits.shape[1] - 1) & (scores > score_threshold)).nonzero()[:, 0]
@@ -48,53 +50,14 @@ def panoptic_segmentation(
         ids = torch.zeros(placement.height, placement.width, dtype=torch.int32, device=mask_logits.device)
         return Segmentation(ids, labels, scores)
 
-    code, own_area = _compete(mask_logits, kept, scores, placement, size, mask_threshold, max_bytes)
-    outside, inside = code.flatten().bincount(minlength=2 * len(kept)).reshape(-1, 2).T
-    things = is_thing.to(labels.device)[labels]
+    code, counts, own_area = compete(mask_logits, kept, scores, placement, size, mask_threshold, max_bytes)
+    outside, inside = counts.reshape(-1, 2).T
+    things = is_thing.to(labels.device, non_blocking=True)[labels]
     table = torch.stack([labels, things.long(), own_area, outside + inside, inside]).T.tolist()
     lookup, first = _number_segments(table, overlap_threshold)
-    ids = torch.tensor(lookup, dtype=torch.int32, device=code.device)[code]
-    index = torch.tensor(first, dtype=torch.int64, device=code.device)
+    ids = torch.tensor(lookup, dtype=torch.int32).to(code.device, non_blocking=True)[code]
+    index = torch.tensor(first, dtype=torch.int64).to(code.device, non_blocking=True)
     return Segmentation(ids, labels[index], scores[index])
-
-
-def _compete(
-    mask_logits: Tensor,
-    kept: Tensor,
-    scores: Tensor,
-    placement: Placement,
-    size: tuple[int, int],
-    mask_threshold: float,
-    max_bytes: int,
-) -> tuple[Tensor, Tensor]:
-    """Which of the K kept queries wins each pixel.
-
-    Returns:
-        int32 [H, W], 2k where query k wins with a probability below the threshold, 2k + 1 where it wins
-        with at least that; and int64 [K], the pixels at or above the threshold in each query's mask.
-    """
-    shape = (placement.height, placement.width)
-    best = torch.full(shape, -1.0, device=mask_logits.device)
-    code = torch.zeros(shape, dtype=torch.int32, device=mask_logits.device)
-    # Filled in place: a small tensor kept from each round would break up the memory that the maps leave, and
-    # the next would find no room in it.
-    own_area = torch.zeros(len(kept), dtype=torch.int64, device=mask_logits.device)
-    k = 0
-    for chunk in undo_fit_in_chunks(mask_logits, kept, placement, size, max_bytes):
-        # One query after the other: a reduction over stacked masks walks across memory (3.5 times slower
-        # on a CPU), and a running maximum with a strict comparison keeps the first of equals, as argmax.
-        for logits in chunk:
-            probability = logits.sigmoid_()
-            inside = probability >= mask_threshold
-            own_area[k] = inside.count_nonzero()
-            probability *= scores[k]
-            better = probability > best
-            code.masked_fill_(better, 2 * k)
-            code.masked_fill_(inside.logical_and_(better), 2 * k + 1)
-            torch.maximum(best, probability, out=best)
-            k += 1
-        del chunk, logits, probability  # views would keep their chunk while the next one is made
-    return code, own_area
 
 
 def _number_segments(
@@ -107,7 +70,7 @@ def _number_segments(
             the won that are inside its mask.
 
     Returns:
-        The segment's number for each code of `_compete` (0 for none), and the (first) query of each segment.
+        The segment's number for each code of `compete` (0 for none), and the (first) query of each segment.
     """
     lookup, first = [], []
     stuff_number: dict[int, int] = {}
