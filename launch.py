@@ -5,6 +5,7 @@ It imports nothing heavy, so that a mistyped key is answered at once.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import logging
@@ -30,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eomt.errors import InputError, Stopped
+from eomt.signals import StopSignals
 from eomt.slurm import ENDING, batch_job, first_task, requeue
 from eomt.weights.hub import is_hub_id
 
@@ -78,6 +80,14 @@ def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
     Exit status: 0, also when a SLURM job goes on later; 1 for bad input; 130 when Ctrl-C stopped the run, 138
     when SIGUSR1 did, 143 when SIGTERM did.
     """
+    # Importing takes longer than anything before training: a signal then ends the run in order, too.
+    with StopSignals() if config_name == "train" else contextlib.nullcontext():
+        _run(config_name, function)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)  # all is done
+
+
+def _run(config_name: str, function: Callable[[DictConfig], None]) -> None:
     try:
         arguments = quote_paths(sys.argv[1:])
         if config_name == "train":
@@ -89,7 +99,7 @@ def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
             rank = os.environ["SLURM_PROCID"]
             arguments += ["hydra.output_subdir=null", f"hydra.job.name={config_name}_rank_{rank}"]
         sys.argv[1:] = arguments
-    except InputError as error:
+    except (InputError, Stopped) as error:
         _end(error)
     try:
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(_guarded(function))()

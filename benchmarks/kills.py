@@ -80,7 +80,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
         last = intact(run / "checkpoints" / "last.ckpt")
         step = read_checkpoint(last)["global_step"]
         left = sum(path.name.startswith(".") for path in last.parent.iterdir())
-        end(launched([f"ckpt={last}"], None), {0})
+        if status:
+            end(launched([f"ckpt={last}"], None), {0})
         differences = different(state(run), wanted)
         same += not differences
         answer = "yes" if not differences else f"no: {', '.join(differences[:3])}"

@@ -9,10 +9,11 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
+from eomt.agreement import Agreement
 from eomt.checkpoint import CONTINUATION, PREVIOUS
 from eomt.errors import Stopped
 from eomt.files import sync_folder
-from eomt.signals import Agreement, StopSignals
+from eomt.signals import StopSignals
 from eomt.slurm import ENDING, batch_job
 
 
@@ -60,6 +61,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module, batch, batch_idx: int) -> None:
         self._end_if_stopping(trainer)
+        _count_this_epoch(trainer.fit_loop.epoch_progress)
         if self._rows_to_save:
             self._save_logs(trainer)
 
@@ -122,8 +124,13 @@ class LastCheckpoint(Checkpoint):
         checkpoint[CONTINUATION] = {
             "job": batch_job(),
             "validates": self._validation_due,
+            "validated_at": pl_module.validated_at,
             "logs": {type(logger).__name__: logger.version for logger in trainer.loggers},
         }
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        # A run that had only to end is not validated again.
+        pl_module.validated_at = checkpoint.get(CONTINUATION, {}).get("validated_at")
 
     def _save(self, trainer: lightning.Trainer) -> None:
         if trainer.fast_dev_run:
@@ -170,6 +177,16 @@ def _keep(path: Path, previous: Path) -> None:
         # A file system without hard links; until the new file is there, this one is gone on from.
         temporary = path
     os.replace(temporary, previous)
+
+
+def _count_this_epoch(progress) -> None:
+    """An epoch that is under way is one more than those that are done.
+
+    Lightning leaves it out after going on from the last batch of an epoch: that run is right, but one that goes on
+    from a later checkpoint of it takes its epoch for a longer one.
+    """
+    for part in (progress.total, progress.current):
+        part.ready = part.started = part.processed + 1
 
 
 def _let_validation_come_next(fit_loop: dict) -> None:
