@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eomt.matching import match, matching_cost
-from eomt.network import Output
+from eomt.output import Output, Prediction, full_precision
 from eomt.points import (
     LossPoints,
     draw_points,
@@ -81,7 +81,7 @@ class MaskClassificationLoss(nn.Module):
 
     def forward(
         self,
-        outputs: Sequence[Output],
+        outputs: Sequence[Output | Prediction],
         targets: BatchTargets,
         points: Sequence[LossPoints],
         normaliser: float | Tensor | None = None,
@@ -98,8 +98,7 @@ class MaskClassificationLoss(nn.Module):
         Returns:
             per output: scalars `mask` (binary cross-entropy), `dice` and `class`.
         """
-        with torch.autocast(outputs[0].mask_logits.device.type, enabled=False):
-            outputs = [Output(*(_full_precision(logits) for logits in output)) for output in outputs]
+        with torch.autocast(outputs[0].class_logits.device.type, enabled=False):
             if normaliser is None:
                 normaliser = max(1, num_matched(outputs[0].class_logits.shape[1], targets.counts))
             matches = self.match(outputs, targets, points)
@@ -113,14 +112,16 @@ class MaskClassificationLoss(nn.Module):
         return sum(self.weights[name] * value for output in terms for name, value in output.items())
 
     @torch.no_grad()
-    def match(self, outputs: Sequence[Output], targets: BatchTargets, points: Sequence[LossPoints]) -> Tensor:
+    def match(
+        self, outputs: Sequence[Output | Prediction], targets: BatchTargets, points: Sequence[LossPoints]
+    ) -> Tensor:
         """int64 [O, 3, M]: image, query and target of each match of each output."""
         if targets.labels.shape[1] == 0:
             return targets.labels.new_zeros(len(outputs), 3, 0)
         costs = [
             matching_cost(
-                sample_logits(output.mask_logits, drawn.match),
-                output.class_logits,
+                output.masks_at(drawn.match),
+                full_precision(output.class_logits),
                 sample_all_targets(targets, drawn.match),
                 targets.labels,
                 self.weights["mask"],
@@ -134,18 +135,20 @@ class MaskClassificationLoss(nn.Module):
 
     def _terms(
         self,
-        output: Output,
+        output: Output | Prediction,
         targets: BatchTargets,
         points: LossPoints,
         pairs: Tensor,
         normaliser: float | Tensor,
     ) -> dict[str, Tensor]:
         image, query, segment = pairs
-        mask, dice = self._mask_terms(output.mask_logits[image, query], targets, points, image, segment)
+        matched = [min(output.class_logits.shape[1], count) for count in targets.counts]
+        logits = output.masks_of(image, query, matched)
+        mask, dice = self._mask_terms(logits, targets, points, image, segment)
         return {
             "mask": mask / normaliser,
             "dice": dice / normaliser,
-            "class": self._class_term(output.class_logits, targets, image, query, segment),
+            "class": self._class_term(full_precision(output.class_logits), targets, image, query, segment),
         }
 
     def _mask_terms(
@@ -189,7 +192,3 @@ class MaskClassificationLoss(nn.Module):
 def num_matched(num_queries: int, counts: Sequence[int]) -> int:
     """The number of matched masks of images with `counts` targets."""
     return sum(min(num_queries, count) for count in counts)
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from eomt.backbone import Backbone
 from eomt.errors import InputError
-from eomt.output import Output
+from eomt.output import Prediction
 
 
 class EoMT(nn.Module):
@@ -63,6 +64,8 @@ class EoMT(nn.Module):
             )
         if num_queries < 1 or num_classes < 1:
             raise InputError(f"model.num_queries={num_queries} and {num_classes} classes: both must be at least 1")
+        # Computes each block again in the backward pass instead of keeping what it computed on the way.
+        self.activation_checkpointing = False
         dim = self.backbone.embed_dim
         self.num_masked_blocks = num_masked_blocks
         self.queries = nn.Parameter(torch.randn(num_queries, dim))
@@ -89,7 +92,7 @@ class EoMT(nn.Module):
     def num_classes(self) -> int:
         return self.class_head.out_features - 1
 
-    def forward(self, images: Tensor, drops: Tensor | None = None) -> list[Output]:
+    def forward(self, images: Tensor, drops: Tensor | None = None) -> list[Prediction]:
         """Segment images.
 
         Args:
@@ -108,26 +111,32 @@ class EoMT(nn.Module):
         tokens = self.backbone.embed(self._normalise(images))
         first = len(self.backbone.blocks) - self.num_masked_blocks
         for index in range(first):
-            tokens = self.backbone.run_block(index, tokens, rope)
+            tokens = self._run_block(index, tokens, rope)
         tokens = torch.cat((self.queries.expand(images.shape[0], -1, -1).to(tokens.dtype), tokens), dim=1)
         outputs = []
         for k in range(self.num_masked_blocks):
             mask = None
             if drops is not None:
                 outputs.append(self.predict(tokens, grid))
-                mask = self._attention_mask(outputs[-1].mask_logits, grid, drops[k])
-            tokens = self.backbone.run_block(first + k, tokens, rope, mask)
+                mask = self._attention_mask(outputs[-1], grid, drops[k])
+            tokens = self._run_block(first + k, tokens, rope, mask)
         outputs.append(self.predict(tokens, grid))
         return outputs
 
-    def predict(self, tokens: Tensor, grid: tuple[int, int]) -> Output:
+    def predict(self, tokens: Tensor, grid: tuple[int, int]) -> Prediction:
         """Classes and masks of the queries in `tokens` [B, Q + prefix + patches, D]."""
         tokens = self.backbone.norm(tokens)
         queries = tokens[:, : self.num_queries]
         patches = tokens[:, self.num_queries + self.backbone.num_prefix_tokens :]
-        features = self.upscale(patches.transpose(1, 2).unflatten(2, grid))
-        mask_logits = (self.mask_head(queries) @ features.flatten(2)).unflatten(2, features.shape[-2:])
-        return Output(mask_logits, self.class_head(queries))
+        embeddings = self.mask_head(queries)
+        # Autocast norms in float32, twice the memory of what the masks' product takes.
+        features = self.upscale(patches.unflatten(1, grid)).to(embeddings.dtype)
+        return Prediction(embeddings, features, self.class_head(queries))
+
+    def _run_block(self, index: int, tokens: Tensor, rope: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.backbone.run_block, index, tokens, rope, mask, use_reentrant=False)
+        return self.backbone.run_block(index, tokens, rope, mask)
 
     def _normalise(self, images: Tensor) -> Tensor:
         dtype = self.pixel_mean.dtype
@@ -142,16 +151,22 @@ class EoMT(nn.Module):
         return height // patch, width // patch
 
     @torch.no_grad()
-    def _attention_mask(self, mask_logits: Tensor, grid: tuple[int, int], drop: Tensor) -> Tensor:
+    def _attention_mask(self, output: Prediction, grid: tuple[int, int], drop: Tensor) -> Tensor:
         """Where queries may attend, bool [B, Q, Q + prefix + patches]: to all queries and prefix tokens,
         and to the patches of their own mask, or to all patches where the mask is dropped."""
-        inside = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).flatten(2) > 0
+        inside = output.masks_on(grid).flatten(2) > 0
         always = inside.new_ones(*inside.shape[:2], self.num_queries + self.backbone.num_prefix_tokens)
         return torch.cat((always, inside | drop[:, :, None]), dim=2)
 
 
 class Upscale(nn.Module):
-    """Doubles the resolution of a feature map: [B, D, h, w] to [B, D, 2h, 2w]."""
+    """Doubles the resolution of a feature map: [B, h, w, D] to [B, 2h, 2w, D].
+
+    A transposed convolution whose stride is its kernel is a linear layer and a shuffle of pixels. The
+    backward pass of the former takes three times as long on a CPU; and the channels, last here, are where
+    the norm and the masks' product want them. What is cheap to compute, all but the linear layer, is computed
+    again in the backward pass instead of kept: a quarter of a training step's memory for a few percent of its time.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -160,5 +175,13 @@ class Upscale(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise(F.gelu(self.transposed(x)))
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        weight = self.transposed.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        x = F.linear(x, weight, self.transposed.bias.repeat(4))
+        if torch.is_grad_enabled() and x.requires_grad:
+            return checkpoint(self._finish, x, use_reentrant=False, preserve_rng_state=False)
+        return self._finish(x)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        # [B, h, w, (row, column, D)] to [B, (h, row), (w, column), D].
+        x = F.gelu(x).unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return self.norm(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

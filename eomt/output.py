@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from eomt.points import corners, sample_logits
 
 
 class Output(NamedTuple):
@@ -17,3 +22,78 @@ class Output(NamedTuple):
 
     mask_logits: Tensor
     class_logits: Tensor
+
+    def masks_at(self, points: Tensor) -> Tensor:
+        """All queries' mask logits at points [B, P, 2] of their image: [B, Q, P], in full precision."""
+        return sample_logits(full_precision(self.mask_logits), points)
+
+    def masks_of(self, image: Tensor, query: Tensor, counts: Sequence[int]) -> Tensor:
+        """Single queries' mask logits [M, h, w] in full precision; see `Prediction.masks_of`."""
+        return full_precision(self.mask_logits[image, query])
+
+
+class Prediction(NamedTuple):
+    """One prediction, its masks not yet multiplied out: a loss needs few of them, or few of their pixels.
+
+    Attributes:
+        mask_embeddings: [B, Q, D].
+        features: [B, h, w, D], the upscaled patches; a mask is their product with a query's embedding.
+        class_logits: [B, Q, C+1], the last entry stands for "no object".
+    """
+
+    mask_embeddings: Tensor
+    features: Tensor
+    class_logits: Tensor
+
+    @property
+    def mask_logits(self) -> Tensor:
+        """All queries' masks, [B, Q, h, w]."""
+        return _product(self.mask_embeddings, self.features)
+
+    def logits(self) -> Output:
+        """With all masks multiplied out."""
+        return Output(self.mask_logits, self.class_logits)
+
+    def masks_on(self, grid: tuple[int, int]) -> Tensor:
+        """All queries' masks, resized bilinearly: [B, Q, *grid]. Resizing and the product commute."""
+        features = F.interpolate(self.features.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False)
+        return _product(self.mask_embeddings, features.permute(0, 2, 3, 1))
+
+    @torch.no_grad()
+    def masks_at(self, points: Tensor) -> Tensor:
+        """All queries' mask logits at points [B, P, 2] of their image, read bilinearly: [B, Q, P] in full
+        precision, without gradients."""
+        batch, height, width, dim = self.features.shape
+        points = points.to(torch.promote_types(self.features.dtype, torch.float32))
+        index, weight = (torch.stack(parts, -1) for parts in zip(*corners(points, height, width), strict=True))
+        index = index + torch.arange(batch, device=index.device)[:, None, None] * (height * width)
+        # Half precision would round the weights to few bits.
+        features = self.features.reshape(-1, dim).to(weight.dtype)
+        sampled = F.embedding_bag(
+            index.flatten(0, 1), features, mode="sum", per_sample_weights=weight.flatten(0, 1)
+        ).to(self.mask_embeddings.dtype)
+        return full_precision(self.mask_embeddings @ sampled.unflatten(0, (batch, -1)).transpose(1, 2))
+
+    def masks_of(self, image: Tensor, query: Tensor, counts: Sequence[int]) -> Tensor:
+        """Single queries' mask logits.
+
+        Args:
+            image: int64 [M], ascending.
+            query: int64 [M].
+            counts: how many of the M are of each image, on the host.
+
+        Returns:
+            [M, h, w] in full precision.
+        """
+        embeddings = self.mask_embeddings[image, query].split(list(counts))
+        masks = [e @ f.flatten(0, 1).T for e, f in zip(embeddings, self.features, strict=True)]
+        return full_precision(torch.cat(masks)).unflatten(1, self.features.shape[1:3])
+
+
+def _product(embeddings: Tensor, features: Tensor) -> Tensor:
+    return (embeddings @ features.flatten(1, 2).transpose(1, 2)).unflatten(2, features.shape[1:3])
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """In float32, or float64 where it was."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -6,6 +6,7 @@ with `align_corners=False` and zero padding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ def sample_all_targets(targets: BatchTargets, points: Tensor) -> Tensor:
     numbers = numbers.expand(batch, segments).masked_fill(targets.labels < 0, -1)[:, :, None]
     values = points.new_zeros(batch, segments, points.shape[1])
     flat = targets.ids.flatten(2)
-    for index, weight in _corners(points, *targets.ids.shape[2:]):
+    for index, weight in corners(points, *targets.ids.shape[2:]):
         ids = flat.gather(2, index[:, None].expand(-1, planes, -1))
         if planes > 1:
             ids = ids.gather(1, targets.planes[:, :, None].expand(-1, -1, index.shape[-1]))
@@ -103,11 +104,12 @@ def sample_targets(targets: BatchTargets, image: Tensor, segment: Tensor, points
     Returns:
         [M, P] in 0..1, of the points' dtype.
     """
-    flat = targets.ids.flatten(2)[image, targets.planes[image, segment]]
-    number = (segment + 1).to(flat.dtype)[:, None]
+    planes, height, width = targets.ids.shape[1:]
+    first = ((image * planes + targets.planes[image, segment]) * (height * width))[:, None]
+    number = (segment + 1).to(targets.ids.dtype)[:, None]
     values = points.new_zeros(points.shape[:2])
-    for index, weight in _corners(points, *targets.ids.shape[2:]):
-        values += (flat.gather(1, index) == number) * weight
+    for index, weight in corners(points, height, width):
+        values += (targets.ids.take(first + index) == number) * weight
     return values
 
 
@@ -124,7 +126,7 @@ def sample_known(targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor
     """
     flat = (targets.ids > 0).any(1).flatten(1)[image]
     values = points.new_zeros(points.shape[:2])
-    for index, weight in _corners(points, *targets.ids.shape[2:]):
+    for index, weight in corners(points, *targets.ids.shape[2:]):
         values += flat.gather(1, index) * weight
     return values
 
@@ -145,7 +147,7 @@ def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, count: i
     return torch.cat((candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2)), extra), dim=1)
 
 
-def _corners(points: Tensor, height: int, width: int):
+def corners(points: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The four pixels around each point: flat index int64 [..., P] and weight [..., P], 0 outside."""
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()

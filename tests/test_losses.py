@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from eomt.losses import MaskClassificationLoss
 from eomt.matching import match, matching_cost
-from eomt.network import Output
+from eomt.output import Output
 from eomt.points import (
     LossPoints,
     sample_all_targets,

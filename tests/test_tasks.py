@@ -23,7 +23,7 @@ from eomt.checkpoint import FORMAT, foreign_code, read_checkpoint
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.inference.geometry import FIT_AND_PAD, WINDOWS
-from eomt.network import Output
+from eomt.output import Output
 from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, predict_images, task_of
 from tests.conftest import ROOT, SMALL, configured
 

@@ -1,0 +1,169 @@
+"""What the speed comparisons share: one network on each side, the same weights, inputs and targets, and a clock."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+# Threads that spin while they wait would be slowed by whatever else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from eomt.losses import MaskClassificationLoss, num_matched
+from eomt.network import EoMT
+from eomt.targets import BatchTargets, collate_targets, targets_from_id_map
+from eomt.weights.huggingface import to_huggingface
+
+SIZES = {
+    "tiny": ("vit_tiny_patch16_224", 3),
+    "small": ("vit_small_patch14_reg4_dinov2", 3),
+    "base": ("vit_base_patch14_reg4_dinov2", 3),
+    "large": ("vit_large_patch14_reg4_dinov2", 4),
+    "giant": ("vit_giant_patch14_reg4_dinov2", 5),
+    "dinov3_small": ("vit_small_patch16_dinov3_qkvb", 3),
+    "dinov3_base": ("vit_base_patch16_dinov3_qkvb", 3),
+    "dinov3_large": ("vit_large_patch16_dinov3_qkvb", 4),
+}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+NUM_CLASSES = 133
+
+
+class Batch(NamedTuple):
+    """Images uint8 [B, 3, P, P] and their segments, in both sides' forms."""
+
+    images: Tensor
+    targets: BatchTargets
+    masks: list[Tensor]
+    labels: list[Tensor]
+
+
+def our_network(size: str, pixels: int, queries: int, seed: int = 0) -> EoMT:
+    """A network with random weights."""
+    torch.manual_seed(seed)
+    backbone, masked_blocks = SIZES[size]
+    return EoMT(backbone, pixels, NUM_CLASSES, queries, masked_blocks)
+
+
+def huggingface_network(network: EoMT) -> nn.Module:
+    """transformers' EoMT with the same weights."""
+    from transformers import AutoConfig, AutoModelForUniversalSegmentation
+
+    state, config, _ = to_huggingface(network.state_dict(), network.spec, None, None)
+    model = AutoModelForUniversalSegmentation.from_config(AutoConfig.for_model(**config))
+    model.load_state_dict(state)
+    return model
+
+
+def random_batch(batch_size: int, pixels: int, num_targets: int, device: torch.device, seed: int = 0) -> Batch:
+    """Images of noise, each with `num_targets` segments: the cells of random points."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (batch_size, 3, pixels, pixels), generator=generator, dtype=torch.uint8)
+    axis = torch.arange(pixels, dtype=torch.float32)
+    targets = []
+    for _ in range(batch_size):
+        y, x = torch.rand(2, num_targets, generator=generator) * pixels
+        best, ids = torch.full((pixels, pixels), float("inf")), torch.zeros(pixels, pixels, dtype=torch.int32)
+        for k in range(num_targets):
+            distance = (axis[:, None] - y[k]) ** 2 + (axis - x[k]) ** 2
+            ids = torch.where(distance < best, k + 1, ids)
+            best = torch.minimum(distance, best)
+        labels = torch.randint(NUM_CLASSES, (num_targets,), generator=generator).tolist()
+        targets.append(targets_from_id_map(ids.numpy(), range(1, num_targets + 1), labels))
+    return Batch(
+        images.to(device),
+        to_device(collate_targets(targets), device),
+        [t.masks().float().to(device) for t in targets],
+        [t.labels.to(device) for t in targets],
+    )
+
+
+def to_device(targets: BatchTargets, device: torch.device) -> BatchTargets:
+    return targets._replace(**{name: getattr(targets, name).to(device) for name in ("ids", "labels", "planes")})
+
+
+def our_step(network: EoMT, loss: MaskClassificationLoss, batch: Batch, dtype: torch.dtype | None) -> Tensor:
+    """Forward pass with all masks on, matching, losses, backward pass; returns the loss."""
+    drops = torch.zeros(
+        network.num_masked_blocks, len(batch.images), network.num_queries, dtype=torch.bool, device=batch.images.device
+    )
+    with autocast(batch.images.device, dtype):
+        outputs = network(batch.images, drops)
+    value = our_loss(network, loss, outputs, batch)
+    value.backward()
+    return value.detach()
+
+
+def our_loss(network: EoMT, loss: MaskClassificationLoss, outputs: list, batch: Batch) -> Tensor:
+    counts = batch.targets.counts
+    points = loss.draw(len(outputs), network.num_queries, counts, device=batch.images.device)
+    return loss.total(loss(outputs, batch.targets, points, max(1, num_matched(network.num_queries, counts))))
+
+
+def huggingface_step(model: nn.Module, network: EoMT, batch: Batch, dtype: torch.dtype | None) -> Tensor:
+    """The same by transformers: its forward pass takes the targets and computes the loss."""
+    pixels = (batch.images.float() / 255 - network.pixel_mean) / network.pixel_std
+    with autocast(batch.images.device, dtype):
+        value = model(pixel_values=pixels, mask_labels=batch.masks, class_labels=batch.labels).loss
+    value.backward()
+    return value.detach()
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None):
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleaved(sides: dict[str, Callable], device: torch.device, rounds: int, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each side, taken in turns."""
+    seconds = {name: [] for name in sides}
+    for number in range(warm_up + rounds):
+        for name, run in sides.items():
+            synchronise(device)
+            start = time.perf_counter()
+            run()
+            synchronise(device)
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory held so far: by tensors on a GPU, by the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype | None, rounds: int = 5) -> float:
+    """FLOP/s that a large matrix product reaches on this machine, the practical limit."""
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(side, side, device=device, dtype=dtype or torch.float32)
+    return 2 * side**3 / interleaved({"": lambda: a @ a}, device, rounds, 2)[""]
+
+
+def count_flops(run: Callable) -> int:
+    """Multiplications and additions of matrix products, convolutions and attention, as PyTorch counts them.
+
+    Attention is taken to the plain kernel meanwhile: the counter knows not every fused one.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
