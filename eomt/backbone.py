@@ -29,6 +29,10 @@ class Backbone(nn.Module):
         patch_size: the side of a patch in pixels.
         options: further arguments for timm's model, such as `embed_dim` or `depth`.
 
+    Attributes:
+        crop_position: what smaller images are: False, whole images, over which the position embedding is stretched;
+            True, the top left part of one of `image_size`, whose patches keep their places.
+
     Raises:
         InputError: if timm does not know the name, the model is not a plain ViT, or the image size does
             not fit the patch size.
@@ -51,6 +55,7 @@ class Backbone(nn.Module):
         self.patch_size = patch_size
         self.num_prefix_tokens = self.vit.num_prefix_tokens
         self.embed_dim = self.vit.embed_dim
+        self.crop_position = False
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -88,7 +93,11 @@ class Backbone(nn.Module):
 
     def rotary_embedding(self, grid: tuple[int, int]) -> Tensor | None:
         """The rotary embedding of a grid of patches, [grid_h * grid_w, ...], or None where there is none."""
-        return self.vit.rope.get_embed(grid) if self.uses_rope else None
+        if not self.uses_rope:
+            return None
+        if self._crops(grid):
+            return _top_left(self.vit.rope.get_embed(self.native_grid)[None], self.native_grid, grid)[0]
+        return self.vit.rope.get_embed(grid)
 
     def run_block(self, index: int, tokens: Tensor, rope: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Run one block.
@@ -140,9 +149,16 @@ class Backbone(nn.Module):
     def _position_embedding(self, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
         if grid == self.native_grid:
             return self.vit.pos_embed
+        if self._crops(grid):
+            prefix, patches = self.vit.pos_embed.tensor_split([num_prefix_tokens], dim=1)
+            return torch.cat((prefix, _top_left(patches, self.native_grid, grid)), dim=1)
         return resample_abs_pos_embed(
             self.vit.pos_embed, list(grid), list(self.native_grid), num_prefix_tokens=num_prefix_tokens
         )
+
+    def _crops(self, grid: tuple[int, int]) -> bool:
+        fits = grid[0] <= self.native_grid[0] and grid[1] <= self.native_grid[1]
+        return self.crop_position and fits and grid != self.native_grid
 
 
 def attention(attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None) -> Tensor:
@@ -188,6 +204,11 @@ def check_image_size(image_size: tuple[int, int], patch_size: int) -> None:
             f"data.image_size={[height, width]} is no multiple of the patch size {patch_size}: "
             f"choose for example {lower} or {upper}"
         )
+
+
+def _top_left(embedding: Tensor, whole: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Of an embedding [1, whole_h * whole_w, D] that of the first rows and columns, [1, grid_h * grid_w, D]."""
+    return embedding.unflatten(1, whole)[:, : grid[0], : grid[1]].flatten(1, 2)
 
 
 def _rotate(x: Tensor, rope: Tensor, num_unrotated: int, half: bool) -> Tensor:

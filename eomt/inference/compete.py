@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eomt.inference.geometry import Placement, undo_fit, undo_fit_in_chunks
 
-_STRIPE_PIXELS = 2**16  # of an image, compared while they are in the processor's cache
+STRIPE_PIXELS = 2**16  # of an image, compared while they are in the processor's cache
 _TILE = 8  # logits along a side
 _REACH = 2  # logits beyond a tile that its pixels are made of
 # Of the largest logit, and of a probability; many times what rounding does to either.
@@ -96,12 +96,14 @@ def _compete_in_boxes(
     best = np.full((placement.height, placement.width), -1, dtype=np.float32)
     code = np.zeros(best.shape, dtype=np.int32)
     own_area = torch.zeros(len(kept), dtype=torch.int64)
+    buffer = torch.empty(1, *best.shape)
     boxes = _boxes(mask_logits[kept].float(), scores, placement, size, mask_threshold)
+    # NumPy compares and counts several times faster than PyTorch on a CPU.
     for k, (query, score, box) in enumerate(zip(kept.tolist(), scores.tolist(), boxes, strict=True)):
         if box is None:
             continue
-        mask = undo_fit(mask_logits[[query]].float(), placement, size, box).sigmoid_()[0].numpy()
-        rows = max(1, _STRIPE_PIXELS // mask.shape[1])
+        mask = undo_fit(mask_logits[[query]].float(), placement, size, box, buffer).sigmoid_()[0].numpy()
+        rows = max(1, STRIPE_PIXELS // mask.shape[1])
         for top in range(0, len(mask), rows):
             stripe = slice(top, top + rows)
             own_area[k] += _enter(mask[stripe], k, score, mask_threshold, best[box][stripe], code[box][stripe])
@@ -112,21 +114,25 @@ def _compete_in_boxes(
 def _enter(
     probability: np.ndarray, k: int, score: float, mask_threshold: float, best: np.ndarray, code: np.ndarray
 ) -> int:
-    """Let query k take the pixels where it is better. NumPy does this several times faster than PyTorch on a CPU.
+    """Let query k take the pixels where it is better.
 
     Returns:
         the pixels of its own mask.
     """
     inside = probability >= np.float32(mask_threshold)
     probability *= np.float32(score)
-    better = probability > best
-    np.maximum(probability, best, out=best)
-    # All bits of the new code where it is better, none elsewhere: quicker than to choose pixel by pixel.
-    chosen = better.astype(np.int32)
-    np.negative(chosen, out=chosen)
-    chosen &= code ^ (inside.astype(np.int32) + 2 * k)
-    code ^= chosen
+    take_better(probability, inside.astype(np.int32) + 2 * k, best, code)
     return int(np.count_nonzero(inside))
+
+
+def take_better(value: np.ndarray, new: np.ndarray | int, best: np.ndarray, code: np.ndarray) -> None:
+    """Where float32 `value` exceeds `best`, put it there, and `new` into int32 `code`; all of one shape."""
+    # All bits of what changes where it is better, none elsewhere: quicker than to choose pixel by pixel.
+    change = (value > best).astype(np.int32)
+    np.negative(change, out=change)
+    change &= code ^ new
+    code ^= change
+    np.maximum(value, best, out=best)
 
 
 def _boxes(

@@ -94,7 +94,11 @@ def fit_and_pad(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
 
 
 def undo_fit(
-    logits: Tensor, placement: Placement, size: tuple[int, int], box: tuple[slice, slice] | None = None
+    logits: Tensor,
+    placement: Placement,
+    size: tuple[int, int],
+    box: tuple[slice, slice] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Bring mask logits of a padded input back to the original image.
 
@@ -103,6 +107,7 @@ def undo_fit(
         placement: of `fit_and_pad`.
         size: height and width of the network's input.
         box: the rows and columns of the original image that are wanted; default all.
+        out: float32 [K, placement.height, placement.width], memory that may be used for the second resize.
 
     Returns:
         float [K, placement.height, placement.width], or the box of it: resized to the input, cropped to the image's
@@ -113,7 +118,7 @@ def undo_fit(
     if (placement.scaled_height, placement.scaled_width) == shape:
         return _resize_part(logits, size, part if box is None else box)
     if box is None:
-        return resize_maps(_resize_part(logits, size, part), shape)
+        return resize_maps(_resize_part(logits, size, part), shape, out)
     # What the box is made of, and zeros elsewhere: the weights of the second resize depend on what is before them.
     scaled = logits.new_zeros(len(logits), placement.scaled_height, placement.scaled_width)
     part = tuple(
@@ -121,7 +126,7 @@ def undo_fit(
         for wanted, inner, outer in zip(box, scaled.shape[1:], shape, strict=True)
     )
     scaled[:, part[0], part[1]] = _resize_part(logits, size, part)
-    return resize_maps(scaled, shape)[:, box[0], box[1]]
+    return resize_maps(scaled, shape, out)[:, box[0], box[1]]
 
 
 def _resize_part(maps: Tensor, size: tuple[int, int], part: tuple[slice, slice]) -> Tensor:
@@ -151,7 +156,7 @@ def undo_fit_in_chunks(
 ) -> Iterator[Tensor]:
     """`undo_fit` for a few masks at a time, none of which depends on the others beside it.
 
-    Drop each chunk (`del`) before the next one is asked for: otherwise two are held.
+    Drop each chunk (`del`) before the next one is asked for: it may stand in the same memory, otherwise two are held.
 
     Args:
         mask_logits: float [Q, h, w], any float type.
@@ -166,8 +171,11 @@ def undo_fit_in_chunks(
     mask_bytes = 8 * size[0] * size[1] + pixel_bytes * placement.height * placement.width
     if mask_logits.device.type == "cpu":
         max_bytes = min(max_bytes, REUSED_BYTES)
-    for chunk in queries.split(max(1, max_bytes // mask_bytes)):
-        yield undo_fit(mask_logits[chunk].float(), placement, size)
+    count = max(1, max_bytes // mask_bytes)
+    shape = (placement.height, placement.width)
+    out = mask_logits.new_empty(min(count, len(queries)), *shape, dtype=torch.float32)
+    for chunk in queries.split(count):
+        yield undo_fit(mask_logits[chunk].float(), placement, size, out=out[: len(chunk)])
 
 
 def window_starts(length: int, size: int) -> list[int]:
@@ -244,14 +252,22 @@ def average_windows(
     return total.div_(down).div_(across)
 
 
-def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_maps(maps: Tensor, size: tuple[int, int], out: Tensor | None = None) -> Tensor:
     """Resize float [K, h, w] to [K, *size] bilinearly: corners not aligned, no antialias.
 
     A map's result does not depend on the others beside it. Maps of that size already are returned as they
     are, not copied.
+
+    Args:
+        maps: as above.
+        size: height and width.
+        out: float32 [K, *size] to resize into, without gradients: see `REUSED_BYTES`.
     """
     if maps.shape[1:] == size:
         return maps
+    if out is not None:
+        torch.ops.aten.upsample_bilinear2d.out(maps[:, None], list(size), False, out=out[:, None])
+        return out
     # One map per batch entry, not per channel: PyTorch picks its kernel by the number of channels.
     return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
