@@ -53,8 +53,10 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         raise InputError("loss.ignore_void=true is not for instances: there, what belongs to no object is background")
     model = OmegaConf.to_container(cfg.model, resolve=True)
     pretrained = model.pop("pretrained")
+    network = EoMT(image_size=image_size, num_classes=len(classes), **model)
+    network.activation_checkpointing = cfg.activation_checkpointing
     return EoMTModule(
-        network=EoMT(image_size=image_size, num_classes=len(classes), **model),
+        network=network,
         task=task_of(cfg.kind, cfg.postprocess),
         classes=classes,
         loss=instantiate(cfg.loss),
@@ -87,12 +89,22 @@ def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int]) 
         annealing_windows=None,
         validate_masked=cfg.annealing.validate_masked,
         seed=cfg.seed,
+        unpadded=cfg.get("unpadded", False),
     )
     module.network.load_state_dict(weights.state)
     if weights.mask_probabilities is not None:
         module.mask_probabilities.copy_(weights.mask_probabilities)
     module.trained_steps = weights.step
     return module
+
+
+def compile_network(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | None) -> None:
+    """Compile the network by `torch.compile`, in place, where it is wanted; None: on a GPU.
+
+    On a CPU it was measured to gain nothing; see benchmarks/README.md.
+    """
+    if wanted or (wanted is None and trainer.strategy.root_device.type == "cuda"):
+        module.network.compile()
 
 
 def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
@@ -170,6 +182,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         "the number of training batches",
         "exists and is not empty",
         "LeafSpec",
+        "srun. command is available",
     ):
         warnings.filterwarnings("ignore", f".*{words}.*")
     try:

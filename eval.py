@@ -23,7 +23,7 @@ HERE = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto"
 
 def main(cfg: DictConfig) -> None:
     """Score weights; what is not null in `cfg` takes the place of the settings that they carry."""
-    from assemble import build_data, build_trainer, load_module
+    from assemble import build_data, build_trainer, compile_network, load_module
     from eomt.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
     from eomt.checkpoint import check_same_classes, foreign_code
     from eomt.weights.source import read_weights
@@ -51,6 +51,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
     trainer = build_trainer(settings, callbacks, False)
+    compile_network(module, trainer, settings.get("compile"))
     trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         log.info("%s", module.task.table(module.scores))

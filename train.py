@@ -31,6 +31,7 @@ def _train(cfg: DictConfig, signals) -> None:
         build_module,
         build_trainer,
         check_numbers,
+        compile_network,
         starting_point,
         typed_overrides,
     )
@@ -68,6 +69,7 @@ def _train(cfg: DictConfig, signals) -> None:
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
+    compile_network(module, trainer, cfg.compile)
     trainer.fit(module, data, ckpt_path=resume)
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.

@@ -5,10 +5,11 @@
     python benchmarks/training_step.py --original PATH                     # and the original, from a checkout
 
 Rows: the step; the most memory that it holds beyond the model and the batch, each side in a process of its own;
-matching and losses alone (forward and backward, from mask embeddings and features on); the network alone, without masks. No optimizer
-step, no data loading. Ratios are of medians of interleaved rounds. FLOPs are those of matrix products, convolutions and
-attention (2 per multiplication and addition), forward and backward, as `torch.utils.flop_counter` counts them; the limit
-is what a large matrix product reaches on the same machine in the same precision. Needs `eomt[hf]`.
+matching and losses alone (forward and backward, from mask embeddings and features on); the network alone, without
+masks. No optimizer step, no data loading. Ratios are of medians of interleaved rounds. FLOPs are those of matrix
+products, convolutions and attention, 2 per multiplication and addition, forward and backward (computing activations
+again not counted), by formula; the limit is what a large matrix product reaches on the same machine in the same
+precision. Needs `eomt[hf]`.
 """
 
 import argparse
@@ -16,11 +17,11 @@ import json
 import subprocess
 import sys
 
+import torch
 from sides import (
     PRECISIONS,
     SIZES,
     autocast,
-    count_flops,
     huggingface_network,
     huggingface_step,
     interleaved,
@@ -30,9 +31,8 @@ from sides import (
     our_step,
     peak_mib,
     random_batch,
+    step_flops,
 )
-
-import torch
 
 from eomt.losses import MaskClassificationLoss
 from eomt.output import Prediction
@@ -115,9 +115,12 @@ def network_alone(options, dtype, batch, network, theirs) -> dict:
 
     def run(model, **arguments):
         with torch.inference_mode(), autocast(image.device, dtype):
-            model(**arguments)
+            return model(**arguments)
 
-    return {"ours": lambda: run(network, images=image), "transformers": lambda: run(theirs, pixel_values=pixels)}
+    return {
+        "ours": lambda: run(network, images=image)[-1].logits(),
+        "transformers": lambda: run(theirs, pixel_values=pixels),
+    }
 
 
 def row(name: str, medians: dict, unit: float = 1e3, digits: int = 1) -> None:
@@ -172,14 +175,12 @@ def main() -> None:
         alone = interleaved(network_alone(options, dtype, batch, network, theirs), device, 3 * options.rounds, 3)
         row("network alone, batch 1, ms", alone)
     if taken:
-        if options.compile:
-            network = our_network(options.size, options.pixels, options.queries).to(device)
-        network.train()
-        flops = count_flops(lambda: our_step(network, loss, batch, dtype))
+        matched = options.batch * min(options.queries, options.targets)
+        flops = step_flops(network, options.batch, options.pixels, loss.num_points, matched)
         rate = matmul_rate(device, dtype)
         print(
-            f"\nour step: {flops / 1e9:.0f} GFLOP; {flops / taken['ours'] / 1e9:.0f} GFLOP/s of the "
-            f"{rate / 1e9:.0f} GFLOP/s that a large matrix product reaches ({flops / taken['ours'] / rate:.0%})"
+            f"\nour step: {flops / 1e9:.0f} GFLOP, {flops / taken['ours'] / 1e9:.0f} GFLOP/s; a large matrix product "
+            f"reaches {rate / 1e9:.0f} GFLOP/s, at which it would take {flops / rate * 1e3:.0f} ms"
         )
 
 

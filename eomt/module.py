@@ -16,9 +16,12 @@ from eomt.annealing import Bound, mask_probability, resolve_windows
 from eomt.checkpoint import FORMAT, check_same_model
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.inference.geometry import Placement
+from eomt.inference.unpadded import run_unpadded
 from eomt.losses import MaskClassificationLoss, num_matched
-from eomt.network import EoMT, Output
+from eomt.network import EoMT
 from eomt.optim import parameter_groups, two_stage_warmup
+from eomt.output import Output
 from eomt.tasks import Task, predict_images
 
 
@@ -43,6 +46,7 @@ class EoMTModule(lightning.LightningModule):
         validate_masked: validate under the current attention masks, drops drawn at random, as the
             original does, instead of the mask-free network that is deployed.
         pretrained: what `Backbone.load_pretrained` takes, or False.
+        unpadded: validate without the patches that only show padding; see `eomt.inference.unpadded`.
         seed: of all random draws.
         run: plain values that checkpoints carry along, such as the configuration.
     """
@@ -63,6 +67,7 @@ class EoMTModule(lightning.LightningModule):
         warmup_steps: Sequence[int] = (500, 1000),
         schedule_power: float = 0.9,
         validate_masked: bool = False,
+        unpadded: bool = False,
         pretrained: bool | str = False,
         seed: int = 0,
         run: Mapping[str, Any] | None = None,
@@ -87,6 +92,8 @@ class EoMTModule(lightning.LightningModule):
         self.warmup_steps = tuple(warmup_steps)
         self.schedule_power = schedule_power
         self.validate_masked = validate_masked
+        self.unpadded = unpadded
+        self.network.backbone.crop_position = unpadded
         self.pretrained = pretrained
         self.seed = seed
         self.run = dict(run or {})
@@ -171,7 +178,8 @@ class EoMTModule(lightning.LightningModule):
 
     def validation_step(self, batch, batch_idx: int) -> list:
         """Score the batch; returns a prediction per image, for those who draw or save them."""
-        output = self.answer(batch.inputs, len(batch.counts), batch_idx)
+        placements = [p for p, count in zip(batch.placements, batch.counts, strict=True) for _ in range(count)]
+        output = self.answer(batch.inputs, len(batch.counts), batch_idx, placements if self.unpadded else None)
         size = tuple(batch.inputs.shape[-2:])
         predictions = predict_images(self.task, output, batch.counts, batch.placements, size, self.classes)
         for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
@@ -197,13 +205,23 @@ class EoMTModule(lightning.LightningModule):
         """Optimizer steps that the weights have seen."""
         return self.global_step or self.trained_steps
 
-    def answer(self, inputs: Tensor, at_once: int, batch_idx: int = 0) -> Output:
-        """The last output for inputs [N, 3, H, W], of which `at_once` go through the network at a time."""
-        drops: Sequence[Tensor | None] = [None] * -(-len(inputs) // at_once)
+    def answer(
+        self, inputs: Tensor, at_once: int, batch_idx: int = 0, placements: Sequence[Placement] | None = None
+    ) -> Output:
+        """The last output for inputs [N, 3, H, W], of which `at_once` go through the network at a time; given their
+        placements, without padding."""
+        drops: Tensor | None = None
         if not self.mask_free:
             generator = self._generators(batch_idx)[0]
-            drops = self._draw_drops(len(inputs), self.mask_probabilities.tolist(), generator).split(at_once, dim=1)
-        outputs = [self.network(part, d)[-1] for part, d in zip(inputs.split(at_once), drops, strict=True)]
+            drops = self._draw_drops(len(inputs), self.mask_probabilities.tolist(), generator)
+
+        def run(images: Tensor, index: Tensor) -> Output:
+            return self.network(images, None if drops is None else drops[:, index])[-1].logits()
+
+        if placements is not None:
+            return run_unpadded(run, inputs, placements, self.network.backbone.patch_size, at_once)
+        whole = zip(inputs.split(at_once), torch.arange(len(inputs)).split(at_once), strict=True)
+        outputs = [run(part, index) for part, index in whole]
         return Output(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
     # Checkpoints
