@@ -58,22 +58,20 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
         "callbacks.curves=null",
     ]
     moments = random.Random(arguments.seed)
-    start, process = time.monotonic(), launched(options, folder / "undisturbed")
-    wait_for_checkpoint(process, folder / "undisturbed")
-    first = time.monotonic()
-    end(process, {0})
-    # A run saves from its first step on; it takes as long as this one, give or take the machine's mood.
-    seconds = time.monotonic() - first
-    print(f"undisturbed: {time.monotonic() - start:.0f} s, of which {seconds:.1f} s of training")
+    start = time.monotonic()
+    end(launched(options, folder / "undisturbed"), {0})
     wanted = state(folder / "undisturbed")
-    print("\n| run | signal | s after the first checkpoint | exit | last.ckpt at step | left behind | same end |")
+    steps = wanted[".global_step"]
+    print(f"undisturbed: {steps} steps, {time.monotonic() - start:.0f} s")
+    print("\n| run | signal | sent after | exit | last.ckpt at step | left behind | same end |")
     print("|---|---|---|---|---|---|---|")
     same = 0
     for number in range(arguments.runs):
         run, sent = folder / f"run{number}", SIGNALS[number % len(SIGNALS)]
         process = launched(options, run)
-        wait_for_checkpoint(process, run)
-        delay = moments.uniform(0, seconds)
+        # Counted in checkpoints, one per step, for machines are now fast, now slow; then anywhere in a step or a save.
+        saves, delay = moments.randint(1, steps - 6), moments.uniform(0, 0.3)
+        wait_for_saves(process, run, saves)
         time.sleep(delay)
         process.send_signal(sent)
         status = end(process, STATUS[sent] | {0})
@@ -85,7 +83,10 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
         differences = different(state(run), wanted)
         same += not differences
         answer = "yes" if not differences else f"no: {', '.join(differences[:3])}"
-        print(f"| {number + 1} | {sent.name} | {delay:.2f} | {status} | {step} | {left} | {answer} |", flush=True)
+        print(
+            f"| {number + 1} | {sent.name} | save {saves} + {delay:.2f} s | {status} | {step} | {left} | {answer} |",
+            flush=True,
+        )
     print(f"\n{same} of {arguments.runs} ended bit for bit like the undisturbed run")
     sys.exit(same != arguments.runs)
 
@@ -102,12 +103,15 @@ def launched(options: list[str], folder: Path | None) -> subprocess.Popen:
     )
 
 
-def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
-    """Return once the run has saved its first checkpoint."""
-    while not (folder / "checkpoints" / "last.ckpt").exists():
+def wait_for_saves(process: subprocess.Popen, folder: Path, count: int) -> None:
+    """Return once the run has saved `count` checkpoints."""
+    path, seen, last = folder / "checkpoints" / "last.ckpt", 0, None
+    while seen < count:
         if process.poll() is not None:
             sys.exit(process.stdout.read())
-        time.sleep(0.01)
+        time.sleep(0.002)
+        if path.exists() and (now := path.stat().st_mtime_ns) != last:
+            seen, last = seen + 1, now
 
 
 def end(process: subprocess.Popen, expected: set[int]) -> int:
