@@ -39,6 +39,7 @@ def main(cfg: DictConfig) -> None:
         cfg["device"],
         cfg["precision"],
         cfg["trust_code"],
+        unpadded=cfg["unpadded"],
         kind=cfg["kind"],
         classes=classes,
         network=cfg["network"],
@@ -75,6 +76,8 @@ def _check(cfg: dict) -> None:
     for key, least in (("batch_size", 1), ("num_workers", 0)):
         if type(cfg[key]) is not int or cfg[key] < least:
             raise InputError(f"{key}={cfg[key]} must be a whole number of at least {least}")
+    if type(cfg["unpadded"]) is not bool:
+        raise InputError(f"unpadded={cfg['unpadded']} must be true or false")
     threshold = cfg["threshold"]
     if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
         raise InputError(f"threshold={threshold} must be a number from 0 to 1")

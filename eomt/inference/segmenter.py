@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
@@ -21,7 +21,9 @@ from eomt.errors import InputError
 from eomt.inference.answer import Answer, on_host
 from eomt.inference.geometry import Placement
 from eomt.inference.images import ImageSource, load_image
-from eomt.network import EoMT, Output
+from eomt.inference.unpadded import run_unpadded
+from eomt.network import EoMT
+from eomt.output import Output
 from eomt.tasks import Task, predict_images, task_of
 from eomt.weights.source import read_weights
 
@@ -37,6 +39,8 @@ class Segmenter:
         classes: of the network.
         device: such as "cuda:1" or "cpu"; default a GPU if there is one.
         precision: "32", or "bf16" or "16" for mixed precision; default bf16 on a GPU, 32 on a CPU.
+        unpadded: leave the patches out that only show padding; see `eomt.inference.unpadded`. Faster, and answers
+            move a little, unless an image fills the input. Sets how `network` places smaller images.
 
     Raises:
         InputError: if the device cannot be used, there is no such precision, or the network has another
@@ -50,6 +54,7 @@ class Segmenter:
         classes: Classes,
         device: str | torch.device | None = None,
         precision: str | int | None = None,
+        unpadded: bool = False,
     ):
         if network.num_classes != len(classes):
             raise InputError(f"the network tells {network.num_classes} classes apart, but {len(classes)} are named")
@@ -66,6 +71,8 @@ class Segmenter:
         self.precision = str(precision)
         self.task = task
         self.classes = classes
+        self.unpadded = unpadded
+        self.network.backbone.crop_position = unpadded
 
     @classmethod
     def load(
@@ -75,6 +82,7 @@ class Segmenter:
         precision: str | int | None = None,
         trust_code: bool = False,
         *,
+        unpadded: bool = False,
         kind: str | None = None,
         classes: Classes | None = None,
         network: Mapping[str, Any] | None = None,
@@ -86,7 +94,7 @@ class Segmenter:
         Args:
             source: a checkpoint such as RUN/checkpoints/best.ckpt, an exported folder, an original file, a Hugging
                 Face folder or a Hub id, see `eomt.weights.source.read_weights`.
-            device, precision: as above.
+            device, precision, unpadded: as above.
             trust_code: whether a task of someone's own, which the source names, may be imported.
             kind, classes, network, backbone: what the source does not say, see there.
             options: of the task's post-processing, such as `score_threshold`; those that are not given are
@@ -107,7 +115,7 @@ class Segmenter:
         task = task_of(weights.kind, {**(weights.config.get("postprocess") or {}), **given})
         model = EoMT(**weights.network)
         model.load_state_dict(weights.state)
-        return cls(model, task, weights.classes, device, precision)
+        return cls(model, task, weights.classes, device, precision, unpadded)
 
     def __call__(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int = 8, num_workers: int = 0
@@ -155,7 +163,7 @@ class Segmenter:
             raise InputError(f"batch_size={batch_size} must be at least 1, and num_workers={num_workers} at least 0")
         placed: deque[tuple[ImageSource, int, Placement]] = deque()
 
-        def inputs() -> Iterator[Tensor]:
+        def inputs() -> Iterator[tuple[Tensor, Placement]]:
             for source, prepare in self._read_ahead(images, num_workers, ahead=2 * batch_size):
                 try:
                     parts, placement = prepare()
@@ -165,12 +173,12 @@ class Segmenter:
                     on_error(source, error)
                     continue
                 placed.append((source, len(parts), placement))
-                yield from parts
+                yield from ((part, placement) for part in parts)
 
         outputs: deque[Output] = deque()
         waiting = inputs()
         while batch := list(islice(waiting, batch_size)):
-            outputs += self._run(torch.stack(batch))
+            outputs += self._run(*zip(*batch, strict=True))
             while placed and len(outputs) >= placed[0][1]:
                 source, count, placement = placed.popleft()
                 yield self._answer([outputs.popleft() for _ in range(count)], placement, source)
@@ -200,16 +208,25 @@ class Segmenter:
         return self.task.geometry.prepare(load_image(image), self.network.image_size)
 
     @torch.inference_mode()
-    def _run(self, inputs: Tensor) -> list[Output]:
-        """The network's outputs for inputs uint8 [N, 3, H, W], apart: N outputs of one input each."""
+    def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement]) -> list[Output]:
+        """The network's outputs for N inputs uint8 [3, H, W], apart: N outputs of one input each."""
+        inputs = torch.stack(parts)
         dtype = PRECISIONS[self.precision]
         autocast: Any = nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
         try:
             with autocast:
-                output = self.network(inputs.to(self.device))[-1]
+                inputs = inputs.to(self.device)
+                if self.unpadded:
+                    patch_size = self.network.backbone.patch_size
+                    output = run_unpadded(self._output, inputs, placements, patch_size, len(inputs))
+                else:
+                    output = self._output(inputs)
         except torch.OutOfMemoryError as error:
             raise InputError(f"batch_size={len(inputs)} does not fit into the memory of {self.device}") from error
         return [Output(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
+
+    def _output(self, images: Tensor, places: Tensor | None = None) -> Output:
+        return self.network(images)[-1].logits()
 
     @torch.inference_mode()
     def _answer(self, outputs: list[Output], placement: Placement, source: ImageSource) -> Answer:
