@@ -221,6 +221,7 @@ NUMBERS = {
     "optim.weight_decay": float,
     "optim.layer_decay": float,
     "optim.schedule_power": float,
+    "optim.max_skipped_steps": int,
     "trainer.max_epochs": int,
     "trainer.max_steps": int,
 }

@@ -16,6 +16,7 @@ from eomt.annealing import Bound, mask_probability, resolve_windows
 from eomt.checkpoint import FORMAT, check_same_model
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.finite import FiniteSteps, total_norm
 from eomt.inference.geometry import Placement
 from eomt.inference.unpadded import run_unpadded
 from eomt.losses import MaskClassificationLoss, num_matched
@@ -43,6 +44,7 @@ class EoMTModule(lightning.LightningModule):
         decay_masked_blocks: see `parameter_groups`.
         warmup_steps: optimizer steps of the (head, backbone) warm-up.
         schedule_power: of the learning-rate polynomial.
+        max_skipped_steps: see `FiniteSteps`.
         validate_masked: validate under the current attention masks, drops drawn at random, as the
             original does, instead of the mask-free network that is deployed.
         pretrained: what `Backbone.load_pretrained` takes, or False.
@@ -66,6 +68,7 @@ class EoMTModule(lightning.LightningModule):
         decay_masked_blocks: bool = True,
         warmup_steps: Sequence[int] = (500, 1000),
         schedule_power: float = 0.9,
+        max_skipped_steps: int = 10,
         validate_masked: bool = False,
         unpadded: bool = False,
         pretrained: bool | str = False,
@@ -91,6 +94,7 @@ class EoMTModule(lightning.LightningModule):
         self.decay_masked_blocks = decay_masked_blocks
         self.warmup_steps = tuple(warmup_steps)
         self.schedule_power = schedule_power
+        self.finite = FiniteSteps(max_skipped_steps)
         self.validate_masked = validate_masked
         self.unpadded = unpadded
         self.network.backbone.crop_position = unpadded
@@ -158,17 +162,25 @@ class EoMTModule(lightning.LightningModule):
         terms = self.loss(outputs, batch.targets, points, self._normaliser(counts))
         total = self.loss.total(terms)
         self._log_step(total, terms, len(counts))
+        self.finite.watch(batch, terms)
         return total
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Clip the total norm over all parameters, and log the norm before it."""
-        if gradient_clip_algorithm not in (None, "norm"):
+        """Clip the total norm over all parameters, and log the norm before it; if it is not finite, drop them."""
+        norm = total_norm(self.network)
+        if not self.finite.passes(norm):
+            trainer = self.trainer
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            self.finite.leave_out(self.network, self.global_step + 1, trainer.default_root_dir, scaler)
+            # AdamW passes over what has no gradient: its weights, their decay and their moments.
+            optimizer.zero_grad(set_to_none=True)
+        elif gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        limit = gradient_clip_val or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), gradient_clip_val, norm)
         self.log("train/gradient_norm", norm)
 
+        self.log("train/skipped_steps", torch.tensor(float(self.finite.skipped)))
     def lr_scheduler_step(self, scheduler, metric) -> None:
         """After each optimizer step: the next learning rate, and the mask probabilities that go with it."""
         super().lr_scheduler_step(scheduler, metric)
@@ -232,9 +244,12 @@ class EoMTModule(lightning.LightningModule):
             "classes": self.classes.to_list(),
             "network": self.network.spec,
             **self.run,
+        checkpoint["finite"] = self.finite.state_dict()
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if "finite" in checkpoint:
+            self.finite.load_state_dict(checkpoint["finite"])
         check_same_model(checkpoint, self.task.kind, self.classes, self.network.spec)
 
     # Parts
