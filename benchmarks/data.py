@@ -1,16 +1,18 @@
 """Training images per second and core: the data path against bare decoding and against one mask per segment.
 
-    python benchmarks/data.py ROOT [--task coco_panoptic|coco_instance|ade20k_semantic] [--seconds 10]
+    python benchmarks/data.py ROOT [--task coco_panoptic|coco_instance|ade20k_semantic] [--images 64] [--rounds 9]
 
 ROOT is a folder as the task's reader takes it. Rows:
 
-- decode: JPEG, and PNG where the ground truth is one, to arrays, nothing else
+- decode: JPEG, and PNG where the ground truth is one, to arrays, from memory; nothing else: the limit
 - read: the same with targets, by the reader's `read`
-- train: read and transform, by `TrainTransform`; what a worker does for a sample
+- read to train: what `TrainingSet` reads
+- train: that, and `TrainTransform`; what a worker does for a sample
 - per mask: read, then torchvision v2 with one boolean mask per segment, the usual way
 
-Each row runs in processes of its own, in turns with the others, and its processor time is measured. The last tables
-stand in benchmarks/README.md.
+All rows run in one process and on one thread, in turns, each over the same images, after a round to warm up; processor
+time counts. Printed are medians over the rounds of the rate and of each round's ratios, with the limit of those rounds.
+The last tables stand in benchmarks/README.md.
 """
 
 import argparse
@@ -18,12 +20,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -34,10 +33,10 @@ from datasets.ade20k import Ade20kSemantic
 from datasets.coco_instance import CocoInstance
 from datasets.coco_panoptic import CocoPanoptic
 from datasets.decode import decode_id_map, decode_label_map, decode_rgb
+from datasets.loading import use_one_thread
+from datasets.malloc import keep_freed_memory
 from datasets.reader import Reader
 from datasets.transforms import TrainTransform
-
-TURNS = 5
 
 
 class Case(NamedTuple):
@@ -79,9 +78,11 @@ CASES = {
 }
 
 
-def decode_row(readers: list[Reader], case: Case) -> Callable:
-    """Decodes files that are in memory."""
-    files = [case.files(reader, index) for reader, index in _places(readers)]
+Place = tuple[Reader, int]
+
+
+def decode_row(images: list[Place], case: Case) -> Callable:
+    files = [case.files(*place) for place in images]
 
     def run(place: int, turn: int) -> None:
         image, truth = files[place]
@@ -92,20 +93,26 @@ def decode_row(readers: list[Reader], case: Case) -> Callable:
     return run
 
 
-def read_row(readers: list[Reader], case: Case) -> Callable:
-    images = _places(readers)
+def read_row(images: list[Place], case: Case) -> Callable:
     return lambda place, turn: images[place][0].read(images[place][1])
 
 
-def train_row(readers: list[Reader], case: Case) -> Callable:
-    images = _places(readers)
+def _read_to_train(reader: Reader, index: int) -> tuple:
+    return getattr(reader, "read_for_training", reader.read)(index)
+
+
+def read_to_train_row(images: list[Place], case: Case) -> Callable:
+    return lambda place, turn: _read_to_train(*images[place])
+
+
+def train_row(images: list[Place], case: Case) -> Callable:
     transform = TrainTransform((case.size, case.size), case.scale_range, case.color_jitter)
-    return lambda place, turn: transform(*images[place][0].read(images[place][1]), (turn, place))
+    return lambda place, turn: transform(*_read_to_train(*images[place]), (turn, place))
 
 
-def per_mask_row(readers: list[Reader], case: Case) -> Callable:
+def per_mask_row(images: list[Place], case: Case) -> Callable:
     """The same augmentation by torchvision."""
-    images, size = _places(readers), case.size
+    size = case.size
     jitter = v2.RandomPhotometricDistort(
         brightness=(1 - 32 / 255, 1 + 32 / 255), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05)
     )
@@ -128,44 +135,57 @@ def per_mask_row(readers: list[Reader], case: Case) -> Callable:
     return run
 
 
-def _places(readers: list[Reader]) -> list[tuple[Reader, int]]:
-    """Those that training sees."""
-    return [(reader, int(index)) for reader in readers for index in reader.has_targets().nonzero()[0]]
+ROWS = {
+    "decode": decode_row,
+    "read": read_row,
+    "read to train": read_to_train_row,
+    "train": train_row,
+    "per mask": per_mask_row,
+}
 
 
-ROWS = {"decode": decode_row, "read": read_row, "train": train_row, "per mask": per_mask_row}
+def places(readers: list[Reader], count: int) -> list[Place]:
+    """`count` of those that training sees, spread over all of them."""
+    seen = [(reader, int(index)) for reader in readers for index in reader.has_targets().nonzero()[0]]
+    return [seen[k * len(seen) // count] for k in range(count)] if count < len(seen) else seen
 
 
-def images_per_second(name: str, task: str, root: str, seconds: float) -> float:
-    """Of processor time, after a pass to warm up."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+def measure(task: str, root: str, count: int, rounds: int) -> dict[str, list[float]]:
+    """Images per second of processor time, for each row in each round."""
     case = CASES[task]
-    readers = [case.reader(root, split) for split in ("train", "val")]
-    row, count = ROWS[name](readers, case), len(_places(readers))
-    turn, start = 0, 0.0
-    while turn < 2 or time.process_time() - start < seconds:
-        if turn == 1:
+    images = places([case.reader(root, split) for split in ("train", "val")], count)
+    rows = {name: make(images, case) for name, make in ROWS.items()}
+    rates: dict[str, list[float]] = {name: [] for name in rows}
+    for turn in range(rounds + 1):
+        for name, row in rows.items():
             start = time.process_time()
-        for place in range(count):
-            row(place, turn)
-        turn += 1
-    return (turn - 1) * count / (time.process_time() - start)
+            for place in range(len(images)):
+                row(place, turn)
+            if turn:
+                rates[name].append(len(images) / (time.process_time() - start))
+    return rates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root")
     parser.add_argument("--task", choices=CASES, default="coco_panoptic")
-    parser.add_argument("--seconds", type=float, default=10, help="for each row")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    measure = partial(images_per_second, task=options.task, root=options.root, seconds=options.seconds / TURNS)
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        turns = [pool.map(measure, ROWS, chunksize=1) for _ in range(TURNS)]
-    rates = dict(zip(ROWS, map(statistics.median, zip(*turns, strict=True)), strict=True))
-    print(f"{options.task:16}{'images/s':>10}{'of decode':>11}{'of per mask':>13}")
-    for name, rate in rates.items():
-        print(f"{name:16}{rate:10.1f}{rate / rates['decode']:10.0%} {rate / rates['per mask']:12.1f}x")
+    # As the workers of a training run.
+    use_one_thread(0)
+    keep_freed_memory()
+    rates = measure(options.task, options.root, options.images, options.rounds)
+
+    def ratio(name: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True))
+
+    limit = statistics.median(rates["decode"])
+    print(f"{options.task:16}{'images/s':>10}{'limit':>8}{'of limit':>10}{'of per mask':>13}")
+    for name in rates:
+        rate = statistics.median(rates[name])
+        print(f"{name:16}{rate:10.1f}{limit:8.1f}{ratio(name, 'decode'):9.0%} {ratio(name, 'per mask'):12.1f}x")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from eomt.inference.geometry import Placement
 from eomt.targets import BatchTargets, ImageTargets, collate_targets
@@ -75,7 +76,8 @@ class EvalBatch(NamedTuple):
 def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
     """Stack transformed images; planes and segments are padded to the largest of the batch."""
     images, targets, names, _ = zip(*items, strict=True)
-    return TrainBatch(torch.stack(images), collate_targets(targets), names)
+    # In a worker it stacks right into the memory that is shared with the main process, not into its own first.
+    return TrainBatch(default_collate(images), collate_targets(targets), names)
 
 
 def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:

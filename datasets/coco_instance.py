@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import compress, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from datasets.archive import find_source
 from datasets.coco_annotated import instance_annotated
 from datasets.coco_files import find_json, index_key, is_path, open_root, require
 from datasets.coco_reader import CocoReader
+from datasets.crops import RunTargets, run_targets
 from datasets.index import open_index
 from datasets.instance_index import VERSION, build_instance_index
 from datasets.reader import Annotated
@@ -76,9 +77,23 @@ class CocoInstance(CocoReader):
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, _ = self._image(index)
+        label, crowd, area = (self._rows(column, index) for column in ("label", "crowd", "area"))
+        return image, targets_from_rles(self._codes(index), self._size(index), label, crowd, area)
+
+    def read_for_training(self, index: int) -> tuple[np.ndarray, RunTargets]:
+        """As `read`, but no mask is drawn, and crowds are left out."""
+        image, _ = self._image(index)
+        wanted = ~self._rows("crowd", index)
+        codes = list(compress(self._codes(index), wanted))
+        return image, run_targets(codes, self._size(index), self._rows("label", index)[wanted])
+
+    def _rows(self, column: str, index: int) -> np.ndarray:
         start, count = int(self._index["start"][index]), int(self._index["count"][index])
-        label, crowd, area = (self._index[column][start : start + count] for column in ("label", "crowd", "area"))
+        return self._index[column][start : start + count]
+
+    def _codes(self, index: int) -> list[bytes]:
+        """The masks of an image as COCO's compressed run lengths."""
+        start, count = int(self._index["start"][index]), int(self._index["count"][index])
         ends = self._index["mask_end"][start : start + count + 1].tolist()
         masks = self._index["mask"][ends[0] : ends[-1]].tobytes()
-        counts = [masks[first - ends[0] : last - ends[0]] for first, last in pairwise(ends)]
-        return image, targets_from_rles(counts, self._size(index), label, crowd, area)
+        return [masks[first - ends[0] : last - ends[0]] for first, last in pairwise(ends)]

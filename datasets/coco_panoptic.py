@@ -12,6 +12,7 @@ from datasets.coco_files import find_json, index_key, is_path, open_root, requir
 from datasets.coco_reader import CocoReader, by
 from datasets.decode import decode_id_map
 from datasets.index import open_index
+from datasets.label_maps import one_plane, runs
 from datasets.panoptic_index import VERSION, build_panoptic_index
 from datasets.reader import Annotated
 from eomt.errors import InputError
@@ -98,16 +99,29 @@ class CocoPanoptic(CocoReader):
         id_map = decode_id_map(data, where)
         if id_map.shape != self._size(index):
             raise InputError(f"{where} is {by(id_map.shape)}, but its image is {by(self._size(index))}")
-        targets = targets_from_id_map(id_map, ids, labels, crowd)
-        _check_ids(id_map, targets.ids[0].numpy(), ids, where)
-        return targets
+        values, lengths = runs(id_map)
+        numbers = _numbers(values, lengths, ids, where)
+        return one_plane(np.repeat(numbers, lengths).reshape(id_map.shape), labels, crowd)
 
 
-def _check_ids(id_map: np.ndarray, numbers: np.ndarray, segment_ids: np.ndarray, where: str) -> None:
-    """The PNG and its JSON must name the same segments, as panopticapi demands."""
-    unknown = id_map[(numbers == 0) & (id_map != 0)]
-    if unknown.size:
-        raise InputError(f"{where} has the id {unknown[0]} on {unknown.size} pixels, but its JSON has no such segment")
-    pixels = np.bincount(numbers.ravel(), minlength=len(segment_ids) + 1)[1:]
-    if not pixels.all():
-        raise InputError(f"{where} has no pixel with the id {segment_ids[pixels == 0][0]}, a segment of its JSON")
+def _numbers(values: np.ndarray, lengths: np.ndarray, segment_ids: np.ndarray, where: str) -> np.ndarray:
+    """For runs of pixels with ids and lengths, the segments' numbers from 1, 0 for void: int16.
+
+    The PNG and its JSON must name the same segments, as panopticapi demands.
+    """
+    # The last place is void's.
+    order = np.append(np.argsort(segment_ids), len(segment_ids))
+    known = np.append(segment_ids[order[:-1]], np.iinfo(np.int64).max)
+    place = np.searchsorted(known, values)
+    found = known[place] == values
+    unknown = ~found & (values != 0)
+    if unknown.any():
+        first = values[unknown][0]
+        raise InputError(
+            f"{where} has the id {first} on {lengths[unknown].sum()} pixels, but its JSON has no such segment"
+        )
+    numbers = np.where(found, order[place] + 1, 0).astype(np.int16)
+    missing = ~np.isin(np.arange(1, len(segment_ids) + 1), numbers)
+    if missing.any():
+        raise InputError(f"{where} has no pixel with the id {segment_ids[missing][0]}, a segment of its JSON")
+    return numbers

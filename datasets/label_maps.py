@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import cv2
 import numpy as np
 import torch
 
@@ -104,9 +105,20 @@ class LabelMaps:
         data, where = self._files.truth(0, index)
         values = self._table.decode(data, where)
         check_size(values.shape, size, where, image)
+        if values.dtype == np.uint8:
+            return self._targets_from_bytes(values, where)
         values, lengths = runs(values)
         classes = self._table.classes(values, where)
         return targets_from_runs(classes, classes, lengths, size)
+
+    def _targets_from_bytes(self, pixels: np.ndarray, where: str) -> ImageTargets:
+        """The same of uint8 [H, W], by tables of 256 values."""
+        values = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().nonzero()[0]
+        classes = self._table.classes(values, where)
+        labels = np.unique(classes[classes != VOID])
+        numbers = np.zeros(256, dtype=np.int16)
+        numbers[values] = np.where(classes != VOID, np.searchsorted(labels, classes) + 1, 0)
+        return one_plane(cv2.LUT(pixels, numbers), labels)
 
 
 def check_size(label: tuple[int, ...], size: tuple[int, int], where: str, image: str) -> None:
@@ -142,10 +154,14 @@ def targets_from_runs(
     found = label_of != VOID
     number_of = (found.cumsum() * found).astype(np.int16)
     ids = np.repeat(number_of[segments], lengths).reshape(size)
-    count = int(found.sum())
+    return one_plane(ids, label_of[found])
+
+
+def one_plane(ids: np.ndarray, labels: np.ndarray, crowd: np.ndarray | None = None) -> ImageTargets:
+    """Targets of segments numbered from 1 in int16 [H, W]; integers [T], their classes; bool [T], default none."""
     return ImageTargets(
         torch.from_numpy(ids)[None],
-        torch.from_numpy(label_of[found]),
-        torch.zeros(count, dtype=torch.int64),
-        torch.zeros(count, dtype=torch.bool),
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.zeros(len(labels), dtype=torch.int64),
+        torch.from_numpy(np.zeros(len(labels), dtype=bool) if crowd is None else np.array(crowd)),
     )

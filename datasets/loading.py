@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
+from datasets.malloc import keep_freed_memory
 from datasets.reader import Reader
 from datasets.sampling import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform
@@ -58,6 +59,10 @@ class TrainingSet(Dataset):
                 "check that its annotations belong to its images"
             )
 
+    @property
+    def _read(self) -> Callable:
+        return getattr(self.reader, "read_for_training", self.reader.read)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -68,7 +73,7 @@ class TrainingSet(Dataset):
         while len(skipped) <= MAX_REPLACEMENTS:
             place = int(self.indices[index])
             try:
-                image, targets = self.reader.read(place)
+                image, targets = self._read(place)
             except InputError as error:
                 skipped.append(str(error))
                 index = key.replacement(self.seed, len(skipped), len(self))
@@ -247,6 +252,7 @@ def begin_worker(worker: int) -> None:
     save its state still needs its workers, which end when it does."""
     os.setpgid(0, 0)
     use_one_thread(worker)
+    keep_freed_memory()
 
 
 def use_one_thread(worker: int) -> None:

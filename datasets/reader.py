@@ -36,7 +36,8 @@ class Reader(Protocol):
     """A dataset before any transform. It can be pickled to workers and used by forked ones as it is.
 
     A reader may have two methods more, which `check_data.py` calls: `annotated() -> Annotated`, and
-    `files() -> tuple[set[str], set[str]]`, the paths that it uses and those that lie where it looks.
+    `files() -> tuple[set[str], set[str]]`, the paths that it uses and those that lie where it looks. And it may have
+    `read_for_training`, as `read` but with targets in whatever form `TrainTransform` takes, where that is faster.
 
     All files are found, and all that can be checked without decoding images is checked, when a reader
     is made; then it raises `eomt.errors.InputError`. `read` checks the image itself.
@@ -85,7 +86,7 @@ class FirstImages:
         self._count = min(count, len(reader))
         self.classes = reader.classes
         self.name, self.image_id, self.read = reader.name, reader.image_id, reader.read
-        for method in ("annotated", "files"):
+        for method in ("annotated", "files", "read_for_training"):
             if hasattr(reader, method):
                 setattr(self, method, getattr(reader, method))
 

@@ -8,11 +8,14 @@ instances take as many planes as it needs to keep them apart (at most 5 on COCO)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from eomt.rle import runs_of_rles
 
@@ -23,7 +26,7 @@ class ImageTargets(NamedTuple):
     """The segments of one image. Segment t has the pixels where `ids[planes[t]] == t + 1`.
 
     Attributes:
-        ids: int16 [K, H, W], K >= 1; 0 where a plane holds no segment.
+        ids: int16 [K, H, W], K >= 1, or `id_type(T)` once cropped for training; 0 where a plane holds no segment.
         labels: int64 [T], the class of each segment, 0..C-1.
         planes: int64 [T], the plane of each segment, 0..K-1.
         crowd: bool [T], True for a region of many objects of one class (COCO's `iscrowd`).
@@ -50,7 +53,7 @@ class BatchTargets(NamedTuple):
     """The segments of a batch of images of one size.
 
     Attributes:
-        ids: int16 [B, K, H, W], K the largest number of planes of an image in the batch.
+        ids: int8 or int16 [B, K, H, W], K the largest number of planes of an image in the batch.
         labels: int64 [B, T], T the largest number of segments in the batch; -1 beyond an image's own.
         planes: int64 [B, T]; 0 beyond an image's own.
         counts: the number of segments of each image, on the host, so that no device need be asked.
@@ -62,18 +65,28 @@ class BatchTargets(NamedTuple):
     counts: tuple[int, ...]
 
 
+def id_type(count: int) -> type[np.signedinteger]:
+    """The smallest type that numbers so many segments."""
+    return np.int8 if count <= np.iinfo(np.int8).max else np.int16
+
+
 def collate_targets(targets: Sequence[ImageTargets]) -> BatchTargets:
     """Stack images' targets, padding planes and segments to the largest of the batch."""
     planes = max(t.ids.shape[0] for t in targets)
     counts = tuple(len(t.labels) for t in targets)
-    ids = targets[0].ids.new_zeros(len(targets), planes, *targets[0].ids.shape[1:])
+    dtype = reduce(torch.promote_types, (t.ids.dtype for t in targets))
+    # In a data loader's worker it stacks right into the memory that is shared with the main process.
+    ids = default_collate([_pad_planes(t.ids.to(dtype), planes) for t in targets])
     labels = torch.full((len(targets), max(counts)), -1, dtype=torch.int64)
     plane_of = torch.zeros((len(targets), max(counts)), dtype=torch.int64)
     for b, t in enumerate(targets):
-        ids[b, : t.ids.shape[0]] = t.ids
         labels[b, : counts[b]] = t.labels
         plane_of[b, : counts[b]] = t.planes
     return BatchTargets(ids, labels, plane_of, counts)
+
+
+def _pad_planes(ids: Tensor, planes: int) -> Tensor:
+    return F.pad(ids, (0, 0, 0, 0, 0, planes - len(ids))) if len(ids) < planes else ids
 
 
 def targets_from_id_map(
@@ -90,7 +103,7 @@ def targets_from_id_map(
     wanted = np.asarray(segment_ids, dtype=np.int64)
     ids = np.zeros(id_map.shape, dtype=np.int16)
     if len(wanted) and id_map.size:
-        starts, values = _equal_pixels(id_map)
+        starts, values = equal_pixels(id_map)
         values = values.astype(np.int64)
         order = np.argsort(wanted)
         place = np.searchsorted(wanted[order], values).clip(max=len(wanted) - 1)
@@ -112,7 +125,7 @@ def targets_from_masks(masks: np.ndarray, labels: Sequence[int], crowd: Sequence
     padded = np.zeros((count, height * width + 2), dtype=bool)
     padded[:, 1:-1] = masks.reshape(count, height * width)
     owner, edges = np.nonzero(padded[:, 1:] != padded[:, :-1])
-    planes, layers = _layers(edges[::2], edges[1::2], owner[::2], count, height * width)
+    planes, layers = layer_runs(edges[::2], edges[1::2], owner[::2], count, height * width)
     return _image_targets(np.stack(layers).reshape(-1, height, width), labels, planes, crowd)
 
 
@@ -137,7 +150,7 @@ def targets_from_rles(
     """
     height, width = size
     starts, ends, owner = runs_of_rles(counts, height * width)
-    planes, layers = _layers(starts, ends, owner, len(counts), height * width)
+    planes, layers = layer_runs(starts, ends, owner, len(counts), height * width)
     ids = np.empty((len(layers), height, width), dtype=np.int16)
     # Stripe by stripe: columns and rows of the whole do not fit the processor's cache, and it takes twice as long.
     for plane, layer in zip(ids, layers, strict=True):
@@ -146,32 +159,7 @@ def targets_from_rles(
     return _image_targets(ids, labels, planes, crowd, areas)._replace(rles=tuple(counts))
 
 
-def present_segments(targets: ImageTargets) -> np.ndarray:
-    """bool [T]: the segment has at least one pixel."""
-    present = np.zeros(len(targets.labels) + 1, dtype=bool)
-    present[_equal_pixels(targets.ids.numpy())[1]] = True
-    return present[1:]
-
-
-def select_segments(targets: ImageTargets, keep: np.ndarray) -> ImageTargets:
-    """The segments with `keep` (bool [T]) True, renumbered in their order; the others' pixels become 0."""
-    keep = np.asarray(keep, dtype=bool)
-    lookup = np.zeros(len(keep) + 1, dtype=np.int16)
-    lookup[1:][keep] = np.arange(1, keep.sum() + 1)
-    starts, numbers = _equal_pixels(targets.ids.numpy())
-    ids = np.repeat(lookup[numbers], np.diff(starts, append=targets.ids.numel()))
-    index = torch.from_numpy(np.flatnonzero(keep))
-    return ImageTargets(
-        torch.from_numpy(ids).view(targets.ids.shape),
-        targets.labels[index],
-        targets.planes[index],
-        targets.crowd[index],
-        None if targets.areas is None else targets.areas[index],
-        None if targets.rles is None else tuple(targets.rles[k] for k in index.tolist()),
-    )
-
-
-def _equal_pixels(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def equal_pixels(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each run of equal pixels starts, row after row, and their value.
 
     Neighbours mostly share their value: looking up each run is a fraction of looking up each pixel.
@@ -182,8 +170,13 @@ def _equal_pixels(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts, pixels[starts]
 
 
-def _layers(
-    starts: np.ndarray, ends: np.ndarray, owner: np.ndarray, count: int, pixels: int
+def layer_runs(
+    starts: np.ndarray,
+    ends: np.ndarray,
+    owner: np.ndarray,
+    count: int,
+    pixels: int,
+    dtype: type[np.signedinteger] = np.int16,
 ) -> tuple[list[int], list[np.ndarray]]:
     """Put masks that are given as runs on planes: each on the first where no earlier one is in its way.
 
@@ -192,9 +185,10 @@ def _layers(
         owner: the mask [R] that each belongs to.
         count: T, the number of masks.
         pixels: of each mask.
+        dtype: of the planes; holds `count`.
 
     Returns:
-        The plane of each mask, and K >= 1 planes: int16 [pixels], the number of the mask, from 1, at each.
+        The plane of each mask, and K >= 1 planes: [pixels], the number of the mask, from 1, at each.
     """
     order = np.argsort(starts, kind="stable")
     starts, ends, owner = starts[order], ends[order], owner[order]
@@ -204,14 +198,14 @@ def _layers(
     for plane in range(max(planes, default=0) + 1):
         here = plane_of_run == plane
         edges = np.stack([starts[here], ends[here]], axis=1)
-        numbers = np.zeros(edges.size + 1, dtype=np.int16)
+        numbers = np.zeros(edges.size + 1, dtype=dtype)
         numbers[1::2] = owner[here] + 1
         layers.append(np.repeat(numbers, np.diff(edges.ravel(), prepend=0, append=pixels)))
     return planes, layers
 
 
 def _choose_planes(starts: np.ndarray, ends: np.ndarray, owner: np.ndarray, count: int) -> list[int]:
-    """Greedy colouring of the graph of masks that overlap; arguments as for `_layers`, sorted by start."""
+    """Greedy colouring of the graph of masks that overlap; arguments as for `layer_runs`, sorted by start."""
     # A run overlaps those that begin after it, up to its end.
     runs = np.arange(len(starts))
     later = np.searchsorted(starts, ends) - runs - 1

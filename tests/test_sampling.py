@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from torch.utils.data import DataLoader
 
-from datasets.batch import TrainBatch
+from datasets.batch import TrainBatch, collate_train
 from datasets.loading import (
     MAX_REPLACEMENTS,
     EvaluationLoader,
@@ -13,6 +14,7 @@ from datasets.loading import (
     ResumableLoader,
     TrainingSet,
 )
+from datasets.reader import FirstImages
 from datasets.sampling import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform
 from eomt.errors import InputError
@@ -102,8 +104,30 @@ def test_a_batch():
     assert batch.images.shape == (4, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
     assert batch.targets.ids.shape == (4, 1, 16, 16)
-    assert batch.targets.ids.dtype == torch.int16
+    assert batch.targets.ids.dtype == torch.int8
     assert len(batch.targets.counts) == len(batch.names) == len(set(batch.names)) == 4
+
+
+def test_workers_stack_into_shared_memory():
+    def shared(items):
+        batch = collate_train(items)
+        return batch.images.is_shared(), batch.targets.ids.is_shared()
+
+    images = TrainingSet(MemoryReader(), TrainTransform((16, 16)), 0)
+    keys = [[SampleKey(0, 0, 0), SampleKey(0, 1, 0)]]
+    assert list(DataLoader(images, batch_sampler=keys, collate_fn=shared, num_workers=1)) == [(True, True)]
+
+
+def test_readers_may_read_otherwise_for_training():
+    class Reader(MemoryReader):
+        def read_for_training(self, index):
+            image, targets = self.read(index)
+            return image + 1, targets
+
+    first, other = (take(training_loader(reader), 1)[0][0] for reader in (MemoryReader(), Reader()))
+    assert not torch.equal(first.images, other.images)
+    few = FirstImages(Reader(), 5)
+    assert few.read_for_training(0)[0].min() == 1
 
 
 def test_samples_do_not_depend_on_workers_or_batches():

@@ -8,8 +8,7 @@ from pycocotools import mask as coco_mask
 from eomt.rle import runs_of_rles
 from eomt.targets import (
     collate_targets,
-    present_segments,
-    select_segments,
+    id_type,
     targets_from_id_map,
     targets_from_masks,
     targets_from_rles,
@@ -173,29 +172,6 @@ def test_damaged_run_lengths(code, what):
             targets_from_rles(codes, (3, 4), [0] * len(codes))
 
 
-@pytest.mark.parametrize("keep", [[], [0], [1, 4, 5], list(range(6))])
-def test_select_segments(keep):
-    masks = random_masks(7, 6)
-    targets = targets_from_masks(masks, range(10, 16), [True, False] * 3)
-    chosen = select_segments(targets, np.isin(np.arange(6), keep))
-    check_types(chosen)
-    np.testing.assert_array_equal(chosen.masks(), masks[keep])
-    assert chosen.labels.tolist() == [10 + k for k in keep]
-    assert chosen.crowd.tolist() == [k % 2 == 0 for k in keep]
-    np.testing.assert_array_equal(targets.masks(), masks)  # unchanged
-    assert chosen.areas is None
-    measured = select_segments(targets._replace(areas=torch.arange(6.0)), np.isin(np.arange(6), keep))
-    assert measured.areas.tolist() == keep
-
-
-def test_which_segments_are_present():
-    masks = random_masks(7, 6)
-    masks[[1, 5]] = False
-    targets = targets_from_masks(masks, [0] * 6)
-    assert present_segments(targets).tolist() == [True, False, True, True, True, False]
-    assert present_segments(targets_from_masks(masks[:0], [])).tolist() == []
-
-
 def test_collate_pads_planes_and_segments():
     stacked = np.ones((3, 4, 5), dtype=bool)  # three planes
     targets = [
@@ -215,11 +191,24 @@ def test_collate_pads_planes_and_segments():
         assert not batch.ids[b, planes:].any()
 
 
+def test_a_batch_has_the_smallest_type_that_holds_its_numbers():
+    assert [id_type(count) for count in (0, 127, 128, 32767)] == [np.int8, np.int8, np.int16, np.int16]
+    few, many = (
+        targets_from_id_map(np.arange(1, 201).reshape(10, 20), range(1, 1 + count), [0] * count) for count in (127, 200)
+    )
+    few = few._replace(ids=few.ids.to(torch.int8))
+    alone, together = collate_targets([few, few]), collate_targets([few, many])
+    assert alone.ids.dtype == torch.int8
+    assert together.ids.dtype == torch.int16
+    for batch in (alone, together):
+        assert torch.equal(batch.ids[0].int(), few.ids.int())
+    assert torch.equal(together.ids[1], many.ids)
+    assert torch.equal(few.masks(), few._replace(ids=few.ids.short()).masks())
+
+
 def test_codes_stay_with_their_segments():
     masks = np.zeros((3, 4, 5), dtype=bool)
     masks[0, 0, 0] = masks[1, 1] = masks[2, :, 3] = True
     targets = targets_from_rles(compressed(masks), (4, 5), [7, 8, 9])
     assert targets.rles == tuple(compressed(masks))
-    chosen = select_segments(targets, [True, False, True])
-    assert chosen.rles == (targets.rles[0], targets.rles[2])
     assert targets_from_masks(masks, [7, 8, 9]).rles is None

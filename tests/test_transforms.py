@@ -1,20 +1,13 @@
-import random
-import warnings
-
-import albumentations
 import numpy as np
 import pytest
 import torch
+from albumentations.augmentations.pixel import functional as pixelwise
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as vision
 
-from datasets.transforms import (
-    MAX_TRIES,
-    LargeScaleJitter,
-    TrainTransform,
-    color_jitter_transforms,
-    nearest_pixels,
-)
+from datasets import transforms
+from datasets.color import ColorJitter, adjust_contrast, adjust_saturation, draw_colors
+from datasets.transforms import MAX_TRIES, TrainTransform, draw_crop
 from eomt.targets import targets_from_id_map, targets_from_masks
 from tests.memory_reader import segment_image
 
@@ -23,50 +16,14 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def plain_way(image, masks, size, scaled, window):
-    """Resize everything, pad it, crop it."""
-    pixels = vision.resize(torch.from_numpy(image).permute(2, 0, 1), scaled, antialias=True)
-    planes = vision.resize(
-        torch.from_numpy(masks), scaled, interpolation=vision.InterpolationMode.NEAREST, antialias=False
-    )
-    padding = [0, 0, max(size[1] - scaled[1], 0), max(size[0] - scaled[0], 0)]
-    return [vision.crop(vision.pad(x, padding), window[0][0], window[1][0], *size).numpy() for x in (pixels, planes)]
-
-
-@pytest.mark.parametrize("old", [(48, 64), (61, 37), (1, 90), (33, 2)])
-@pytest.mark.parametrize("size", [(40, 40), (24, 56)])
-def test_resize_pad_crop_equals_the_plain_way(old, size):
-    jitter = LargeScaleJitter(size, (0.1, 2.0))
-    image, masks = noise(*old), noise(*old, seed=1)[..., :2].transpose(2, 0, 1).copy()
-    for seed in range(30):
-        jitter.set_random_seed(seed)
-        result = jitter(image=image, masks=masks)
-        params = jitter.get_applied_params()
-        pixels, planes = plain_way(image, masks, size, params["scaled"], params["window"])
-        height, width = result["image"].shape[:2]
-        assert np.abs(result["image"].transpose(2, 0, 1).astype(int) - pixels[:, :height, :width]).max() <= 1
-        assert np.array_equal(result["masks"], planes[:, :height, :width])
-        assert not pixels[:, height:].any()
-        assert not pixels[:, :, width:].any()
-
-
-def test_nearest_pixels_are_pytorchs():
-    for old in [1, 2, 3, 7, 48, 333, 427, 480, 613, 640]:
-        line = torch.arange(old, dtype=torch.float32)[None, None]
-        for new in [1, 2, 5, 64, 117, 234, 299, 327, 640, 871, 1280]:  # 117 of 333 wants single precision
-            expected = functional.interpolate(line, new, mode="nearest")[0, 0].long().numpy()
-            assert np.array_equal(nearest_pixels(old, new, (0, new)), expected)
-            assert np.array_equal(nearest_pixels(old, new, (new // 3, new)), expected[new // 3 :])
-
-
 def test_sizes_are_truncated_and_never_zero():
-    jitter = LargeScaleJitter((100, 100), (0.37, 0.37))
-    scaled = jitter.get_params_dependent_on_data({"shape": (333, 500, 3)}, {})["scaled"]
-    assert scaled == [24, 37]  # 333 * 0.074 = 24.6, 500 * 0.074 = 37
-    assert jitter.get_params_dependent_on_data({"shape": (2, 500, 3)}, {})["scaled"] == [1, 37]
-    for size, fitting in [((100, 300), [100, 133]), ((300, 100), [75, 100])]:
-        jitter = LargeScaleJitter(size, (1.0, 1.0))
-        assert jitter.get_params_dependent_on_data({"shape": (600, 800, 3)}, {})["scaled"] == fitting
+    def scaled(old, size, factor):
+        return draw_crop(old, size, (factor, factor), np.random.default_rng(0)).scaled
+
+    assert scaled((333, 500), (100, 100), 0.37) == (24, 37)  # 333 * 0.074 = 24.6, 500 * 0.074 = 37
+    assert scaled((2, 500), (100, 100), 0.37) == (1, 37)
+    assert scaled((600, 800), (100, 300), 1.0) == (100, 133)
+    assert scaled((600, 800), (300, 100), 1.0) == (75, 100)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 128)])
@@ -94,17 +51,10 @@ def test_image_and_targets_stay_aligned(size):
 
 def test_published_chances():
     """Flip half of the images; r uniform in 0.1..2.0; crops anywhere; none depends on another."""
-    transform = TrainTransform((64, 64))
-    flip, jitter = transform._pipeline.transforms
-    image, targets = np.zeros((64, 64, 3), np.uint8), targets_from_id_map(np.ones((64, 64), int), [1], [0])
-    flipped, scales, places = [], [], []
-    for seed in range(1500):
-        transform(image, targets, (0, seed))
-        params = jitter.get_applied_params()
-        flipped.append(bool(flip.get_applied_params()))
-        scales.append((params["scaled"][0] + 0.5) / 64)
-        places.append([start / max(params["scaled"][0] - 64, 1) for start, _ in params["window"]])
-    scales, flipped, places = np.array(scales), np.array(flipped), np.array(places)
+    drawn = [draw_crop((64, 64), (64, 64), (0.1, 2.0), np.random.default_rng((0, seed))) for seed in range(1500)]
+    flipped = np.array([crop.flip for crop in drawn])
+    scales = np.array([(crop.scaled[0] + 0.5) / 64 for crop in drawn])
+    places = np.array([[start / max(crop.scaled[0] - 64, 1) for start, _ in crop.window] for crop in drawn])
     assert abs(flipped.mean() - 0.5) < 0.05
     expected = 0.1 + 1.9 * np.linspace(0.05, 0.95, 19)
     assert np.abs(np.quantile(scales, np.linspace(0.05, 0.95, 19)) - expected).max() < 0.08
@@ -112,8 +62,12 @@ def test_published_chances():
     assert scales.max() <= 2.01
     large = scales > 1.2
     assert np.abs(np.quantile(places[large], [0.1, 0.5, 0.9], axis=0).T - [0.1, 0.5, 0.9]).max() < 0.1
+    assert places[large].min() == 0
+    assert places[large].max() == 1
     together = np.corrcoef(np.stack([flipped, scales, *places.T])[:, large])
     assert np.abs(together - np.eye(4)).max() < 0.15
+    for crop in drawn:
+        assert all(end - start == min(64, side) for (start, end), side in zip(crop.window, crop.scaled, strict=True))
 
 
 def test_scale_range():
@@ -125,64 +79,73 @@ def test_scale_range():
 
 
 def test_color_jitter_ranges_and_orders():
-    pipeline = albumentations.Compose(color_jitter_transforms())
-    brightness, choice = pipeline.transforms
-    generator, python_generator = np.random.default_rng(0), random.Random(0)
-    pipeline.set_random_state(generator, python_generator)
-    drawn = {"brightness": [], "contrast": [], "saturation": [], "hue": []}
-    orders = []
-    for transform, name in zip([brightness, *choice.transforms[0]], drawn, strict=True):
-        original = transform.apply
-
-        def apply(img, name=name, original=original, **params):
-            fixed = {key for key in drawn if params[key] == (0 if key == "hue" else 1)}
-            assert fixed == set(drawn) - {name}
-            drawn[name].append(params[name])
-            orders[-1].append(name)
-            return original(img, **params)
-
-        transform._key2func["image"] = apply
-    image = noise(4, 4)
-    for _ in range(2000):
-        orders.append([])
-        pipeline(image=image)
     limits = {
         "brightness": (1 - 32 / 255, 1 + 32 / 255),
         "contrast": (0.5, 1.5),
         "saturation": (0.5, 1.5),
         "hue": (-18 / 360, 18 / 360),
     }
+    draws = [draw_colors(np.random.default_rng(seed)) for seed in range(2000)]
+    applied = {}
     for name, (low, high) in limits.items():
-        width = high - low
-        assert abs(len(drawn[name]) / 2000 - 0.5) < 0.05
-        assert low <= min(drawn[name]) < low + 0.02 * width
-        assert high >= max(drawn[name]) > high - 0.02 * width
-        assert abs(np.mean(drawn[name]) - (low + high) / 2) < 0.05 * width
-    both = [order for order in orders if {"contrast", "saturation"} <= set(order)]
-    first = np.mean([order.index("contrast") < order.index("saturation") for order in both])
-    assert abs(first - 0.5) < 0.08
-    legal = (["brightness", "contrast", "saturation", "hue"], ["brightness", "saturation", "hue", "contrast"])
-    for order in orders:
-        assert any(order == [name for name in way if name in order] for way in legal)
+        values = np.array([draw[name] for draw in draws])
+        applied[name] = values != (0 if name == "hue" else 1)
+        values, width = values[applied[name]], high - low
+        assert abs(len(values) / 2000 - 0.5) < 0.05
+        assert low <= values.min() < low + 0.02 * width
+        assert high >= values.max() > high - 0.02 * width
+        assert abs(values.mean() - (low + high) / 2) < 0.05 * width
+    orders = [draw["order"] for draw in draws]
+    names = list(limits)  # brightness, contrast, saturation, hue
+    legal = (names, ["brightness", "saturation", "hue", "contrast"])
+    first = np.array([[names[k] for k in order] == legal[0] for order in orders])
+    assert all([names[k] for k in order] in legal for order in orders)
+    assert abs(first.mean() - 0.5) < 0.05
+    assert np.abs(np.corrcoef(np.stack([first, *applied.values()])) - np.eye(5)).max() < 0.08
 
 
-def test_color_jitter_acts_as_torchvisions():
-    image = np.kron(noise(6, 8), np.ones((5, 5, 1), np.uint8))
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    for name, factor in [("brightness", 0.88), ("contrast", 1.4), ("saturation", 0.6), ("hue", 0.05)]:
-        ranges = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
-        ours = albumentations.ColorJitter(**(ranges | {name: (factor, factor)}), p=1)(image=image)["image"]
-        theirs = getattr(vision, f"adjust_{name}")(pixels, factor).permute(1, 2, 0).numpy()
-        assert np.abs(ours.astype(int) - theirs).mean() < 1.5
+def smooth(seed=0):
+    return np.kron(noise(6, 8, seed), np.ones((5, 5, 1), np.uint8))
+
+
+ADJUSTED = [("brightness", 0.88), ("brightness", 1.1), ("contrast", 1.4), ("contrast", 0.5), ("saturation", 0.6)]
+ADJUSTED += [("saturation", 1.5), ("hue", 0.05), ("hue", -0.04)]
+
+
+@pytest.mark.parametrize(("name", "factor"), ADJUSTED)
+def test_color_jitter_acts_as_torchvisions(name, factor, monkeypatch):
+    image = smooth()
+    drawn = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0, "order": [0, 1, 2, 3]} | {name: factor}
+    monkeypatch.setattr("datasets.color.draw_colors", lambda generator: drawn)
+    ours = ColorJitter()(image, None)
+    theirs = getattr(vision, f"adjust_{name}")(torch.from_numpy(image).permute(2, 0, 1), factor)
+    difference = np.abs(ours.astype(int) - theirs.permute(1, 2, 0).numpy())
+    assert difference.mean() < 1.5
+    if name != "hue":  # albumentations' hues are steps of two degrees
+        assert difference.max() <= 2
+    assert np.array_equal(image, smooth())
+
+
+def test_contrast_and_saturation_are_albumentations():
+    for seed in range(3):
+        for image in (noise(40, 30, seed), smooth(seed), np.full((9, 9, 3), 255, np.uint8)):
+            for factor in (0.5, 0.77, 1, 1.2, 1.5):
+                for ours, theirs in [
+                    (adjust_contrast, pixelwise.adjust_contrast_torchvision),
+                    (adjust_saturation, pixelwise.adjust_saturation_torchvision),
+                ]:
+                    difference = ours(image, factor).astype(int) - theirs(image, factor)
+                    assert np.abs(difference).max() <= 1
 
 
 def test_color_jitter_changes_pixels_and_leaves_targets():
     image, targets = segment_image(60, 80, seed=1)
     plain, jittered = TrainTransform((32, 32)), TrainTransform((32, 32), color_jitter=True)
-    assert len(jittered._pipeline.transforms) == len(plain._pipeline.transforms) + 2
     changed = 0
     for seed in range(10):
         pixels, result = jittered(image, targets, (seed,))
+        # Colours are drawn after the place: that does not depend on them.
+        assert torch.equal(result.ids, plain(image, targets, (seed,))[1].ids)
         flat = {int(pixels[0][mask].max()) for mask in result.masks()}
         changed += not flat <= {40, 80, 120, 160}
     assert changed >= 3
@@ -214,53 +177,40 @@ def test_crowds_are_dropped_and_overlaps_kept():
         assert any(torch.equal(result.masks(), way) for way in (kept, kept.flip(2)))
 
 
-def counted(transform):
-    """Count the runs of its pipeline."""
-    runs = []
-    pipeline = transform._pipeline
-    original = pipeline.postprocess
-    pipeline.postprocess = lambda data: (runs.append(1), original(data))[1]
-    return runs
+@pytest.fixture
+def tries(monkeypatch):
+    """One entry per crop that is drawn."""
+    drawn = []
+    monkeypatch.setattr(transforms, "draw_crop", lambda *args: (drawn.append(1), draw_crop(*args))[1])
+    return drawn
 
 
-def test_an_image_of_crowds_alone_trains_without_target():
+def test_an_image_of_crowds_alone_trains_without_target(tries):
     targets = targets_from_id_map(np.ones((40, 40), int), [1], [2], crowd=[True])
     transform = TrainTransform((32, 32))
-    runs = counted(transform)
     pixels, result = transform(noise(40, 40), targets, (0,))
     assert pixels.any()
     assert len(result.labels) == 0
     assert not result.ids.any()
-    assert len(runs) == 1
+    assert len(tries) == 1
 
 
-def test_tries_are_bounded():
+def test_tries_are_bounded(tries):
     id_map = np.zeros((400, 400), int)
     id_map[3, 3] = 1  # nearest resizing by a tenth looks at every tenth pixel, from 0 or from 399 mirrored
     transform = TrainTransform((400, 400), scale_range=(0.1, 0.1))
-    runs = counted(transform)
     _, result = transform(noise(400, 400), targets_from_id_map(id_map, [1], [0]), (0,))
     assert len(result.labels) == 0
-    assert len(runs) == MAX_TRIES == 10
+    assert len(tries) == MAX_TRIES == 10
 
 
-def test_a_lost_segment_is_tried_again():
+def test_a_lost_segment_is_tried_again(tries, monkeypatch):
     id_map = np.zeros((40, 40), int)
     id_map[:12, :12] = 1  # a crop of a quarter of the image shows this corner now and then
     transform = TrainTransform((40, 40), scale_range=(2.0, 2.0))
-    runs = counted(transform)
+    resized = []
+    monkeypatch.setattr(transforms, "crop_image", lambda image, crop: resized.append(crop))
     found = [len(transform(noise(40, 40), targets_from_id_map(id_map, [1], [0]), (s,))[1].labels) for s in range(20)]
     assert sum(found) >= 18
-    assert len(runs) > 30
-
-
-def test_read_only_arrays_are_taken_as_they_are():
-    image, targets = segment_image(40, 50, seed=2)
-    image.flags.writeable = False
-    before = image.copy(), targets.ids.clone()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for seed in range(4):
-            TrainTransform((32, 32))(image, targets, (seed,))
-    assert np.array_equal(image, before[0])
-    assert torch.equal(targets.ids, before[1])
+    assert len(tries) > 30
+    assert len(resized) == 20  # the image itself once
