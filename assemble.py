@@ -213,6 +213,8 @@ NUMBERS = {
     "data.global_batch": int,
     "data.eval_batch_size": int,
     "data.num_workers": int,
+    "data.max_bad_images": int,
+    "data.timeout": float,
     "model.patch_size": int,
     "model.num_queries": int,
     "model.num_masked_blocks": int,

@@ -7,6 +7,8 @@ a member with two positional reads on its own file descriptor and parses no dire
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import uuid
 import zlib
@@ -263,7 +265,15 @@ class _File:
                 data += more
             return data
         except OSError as error:
+            if error.errno == errno.ESTALE:
+                self._close()  # a network file system that has come back knows it no more
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def _close(self) -> None:
+        descriptor = self._descriptors.pop(os.getpid(), None)
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def _descriptor(self) -> int:
         pid = os.getpid()
@@ -282,6 +292,5 @@ class _File:
 
     def __del__(self):
         # When the interpreter ends, modules may be gone before this object.
-        descriptor = self._descriptors.pop(os.getpid(), None) if os else None
-        if descriptor is not None:
-            os.close(descriptor)
+        if os and contextlib:
+            self._close()

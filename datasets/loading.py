@@ -16,13 +16,14 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, SequentialSampler
 
 from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
-from datasets.malloc import keep_freed_memory
+from datasets.patience import read_patiently
 from datasets.reader import Reader
 from datasets.sampling import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform
+from datasets.workers import WatchedLoader
 from eomt.errors import InputError
 from eomt.inference.geometry import Geometry
 
@@ -34,6 +35,12 @@ warnings.filterwarnings("ignore", ".*worker processes in total.*")
 # Images drawn in place of a broken one before training gives up: more than a few broken files in a row
 # mean that the data as a whole is not what the configuration says.
 MAX_REPLACEMENTS = 20
+
+# Broken images of a whole run; a set with more wants looking at before hours are spent on it.
+MAX_BAD_IMAGES = 10
+
+# A batch takes milliseconds to seconds; a file server that is being restarted takes minutes.
+TIMEOUT_SECONDS = 300.0
 
 
 class TrainingSet(Dataset):
@@ -59,10 +66,6 @@ class TrainingSet(Dataset):
                 "check that its annotations belong to its images"
             )
 
-    @property
-    def _read(self) -> Callable:
-        return getattr(self.reader, "read_for_training", self.reader.read)
-
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -73,9 +76,9 @@ class TrainingSet(Dataset):
         while len(skipped) <= MAX_REPLACEMENTS:
             place = int(self.indices[index])
             try:
-                image, targets = self._read(place)
+                image, targets = read_patiently(self.reader.read, place)
             except InputError as error:
-                skipped.append(str(error))
+                skipped.append(_naming(self.reader.name(place), error))
                 index = key.replacement(self.seed, len(skipped), len(self))
                 continue
             image, targets = self.transform(image, targets, key.augmentation_seed(self.seed))
@@ -106,34 +109,49 @@ class EvaluationSet(Dataset):
         """An image with its targets, or what is wrong with it."""
         index = self.indices[place]
         try:
-            image, targets = self.reader.read(index)
+            image, targets = read_patiently(self.reader.read, index)
         except InputError as error:
-            return error
+            return InputError(_naming(self.reader.name(index), error))
         inputs, placement = self.geometry.prepare(image, self.size)
         return EvalItem(inputs, placement, targets, self.reader.name(index), self.reader.image_id(index))
 
 
-class EvaluationLoader(DataLoader):
+class EvaluationLoader(WatchedLoader):
     """Batches of an `EvaluationSet`.
 
     Iterating raises InputError, in this process and in one line, when an image cannot be read: a score
-    without it would be another score.
+    without it would be another score. See `WatchedLoader` for `timeout`.
     """
 
-    def __init__(self, dataset: EvaluationSet, batch_size: int, num_workers: int):
+    def __init__(self, dataset: EvaluationSet, batch_size: int, num_workers: int, timeout: float = TIMEOUT_SECONDS):
+        self._order = _InOrder(dataset)
         super().__init__(
             dataset,
+            timeout=timeout,
             batch_size=batch_size,
+            sampler=self._order,
             collate_fn=partial(_collate, collate_eval),
             **_process_options(num_workers),
         )
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        for batch, _ in map(_raise_error, super().__iter__()):
+        for batch, _ in map(_raise_error, self.watched(lambda done: self._order.start_at(done * self.batch_size))):
             yield batch
 
 
-class ResumableLoader(DataLoader):
+class _InOrder(SequentialSampler):
+    """All samples, or those from one on."""
+
+    _start = 0
+
+    def start_at(self, place: int) -> None:
+        self._start = place
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._start, len(self)))
+
+
+class ResumableLoader(WatchedLoader):
     """Batches of a `TrainingSet` that can stop and go on anywhere.
 
     Lightning stores `state_dict` in its checkpoints and gives it back by `load_state_dict`. What is
@@ -144,6 +162,9 @@ class ResumableLoader(DataLoader):
         batch_sampler: what goes into which batch.
         num_workers: reading processes.
         limit: batches of an epoch that will be asked for, if fewer than there are.
+        timeout: see `WatchedLoader`.
+        max_bad_images: different images of this rank that may be unreadable in the whole run, each replaced by
+            another one; more end it with InputError.
 
     Attributes:
         replaced: images of this rank that could not be read so far, each replaced by another one.
@@ -155,9 +176,12 @@ class ResumableLoader(DataLoader):
         batch_sampler: EpochBatchSampler,
         num_workers: int,
         limit: int | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        max_bad_images: int = MAX_BAD_IMAGES,
     ):
         super().__init__(
             dataset,
+            timeout=timeout,
             batch_sampler=batch_sampler,
             collate_fn=partial(_collate, collate_train),
             **_process_options(num_workers),
@@ -167,15 +191,17 @@ class ResumableLoader(DataLoader):
         self._epoch = 0
         self._batches = 0
         self._goes_on = False
-        self._reported: set[str] = set()
+        self.max_bad_images = max_bad_images
+        self._bad: list[str] = []
 
     def __iter__(self) -> Iterator[TrainBatch]:
         """The rest of the epoch after `load_state_dict`, otherwise the next whole epoch."""
         if self._batches and not self._goes_on:
             self._begin_next_epoch()
         self._goes_on = False
-        self.batch_sampler.start_at(self._epoch, self._batches)
-        for batch, skipped in map(_raise_error, super().__iter__()):
+        epoch, first = self._epoch, self._batches
+        batches = map(_raise_error, self.watched(lambda done: self.batch_sampler.start_at(epoch, first + done)))
+        for batch, skipped in batches:
             self._report(skipped)
             self._batches += 1
             # Before the last batch is handed out: Lightning knows the length and never asks for the end.
@@ -190,9 +216,15 @@ class ResumableLoader(DataLoader):
     def _report(self, skipped: Sequence[str]) -> None:
         for message in skipped:
             self.replaced += 1
-            if message not in self._reported:
-                self._reported.add(message)
-                log.warning("%s; trained on another image instead (%d so far)", message, self.replaced)
+            if message in self._bad:
+                continue
+            self._bad.append(message)
+            if len(self._bad) > self.max_bad_images:
+                raise InputError(
+                    f"{len(self._bad)} training images cannot be read, more than data.max_bad_images="
+                    f"{self.max_bad_images}; the last: {message}; check_data.py names them all"
+                )
+            log.warning("%s; trained on another image instead (%d so far)", message, self.replaced)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, in plain values."""
@@ -200,6 +232,7 @@ class ResumableLoader(DataLoader):
             "epoch": self._epoch,
             "batches": self._batches,
             "replaced": self.replaced,
+            "bad": list(self._bad),
             "layout": self.batch_sampler.layout(),
         }
 
@@ -217,7 +250,13 @@ class ResumableLoader(DataLoader):
                 f"order ({'; '.join(changed)}): resume with the same values, or from the end of an epoch"
             )
         self._epoch, self._batches, self.replaced = state["epoch"], state["batches"], state["replaced"]
+        self._bad = list(state.get("bad", ()))
         self._goes_on = True
+
+
+def _naming(name: str, error: InputError) -> str:
+    """The error's message, which names the image: an archive that cannot be read knows nothing of it."""
+    return str(error) if name in str(error) else f"{name}: {error}"
 
 
 def _collate(stack: Callable[[Sequence], Any], items: Sequence) -> tuple[Any, tuple[str, ...]] | InputError:
@@ -252,7 +291,6 @@ def begin_worker(worker: int) -> None:
     save its state still needs its workers, which end when it does."""
     os.setpgid(0, 0)
     use_one_thread(worker)
-    keep_freed_memory()
 
 
 def use_one_thread(worker: int) -> None:

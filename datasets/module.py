@@ -9,7 +9,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datasets.batch import EvalBatch, TrainBatch
-from datasets.loading import EvaluationLoader, EvaluationSet, ResumableLoader, TrainingSet
+from datasets.loading import (
+    MAX_BAD_IMAGES,
+    TIMEOUT_SECONDS,
+    EvaluationLoader,
+    EvaluationSet,
+    ResumableLoader,
+    TrainingSet,
+)
 from datasets.reader import FirstImages, Reader
 from datasets.sampling import EpochBatchSampler
 from datasets.transforms import TrainTransform
@@ -37,6 +44,8 @@ class SegmentationData(LightningDataModule):
         color_jitter: see `TrainTransform`.
         eval_batch_size: images per device and batch of validation; default `batch_size`.
         max_images: use the first images of each set alone; default all.
+        max_bad_images: see `ResumableLoader`.
+        timeout: seconds to wait for a batch of the workers.
 
     Raises:
         InputError: if a value is out of its range.
@@ -59,6 +68,8 @@ class SegmentationData(LightningDataModule):
         color_jitter: bool = False,
         eval_batch_size: int | None = None,
         max_images: int | None = None,
+        max_bad_images: int = MAX_BAD_IMAGES,
+        timeout: float = TIMEOUT_SECONDS,
     ):
         super().__init__()
         self.geometry = geometry
@@ -71,6 +82,8 @@ class SegmentationData(LightningDataModule):
         self.color_jitter = color_jitter
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.max_images = max_images
+        self.max_bad_images = max_bad_images
+        self.timeout = timeout
         self._sources = {"train": train, "val": val}
         self._readers: dict[str, Reader] = {}
         self._check_values()
@@ -88,6 +101,8 @@ class SegmentationData(LightningDataModule):
             ("global_batch", self.global_batch, self.global_batch >= 1, "at least 1"),
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1"),
             ("max_images", self.max_images, self.max_images is None or self.max_images >= 1, "at least 1"),
+            ("max_bad_images", self.max_bad_images, self.max_bad_images >= 0, "at least 0"),
+            ("timeout", self.timeout, self.timeout > 0, "more than 0"),
             ("num_workers", self.num_workers, self.num_workers >= 0, "at least 0"),
             ("seed", self.seed, self.seed >= 0, "at least 0"),
             (
@@ -152,7 +167,8 @@ class SegmentationData(LightningDataModule):
                 f"on {world_size} devices: leave it to data.global_batch"
             )
         images, batches = self._training()
-        return ResumableLoader(images, batches, self.num_workers, self._limit(len(batches)))
+        limit = self._limit(len(batches))
+        return ResumableLoader(images, batches, self.num_workers, limit, self.timeout, self.max_bad_images)
 
     def train_batches(self) -> int:
         """The number of batches that this rank trains on in an epoch.
@@ -182,7 +198,7 @@ class SegmentationData(LightningDataModule):
     def val_dataloader(self) -> EvaluationLoader:
         """Yields `EvalBatch`."""
         images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._place())
-        return EvaluationLoader(images, self.eval_batch_size, self.num_workers)
+        return EvaluationLoader(images, self.eval_batch_size, self.num_workers, self.timeout)
 
     def transfer_batch_to_device(self, batch: TrainBatch | EvalBatch, device: torch.device, dataloader_idx: int):
         """Of a validation batch the inputs alone: its ground truth is compared on the host."""

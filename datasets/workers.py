@@ -1,0 +1,164 @@
+"""Worker processes that may die or hang: the run goes on, or ends with one line, and never waits for ever."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from eomt.errors import InputError
+
+log = logging.getLogger("eomt.data")
+
+MOST_DEATHS = 3
+"""Workers' deaths that a loader makes up for. Whatever kills more of them will kill the next one, too."""
+
+
+class _WorkerDied(Exception):
+    """A worker of the loader that is waited for has ended."""
+
+
+class WatchedLoader(DataLoader):
+    """A DataLoader that notices within seconds when a worker has died, and starts all of them anew.
+
+    What they had read ahead is read again: where a sample depends on its key alone, the batches are those of an
+    undisturbed run. PyTorch raises an error of its own wherever the main process happens to be, such as in the
+    middle of an optimizer step or of writing a checkpoint; here it is raised while a batch is waited for alone.
+
+    Args:
+        dataset: the samples.
+        num_workers: processes; 0 reads in the main process, where nothing is watched.
+        timeout: seconds after which a batch counts as lost.
+        options: further ones of DataLoader.
+    """
+
+    def __init__(self, dataset: Any, num_workers: int, timeout: float, **options: Any):
+        super().__init__(dataset, num_workers=num_workers, timeout=timeout if num_workers else 0, **options)
+        self._deaths = 0
+
+    def watched(self, start_at: Callable[[int], None]) -> Iterator[Any]:
+        """All batches that the sampler asks for.
+
+        Args:
+            start_at: lets the sampler begin after so many of those batches; called before each start of workers.
+
+        Raises:
+            InputError: if a batch is overdue, or workers keep dying.
+        """
+        done = 0
+        while True:
+            start_at(done)
+            batches = super().__iter__()
+            try:
+                for batch in self._waited_for(batches):
+                    done += 1
+                    yield batch
+                return
+            except _WorkerDied:
+                self._restart(batches)
+
+    def _waited_for(self, batches: Iterator[Any]) -> Iterator[Any]:
+        if not self.num_workers:
+            yield from batches
+            return
+        _watch.install()
+        while True:
+            try:
+                batch = _watch.call(partial(next, batches, None), batches._workers)
+            except _WorkerDied:
+                raise
+            except Exception as error:
+                # Tensors of a worker that dies cannot be fetched from it any more, which has many names.
+                if _ends(batches._workers):
+                    raise _WorkerDied from None
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                self._kill(batches)
+                raise InputError(
+                    f"no batch of data within {self.timeout:g} s (data.timeout): the file system may hang, or one of "
+                    f"the {self.num_workers} data workers; see that the data can be read, then go on from last.ckpt"
+                ) from None
+            if batch is None:
+                return
+            yield batch
+
+    def _restart(self, batches: Iterator[Any]) -> None:
+        self._deaths += 1
+        dead = [(n, worker) for n, worker in enumerate(batches._workers) if not worker.is_alive()]
+        number, worker = dead[0]
+        what = f"data worker {number} of {self.num_workers} (process {worker.pid}) {_ending(worker.exitcode)}"
+        self._kill(batches)
+        if self._deaths > MOST_DEATHS:
+            raise InputError(
+                f"{what}, the {self._deaths}th to die: with fewer data.num_workers or a smaller data.batch_size less "
+                "memory is taken; go on from last.ckpt"
+            )
+        log.warning("%s; started anew, nothing is lost (%d of at most %d times)", what, self._deaths, MOST_DEATHS)
+
+    def _kill(self, batches: Iterator[Any]) -> None:
+        """End all workers, also those that hang or wait for a dead one's lock."""
+        for worker in batches._workers:
+            worker.kill()
+        batches._shutdown_workers()
+        self._iterator = None
+
+
+class _Watch:
+    """Raises `_WorkerDied` as soon as one of the watched processes ends."""
+
+    def __init__(self):
+        self._workers: Sequence[BaseProcess] = ()
+
+    def install(self) -> None:
+        """Take the place of PyTorch's own handler, which comes with the first workers of a process."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, self._check)
+
+    def call(self, function: Callable[[], Any], workers: Sequence[BaseProcess]) -> Any:
+        """What the function returns; these are watched meanwhile."""
+        try:
+            self._workers = workers
+            self._check()
+            return function()
+        finally:
+            self._workers = ()
+
+    def _check(self, *_: object) -> None:
+        if _any_ended(self._workers):
+            self._workers = ()
+            raise _WorkerDied
+
+
+_watch = _Watch()
+
+
+def _any_ended(workers: Sequence[BaseProcess]) -> bool:
+    return any(not worker.is_alive() for worker in workers)
+
+
+def _ends(workers: Sequence[BaseProcess], seconds: float = 2) -> bool:
+    """Whether one has ended, or does within these seconds."""
+    end = time.monotonic() + seconds
+    while not _any_ended(workers):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    reasons = {
+        signal.SIGKILL: ", most likely by the system, for want of memory",
+        signal.SIGBUS: ": shared memory (/dev/shm) is full, or the data's index in the cache has gone",
+    }
+    return f"was ended by {name}{reasons.get(-status, '')}"
