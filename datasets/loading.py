@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset, SequentialSampler
 
 from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
+from datasets.malloc import keep_freed_memory
 from datasets.patience import read_patiently
 from datasets.reader import Reader
 from datasets.sampling import EpochBatchSampler, SampleKey
@@ -66,6 +67,10 @@ class TrainingSet(Dataset):
                 "check that its annotations belong to its images"
             )
 
+    @property
+    def _read(self) -> Callable:
+        return getattr(self.reader, "read_for_training", self.reader.read)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -76,7 +81,7 @@ class TrainingSet(Dataset):
         while len(skipped) <= MAX_REPLACEMENTS:
             place = int(self.indices[index])
             try:
-                image, targets = read_patiently(self.reader.read, place)
+                image, targets = read_patiently(self._read, place)
             except InputError as error:
                 skipped.append(_naming(self.reader.name(place), error))
                 index = key.replacement(self.seed, len(skipped), len(self))
@@ -291,6 +296,7 @@ def begin_worker(worker: int) -> None:
     save its state still needs its workers, which end when it does."""
     os.setpgid(0, 0)
     use_one_thread(worker)
+    keep_freed_memory()
 
 
 def use_one_thread(worker: int) -> None:
