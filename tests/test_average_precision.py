@@ -18,6 +18,7 @@ from eomt.classes import Classes, SegmentClass
 from eomt.errors import InputError
 from eomt.inference.segmentation import Instances
 from eomt.metrics.average_precision import AveragePrecision
+from eomt.metrics.coco_matching import Pairs, _match_in_turns, in_ranges, match
 from eomt.metrics.run_lengths import run_lengths
 from eomt.targets import ImageTargets, targets_from_masks
 
@@ -292,6 +293,42 @@ def test_equals_pycocotools_at_the_edges_of_its_rules(truth, areas, found):
     own_areas = torch.tensor(areas, dtype=torch.float64)
     metric.update(instances, as_targets(truth.shape[1:], truth, [0] * len(truth), none, own_areas), 1)
     assert_equal(metric, official(document, {1: instances}, one_class()))
+
+
+def test_detections_without_a_choice_are_matched_as_in_turns():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        detections, truths = int(generator.integers(1, 40)), int(generator.integers(1, 8))
+        chosen = np.flatnonzero(generator.random(detections) < 0.8)
+        pairs = Pairs(
+            chosen,
+            generator.integers(0, truths, len(chosen)),
+            generator.choice([0.5, 0.55, 0.72, 0.8, 0.95, 1], len(chosen)),
+        )
+        crowd = generator.random(truths) < 0.2
+        ignored = ~in_ranges(generator.choice([1000, 5000, 10000, 1e11], truths)) | crowd
+        inside = in_ranges(generator.choice([1000, 1024, 5000, 10000], detections))
+        group = np.zeros(detections, dtype=np.int64)
+        order = generator.permutation(len(chosen))
+        matches = match(pairs.where(order), ignored, crowd, group, inside)
+        right, counted = _match_in_turns(pairs, ignored, crowd, group[chosen], inside[:, chosen])
+        assert np.array_equal(matches.detections, chosen)
+        assert np.array_equal(matches.right, right)
+        assert np.array_equal(inside[:, None, chosen] + matches.change, counted)
+
+
+def test_objects_of_other_classes_are_no_match():
+    classes = Classes(tuple(SegmentClass(k + 1, f"c{k}", (0, 0, 0), True) for k in range(90)))
+    metric = AveragePrecision(classes)
+    for k, labels in enumerate(([0, 1, 88, 89], [89, 0, 1, 88])):
+        masks = np.repeat(square(), 4, axis=0)
+        metric.update(
+            as_instances((20, 20), masks, [0, 1, 88, 89], [0.9] * 4),
+            as_targets((20, 20), masks, labels, [False] * 4),
+            k,
+        )
+        assert all(len(table) == 4 for table in metric.pairs)
+    assert metric.compute()["ap"].item() == pytest.approx(100)
 
 
 def test_ranges_without_an_object_are_nan():

@@ -11,7 +11,8 @@ from torchmetrics import Metric
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.inference.segmentation import Instances
-from eomt.metrics.coco_protocol import Detections, Pairs, Truths, precision_and_recall
+from eomt.metrics.coco_matching import Pairs
+from eomt.metrics.coco_protocol import Detections, Truths, precision_and_recall
 from eomt.metrics.run_lengths import Codes, RunLengths, run_lengths
 from eomt.targets import ImageTargets
 
@@ -68,7 +69,7 @@ class AveragePrecision(Metric):
         Raises:
             InputError: if the sizes differ.
         """
-        if list(instances.size) != list(targets.ids.shape[1:]):
+        if tuple(instances.size) != tuple(targets.ids.shape[1:]):
             raise InputError(
                 f"the prediction of image {image_id} is {list(instances.size)}, its ground truth "
                 f"{list(targets.ids.shape[1:])}: score them at one size"
@@ -76,8 +77,9 @@ class AveragePrecision(Metric):
         labels, areas = instances.labels.numpy(force=True), instances.areas.numpy(force=True)
         true_labels, crowd = targets.labels.numpy(force=True), targets.crowd.numpy(force=True)
         runs = run_lengths(targets)
-        true_areas = runs.areas if targets.areas is None else targets.areas.numpy(force=True)
-        detection, truth, ious = overlapping(instances.rles, labels, areas, runs, true_labels, crowd)
+        true_pixels = runs.areas
+        true_areas = true_pixels if targets.areas is None else targets.areas.numpy(force=True)
+        detection, truth, ious = overlapping(instances.rles, labels, areas, runs, true_labels, true_pixels, crowd)
         rows = (
             ([image_id], [len(labels)], [len(true_labels)], [len(ious)]),
             (labels, _bits(instances.scores.numpy(force=True)), areas),
@@ -85,8 +87,9 @@ class AveragePrecision(Metric):
             (detection, truth, _bits(ious)),
         )
         for (name, _), columns in zip(_STATES, rows, strict=True):
-            table = torch.from_numpy(np.stack(columns, axis=1).astype(np.int64, copy=False))
-            getattr(self, name).append(table.to(self.device))
+            # Joined and turned: a fifth of the time of np.stack.
+            table = np.concatenate(columns, dtype=np.int64).reshape(len(columns), -1).T
+            getattr(self, name).append(torch.from_numpy(table).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """COCO's twelve numbers in percent, each a float64 scalar on the host: ap (the mean over the IoU
@@ -163,37 +166,40 @@ def overlapping(
     areas: np.ndarray,
     runs: RunLengths | Codes,
     true_labels: np.ndarray,
+    true_areas: np.ndarray,
     crowd: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of a detection and a true object of its class with an IoU of at least 0.5.
 
-    In a crowd, the IoU is the part of the detection that lies in it.
+    In a crowd, the IoU is the part of the detection that lies in it. Areas are pixels of the masks.
 
     Returns:
         The pairs' detections int64 [P], true objects int64 [P] and IoUs float64 [P].
     """
     # Masks can only overlap by half if neither is more than twice the other: few pairs must be measured.
-    true_areas = runs.areas
-    possible = (labels[:, None] == true_labels) & (areas[:, None] <= 2 * true_areas)
-    possible &= (2 * areas[:, None] >= true_areas) | crowd
-    detections, truths = possible.any(1).nonzero()[0], possible.any(0).nonzero()[0]
-    # Of each class, both are now neighbours; pycocotools is quicker with many small calls than with a large one.
-    detections = detections[labels[detections].argsort(kind="stable")]
-    truths = truths[true_labels[truths].argsort(kind="stable")]
-    present = np.unique(true_labels[truths])
-    limits = [
-        np.searchsorted(sorted_labels, present, side).tolist()
-        for sorted_labels in (labels[detections], true_labels[truths])
-        for side in ("left", "right")
-    ]
-    codes, true_codes = [rles[d] for d in detections.tolist()], runs.encode(truths)
-    flags = crowd[truths].tolist()
-    ious = np.zeros((len(detections), len(truths)))
-    for first, end, true_first, true_end in zip(*limits, strict=True):
-        own = slice(true_first, true_end)
-        ious[first:end, own] = coco_mask.iou(codes[first:end], true_codes[own], flags[own])
+    possible = (true_labels[:, None] == labels) & (2 * true_areas[:, None] >= areas)
+    possible &= np.where(crowd, 0, true_areas)[:, None] <= 2 * areas
+    detections, truths = possible.any(0).nonzero()[0], possible.any(1).nonzero()[0]
+    ious = coco_mask.iou(
+        _apart_by_class([rles[d] for d in detections.tolist()], labels[detections]),
+        _apart_by_class(runs.encode(truths), true_labels[truths]),
+        crowd[truths],
+    )
+    ious = np.reshape(ious, (len(detections), len(truths)))
     rows, columns = (ious >= 0.5).nonzero()
     return detections[rows], truths[columns], ious[rows, columns]
+
+
+def _apart_by_class(codes: list[dict], labels: np.ndarray) -> list[dict]:
+    """The same masks, as if each class had images of a width of its own.
+
+    pycocotools measures no masks of different sizes (their IoU is -1), and a call costs it more than a class's
+    overlaps: so one call measures an image, and of it only what is of one class.
+    """
+    return [
+        {"size": (code["size"][0], code["size"][1] + label), "counts": code["counts"]}
+        for code, label in zip(codes, labels.tolist(), strict=True)
+    ]
 
 
 def _blocks(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
