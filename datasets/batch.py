@@ -36,11 +36,14 @@ class TrainBatch(NamedTuple):
         images: uint8 [B, 3, H, W], 0..255, padded with zeros.
         targets: their segments.
         names: B names.
+        step_counts: the number of segments of each image that this rank contributes to the batch's optimizer step,
+            in this batch and those accumulated with it; set by the loader.
     """
 
     images: Tensor
     targets: BatchTargets
     names: tuple[str, ...]
+    step_counts: tuple[int, ...] = ()
 
 
 class EvalItem(NamedTuple):

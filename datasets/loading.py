@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -189,7 +190,7 @@ class ResumableLoader(WatchedLoader):
             timeout=timeout,
             batch_sampler=batch_sampler,
             collate_fn=partial(_collate, collate_train),
-            **_process_options(num_workers),
+            **_process_options(num_workers, batch_sampler.accumulated),
         )
         self.replaced = 0
         self._limit = min(limit or len(batch_sampler), len(batch_sampler))
@@ -206,13 +207,27 @@ class ResumableLoader(WatchedLoader):
         self._goes_on = False
         epoch, first = self._epoch, self._batches
         batches = map(_raise_error, self.watched(lambda done: self.batch_sampler.start_at(epoch, first + done)))
-        for batch, skipped in batches:
+        for batch, skipped in self._with_step_counts(batches, self._batches):
             self._report(skipped)
             self._batches += 1
             # Before the last batch is handed out: Lightning knows the length and never asks for the end.
             if self._batches == self._limit:
                 self._begin_next_epoch()
             yield batch
+
+    def _with_step_counts(self, batches: Iterator[tuple], place: int) -> Iterator[tuple]:
+        """Look ahead to the end of the optimizer step: a loss that is normalised by all that the step sees must know
+        how much that is before its first batch. The workers read ahead anyway; this keeps one step's batches."""
+        accumulated = self.batch_sampler.accumulated
+        while True:
+            end = place + accumulated - place % accumulated
+            step = list(islice(batches, (min(end, self._limit) if place < self._limit else end) - place))
+            if not step:
+                return
+            place += len(step)
+            counts = tuple(count for batch, _ in step for count in batch.targets.counts)
+            for batch, skipped in step:
+                yield batch._replace(step_counts=counts), skipped
 
     def _begin_next_epoch(self) -> None:
         self._epoch += 1
@@ -280,9 +295,11 @@ def _raise_error(batch: tuple | InputError) -> tuple:
     return batch
 
 
-def _process_options(num_workers: int) -> dict[str, Any]:
+def _process_options(num_workers: int, at_once: int = 1) -> dict[str, Any]:
+    """What loaders share; `at_once` batches are asked for together, and as many read ahead."""
     return {
         "num_workers": num_workers,
+        "prefetch_factor": max(2, -(-at_once // num_workers)) if num_workers else None,
         "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": begin_worker,

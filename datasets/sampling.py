@@ -75,6 +75,11 @@ class EpochBatchSampler:
         """Batches of this rank in an epoch."""
         return self._samples // (self.batch_size * self.world_size)
 
+    @property
+    def accumulated(self) -> int:
+        """Batches of this rank in an optimizer step."""
+        return self.global_batch // (self.batch_size * self.world_size)
+
     def start_at(self, epoch: int, batches: int) -> None:
         """Let the next iteration yield the batches of `epoch`, without the first `batches` of them."""
         self._start = (epoch, batches)

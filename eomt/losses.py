@@ -37,6 +37,9 @@ class MaskClassificationLoss(nn.Module):
         no_object_weight: of "no object" in the cross-entropy over classes.
         ignore_void: leave what lies in no segment (void, dropped crowds, padding) out of the mask terms and
             of the masks' matching cost, where the original counts it as background.
+        global_normaliser: not used here, but by whoever trains: divide all terms by the numbers of the whole optimizer
+            step, over all ranks and accumulated batches. However it is divided among them, a step then has the
+            gradients of one big batch.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class MaskClassificationLoss(nn.Module):
         class_weight: float = 2.0,
         no_object_weight: float = 0.1,
         ignore_void: bool = False,
+        global_normaliser: bool = False,
     ):
         super().__init__()
         self.num_points = num_points
@@ -57,21 +61,20 @@ class MaskClassificationLoss(nn.Module):
         self.weights = {"mask": mask_weight, "dice": dice_weight, "class": class_weight}
         self.no_object_weight = no_object_weight
         self.ignore_void = ignore_void
+        self.global_normaliser = global_normaliser
 
     def draw(
         self,
         num_outputs: int,
         num_queries: int,
         counts: Sequence[int],
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         device: torch.device | str = "cpu",
     ) -> list[LossPoints]:
-        """The random points for `forward`, for images with `counts` targets."""
-        matched = num_matched(num_queries, counts)
+        """The random points for `forward`, for images with `counts` targets; see `draw_points`."""
         return draw_points(
             num_outputs,
-            len(counts),
-            matched,
+            [min(num_queries, count) for count in counts],
             self.num_points,
             self.oversample_ratio,
             self.importance_ratio,
@@ -85,6 +88,7 @@ class MaskClassificationLoss(nn.Module):
         targets: BatchTargets,
         points: Sequence[LossPoints],
         normaliser: float | Tensor | None = None,
+        class_normaliser: float | Tensor | None = None,
     ) -> list[dict[str, Tensor]]:
         """The loss terms of each output, unweighted.
 
@@ -94,6 +98,8 @@ class MaskClassificationLoss(nn.Module):
             points: O sets of random points, as `draw` gives them.
             normaliser: what sums over masks are divided by: the number of matched masks, or their mean
                 over ranks, at least 1. Default: the number of this batch.
+            class_normaliser: what the weighted sum over queries is divided by. Default: the sum of this batch's
+                weights, `class_weight_sum`.
 
         Returns:
             per output: scalars `mask` (binary cross-entropy), `dice` and `class`.
@@ -103,7 +109,7 @@ class MaskClassificationLoss(nn.Module):
                 normaliser = max(1, num_matched(outputs[0].class_logits.shape[1], targets.counts))
             matches = self.match(outputs, targets, points)
             return [
-                self._terms(output, targets, drawn, pairs, normaliser)
+                self._terms(output, targets, drawn, pairs, normaliser, class_normaliser)
                 for output, drawn, pairs in zip(outputs, points, matches, strict=True)
             ]
 
@@ -140,6 +146,7 @@ class MaskClassificationLoss(nn.Module):
         points: LossPoints,
         pairs: Tensor,
         normaliser: float | Tensor,
+        class_normaliser: float | Tensor | None,
     ) -> dict[str, Tensor]:
         image, query, segment = pairs
         matched = [min(output.class_logits.shape[1], count) for count in targets.counts]
@@ -148,7 +155,7 @@ class MaskClassificationLoss(nn.Module):
         return {
             "mask": mask / normaliser,
             "dice": dice / normaliser,
-            "class": self._class_term(full_precision(output.class_logits), targets, image, query, segment),
+            "class": self._class_term(output, targets, pairs, class_normaliser),
         }
 
     def _mask_terms(
@@ -179,14 +186,23 @@ class MaskClassificationLoss(nn.Module):
         return sample_known(targets, image, points) if self.ignore_void else None
 
     def _class_term(
-        self, logits: Tensor, targets: BatchTargets, image: Tensor, query: Tensor, segment: Tensor
+        self, output: Output | Prediction, targets: BatchTargets, pairs: Tensor, normaliser: float | Tensor | None
     ) -> Tensor:
+        image, query, segment = pairs
+        logits = full_precision(output.class_logits)
         no_object = logits.shape[-1] - 1
         wanted = torch.full(logits.shape[:2], no_object, dtype=torch.int64, device=logits.device)
         wanted[image, query] = targets.labels[image, segment]
         weight = logits.new_ones(no_object + 1)
         weight[no_object] = self.no_object_weight
-        return F.cross_entropy(logits.transpose(1, 2), wanted, weight)
+        if normaliser is None:
+            return F.cross_entropy(logits.transpose(1, 2), wanted, weight)
+        return F.cross_entropy(logits.transpose(1, 2), wanted, weight, reduction="sum") / normaliser
+
+    def class_weight_sum(self, num_queries: int, images: int, matched: float | Tensor) -> float | Tensor:
+        """The weights of all queries of some images, of which `matched` are matched: what the class term's mean is
+        over."""
+        return matched + self.no_object_weight * (images * num_queries - matched)
 
 
 def num_matched(num_queries: int, counts: Sequence[int]) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from eomt.annealing import Bound, mask_probability, resolve_windows
 from eomt.checkpoint import FORMAT, check_same_model
 from eomt.classes import Classes
+from eomt.draws import Place, draw_drops, point_generators
 from eomt.errors import InputError
 from eomt.finite import FiniteSteps, total_norm
 from eomt.inference.geometry import Placement
@@ -154,15 +154,16 @@ class EoMTModule(lightning.LightningModule):
     # Training
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
-        cpu, device = self._generators(batch_idx)
-        drops = self._draw_drops(len(batch.images), self._probabilities, cpu) if self.windows else None
-        outputs = self.network(batch.images, drops)
         counts = batch.targets.counts
-        points = self.loss.draw(len(outputs), self.network.num_queries, counts, device, self.device)
-        terms = self.loss(outputs, batch.targets, points, self._normaliser(counts))
+        places = self._training_places(len(counts), batch_idx)
+        drops = self._draw_drops(places, self._probabilities) if self.windows else None
+        outputs = self.network(batch.images, drops)
+        generators = point_generators(self.seed, places, self.device)
+        points = self.loss.draw(len(outputs), self.network.num_queries, counts, generators, self.device)
+        terms = self.loss(outputs, batch.targets, points, *self._normalisers(batch))
         total = self.loss.total(terms)
-        self._log_step(total, terms, len(counts))
         self.finite.watch(batch, terms)
+        self._log_step(total, terms, len(counts))
         return total
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -179,8 +180,8 @@ class EoMTModule(lightning.LightningModule):
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), gradient_clip_val, norm)
         self.log("train/gradient_norm", norm)
-
         self.log("train/skipped_steps", torch.tensor(float(self.finite.skipped)))
+
     def lr_scheduler_step(self, scheduler, metric) -> None:
         """After each optimizer step: the next learning rate, and the mask probabilities that go with it."""
         super().lr_scheduler_step(scheduler, metric)
@@ -191,7 +192,8 @@ class EoMTModule(lightning.LightningModule):
     def validation_step(self, batch, batch_idx: int) -> list:
         """Score the batch; returns a prediction per image, for those who draw or save them."""
         placements = [p for p, count in zip(batch.placements, batch.counts, strict=True) for _ in range(count)]
-        output = self.answer(batch.inputs, len(batch.counts), batch_idx, placements if self.unpadded else None)
+        places = self._validation_places(batch.counts, batch_idx)
+        output = self.answer(batch.inputs, len(batch.counts), places, placements if self.unpadded else None)
         size = tuple(batch.inputs.shape[-2:])
         predictions = predict_images(self.task, output, batch.counts, batch.placements, size, self.classes)
         for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
@@ -218,14 +220,11 @@ class EoMTModule(lightning.LightningModule):
         return self.global_step or self.trained_steps
 
     def answer(
-        self, inputs: Tensor, at_once: int, batch_idx: int = 0, placements: Sequence[Placement] | None = None
+        self, inputs: Tensor, at_once: int, places: Sequence[Place], placements: Sequence[Placement] | None = None
     ) -> Output:
         """The last output for inputs [N, 3, H, W], of which `at_once` go through the network at a time; given their
-        placements, without padding."""
-        drops: Tensor | None = None
-        if not self.mask_free:
-            generator = self._generators(batch_idx)[0]
-            drops = self._draw_drops(len(inputs), self.mask_probabilities.tolist(), generator)
+        placements, without padding. Their places decide on the drops, if there are any."""
+        drops = None if self.mask_free else self._draw_drops(places, self.mask_probabilities.tolist())
 
         def run(images: Tensor, index: Tensor) -> Output:
             return self.network(images, None if drops is None else drops[:, index])[-1].logits()
@@ -244,13 +243,13 @@ class EoMTModule(lightning.LightningModule):
             "classes": self.classes.to_list(),
             "network": self.network.spec,
             **self.run,
-        checkpoint["finite"] = self.finite.state_dict()
         }
+        checkpoint["finite"] = self.finite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_same_model(checkpoint, self.task.kind, self.classes, self.network.spec)
         if "finite" in checkpoint:
             self.finite.load_state_dict(checkpoint["finite"])
-        check_same_model(checkpoint, self.task.kind, self.classes, self.network.spec)
 
     # Parts
 
@@ -301,36 +300,52 @@ class EoMTModule(lightning.LightningModule):
         self._probabilities = probabilities or [0.0] * self.network.num_masked_blocks
         self.mask_probabilities.copy_(torch.tensor(self._probabilities))
 
-    def _generators(self, batch_idx: int) -> tuple[torch.Generator, torch.Generator]:
-        """Random numbers on the host and on the device that depend only on the seed and where the run is,
-        so that a resumed run draws what the undisturbed one would have drawn."""
-        key = (self.seed, self.step, batch_idx, self.global_rank)
-        host, device = np.random.SeedSequence(key).generate_state(2, np.uint64) >> np.uint64(1)
-        return (
-            torch.Generator().manual_seed(int(host)),
-            torch.Generator(self.device).manual_seed(int(device)),
-        )
+    def _training_places(self, count: int, batch_idx: int) -> list[Place]:
+        """Of the images of this rank's batch: their numbers within the optimizer step."""
+        batch = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
+        return [(self.step, batch * count + k) for k in range(count)]
 
-    def _draw_drops(self, batch_size: int, probabilities: Sequence[float], generator: torch.Generator) -> Tensor:
-        """bool [L2, B, Q]: True where a query's mask is dropped in a block."""
-        draws = torch.rand(len(probabilities), batch_size, self.network.num_queries, generator=generator)
-        dropped = draws > torch.tensor(probabilities)[:, None, None]
-        return dropped.to(self.device, non_blocking=True)
+    def _validation_places(self, counts: Sequence[int], batch_idx: int) -> list[Place]:
+        """Of the inputs that show the images of this rank's batch: the image's number in the set, and the input's."""
+        if self.mask_free:
+            return []
+        first = batch_idx * self.trainer.datamodule.eval_batch_size
+        numbers = ((first + k) * self.trainer.world_size + self.global_rank for k in range(len(counts)))
+        return [(self.step, n, k) for n, count in zip(numbers, counts, strict=True) for k in range(count)]
 
-    def _normaliser(self, counts: Sequence[int]) -> float | Tensor:
-        """The number of matched masks, averaged over ranks, at least 1."""
-        number = num_matched(self.network.num_queries, counts)
-        if self.trainer.world_size == 1:
-            return max(1, number)
-        return self.trainer.strategy.reduce(torch.tensor(float(number), device=self.device), reduce_op="mean").clamp(
-            min=1
-        )
+    def _draw_drops(self, places: Sequence[Place], probabilities: Sequence[float]) -> Tensor:
+        drops = draw_drops(self.seed, places, probabilities, self.network.num_queries)
+        return drops.to(self.device, non_blocking=True)
+
+    def _normalisers(self, batch) -> tuple[Tensor, Tensor | None]:
+        """What the loss divides the sums over masks and over classes by.
+
+        As published: by the number of matched masks, averaged over ranks, at least 1; and, None, by the class
+        weights of the batch. With a global normaliser: by the numbers of the whole step. Lightning takes the mean
+        over accumulated batches and ranks where a big batch has the sum: they get a share each.
+        """
+        queries, world = self.network.num_queries, self.trainer.world_size
+        if not self.loss.global_normaliser:
+            return self._over_ranks(num_matched(queries, batch.targets.counts), "mean").clamp(min=1), None
+        parts = world * self.trainer.accumulate_grad_batches
+        matched = self._over_ranks(num_matched(queries, batch.step_counts), "sum")
+        weights = self.loss.class_weight_sum(queries, len(batch.step_counts) * world, matched)
+        return matched.clamp(min=1) / parts, weights / parts
+
+    def _over_ranks(self, number: int, reduction: str) -> Tensor:
+        """The mean or sum of a number of each rank, for which no host waits."""
+        value = torch.tensor(float(number), device=self.device)
+        return self.trainer.strategy.reduce(value, reduce_op=reduction)
 
     def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch_size)
-        for name in terms[0]:
-            value = sum(output[name].detach() for output in terms)
-            self.log(f"train/loss_{name}", value, batch_size=batch_size)
+        values = {"loss": total.detach()}
+        values |= {f"loss_{name}": sum(output[name].detach() for output in terms) for name in terms[0]}
+        if self.trainer.world_size > 1:
+            # Of all ranks' images, in one reduction.
+            mean = self.trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean")
+            values = dict(zip(values, mean.unbind(), strict=True))
+        for name, value in values.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=batch_size)
         rates = {"head": 0.0, "backbone": 0.0}
         for group in self.optimizers().param_groups:
             rates[group["stage"]] = max(rates[group["stage"]], group["lr"])

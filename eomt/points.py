@@ -6,7 +6,7 @@ with `align_corners=False` and zero padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,35 +32,39 @@ class LossPoints(NamedTuple):
 
 def draw_points(
     num_outputs: int,
-    batch_size: int,
-    num_matched: int,
+    matched: Sequence[int],
     num_points: int,
     oversample_ratio: float,
     importance_ratio: float,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[LossPoints]:
     """Draw the points of each output's loss, uniformly.
 
     Args:
         num_outputs: number of supervised outputs.
-        batch_size: B.
-        num_matched: M, the number of matched masks in the batch, min(queries, targets) summed over images.
+        matched: the number of matched masks of each of B images, min(queries, targets); M together.
         num_points: P.
         oversample_ratio: candidates per point.
         importance_ratio: the share of points taken from the candidates.
-        generator: of `device`.
+        generator: of `device`; or one for each image, whose points then do not hang on the images beside it.
     """
     extra = num_points - int(importance_ratio * num_points)
+    number = sum(matched)
     shapes = (
-        (batch_size, num_points, 2),
-        (num_matched, int(num_points * oversample_ratio), 2),
-        (num_matched, extra, 2),
+        (len(matched), num_points, 2),
+        (number, int(num_points * oversample_ratio), 2),
+        (number, extra, 2),
     )
-    return [
-        LossPoints(*(torch.rand(shape, generator=generator, device=device) for shape in shapes))
-        for _ in range(num_outputs)
-    ]
+    points = LossPoints(*(torch.empty(num_outputs, *shape, device=device) for shape in shapes))
+    generators = generator if isinstance(generator, Sequence) else [generator] * len(matched)
+    first = 0
+    for image, (count, own) in enumerate(zip(matched, generators, strict=True)):
+        masks = slice(first, first + count)
+        for values, rows in zip(points, (slice(image, image + 1), masks, masks), strict=True):
+            values[:, rows].uniform_(generator=own)
+        first += count
+    return [LossPoints(*parts) for parts in zip(*points, strict=True)]
 
 
 def sample_logits(logits: Tensor, points: Tensor) -> Tensor:

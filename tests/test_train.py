@@ -227,6 +227,18 @@ def test_command_line_errors_are_one_line_and_exit_1(tmp_path, arguments, words)
     assert words in lines[0]
 
 
+def test_a_start_that_fails_leaves_no_run_folder(tmp_path):
+    done = _command("task=coco_panoptic", "data.root=nowhere", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr
+    assert not list(tmp_path.glob("runs/*/*"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    done = _command("task=coco_panoptic", "data.root=nowhere", "hydra.run.dir=mine", cwd=tmp_path)
+    assert done.returncode == 1
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
 def test_fresh_run_and_resume_from_the_command_line(options, tmp_path):
     """From another folder, with the checkpoint as the only argument of the second run."""
     done = _command(*options, "trainer.max_steps=3", "hydra.run.dir=my run=1", cwd=tmp_path)
@@ -352,13 +364,14 @@ def test_mask_terms_are_divided_by_the_mean_over_ranks(run, monkeypatch):
 
     trainer = SimpleNamespace(world_size=2, strategy=Strategy())
     monkeypatch.setattr(type(module), "trainer", property(lambda self: trainer))
-    assert float(module._normaliser((4, 5))) == 6
-    assert float(module._normaliser((400, 0))) == (12 + 3) / 2
+
+    def normalisers(*counts):
+        return module._normalisers(SimpleNamespace(targets=SimpleNamespace(counts=counts)))
+
+    assert normalisers(4, 5) == (6, None)
+    assert normalisers(400, 0) == ((12 + 3) / 2, None)
     other_rank = 0.0
-    assert float(module._normaliser((0, 0))) == 1
-    trainer.world_size = 1
-    assert module._normaliser((4, 5)) == 9
-    assert module._normaliser((0,)) == 1
+    assert normalisers(0, 0) == (1, None)
 
 
 def test_training_begins_with_other_weights(run, options, tmp_path, caplog):

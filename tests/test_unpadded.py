@@ -142,7 +142,7 @@ def test_validation_takes_the_same_option(masked):
     assert network.backbone.crop_position
     inputs, placements = inputs_of((64, 64), (64, 30), (33, 64))
     drops = torch.zeros(1, 3, 5, dtype=torch.bool) if masked else None
-    found = module.answer(inputs, 2, 0, placements)
+    found = module.answer(inputs, 2, [(0, k) for k in range(3)], placements)
     for k, (rows, columns) in enumerate([(64, 64), (64, 32), (40, 64)]):
         own = None if drops is None else drops[:, k : k + 1]
         alone = network(inputs[k : k + 1, :, :rows, :columns], own)[-1].logits()

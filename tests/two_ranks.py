@@ -1,0 +1,70 @@
+"""Runs of train.py in one pair of processes: `python -m tests.two_ranks RANK PORT SPECIFICATION.json`.
+
+To start a pair takes longer than to train a few steps of a tiny network: it serves several runs.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
+
+
+def run_pair(folder, runs):
+    """Go through runs one after the other in two processes over gloo.
+
+    Args:
+        folder: for the specification and the ranks' outputs.
+        runs: (script, run folder, overrides) each; the script is "train" or "eval".
+    """
+    specification = Path(folder) / "runs.json"
+    specification.write_text(json.dumps([[name, str(where), list(overrides)] for name, where, overrides in runs]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.two_ranks", str(rank), str(port), str(specification)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert all(process.returncode == 0 for process in ranks), "\n".join(outputs)[-6000:]
+
+
+def main(rank, port, specification):
+    """As one of two ranks; Lightning takes processes that are there from torchrun's variables."""
+    os.environ |= {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_RUN_ID": "tests",
+    }
+    import eval as evaluation
+    import train
+    from tests.conftest import configured
+
+    scripts = {"train": train.main, "eval": evaluation.main}
+    for name, folder, overrides in json.loads(Path(specification).read_text()):
+        scripts[name](configured(folder, *overrides, *TWO, name=name))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
