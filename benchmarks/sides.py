@@ -23,9 +23,9 @@ from eomt.losses import MaskClassificationLoss, num_matched
 from eomt.network import EoMT
 from eomt.targets import BatchTargets, collate_targets, targets_from_id_map
 from eomt.weights.huggingface import to_huggingface
+from eomt.weights.original import to_original
 
 SIZES = {
-    "tiny": ("vit_tiny_patch16_224", 3),
     "small": ("vit_small_patch14_reg4_dinov2", 3),
     "base": ("vit_base_patch14_reg4_dinov2", 3),
     "large": ("vit_large_patch14_reg4_dinov2", 4),
@@ -34,6 +34,8 @@ SIZES = {
     "dinov3_base": ("vit_base_patch16_dinov3_qkvb", 3),
     "dinov3_large": ("vit_large_patch16_dinov3_qkvb", 4),
 }
+# Nobody's, for what must be quick.
+SIZES["tiny"] = ("vit_small_patch14_reg4_dinov2", 3, {"embed_dim": 192, "depth": 6, "num_heads": 3})
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_CLASSES = 133
 
@@ -50,8 +52,8 @@ class Batch(NamedTuple):
 def our_network(size: str, pixels: int, queries: int, seed: int = 0) -> EoMT:
     """A network with random weights."""
     torch.manual_seed(seed)
-    backbone, masked_blocks = SIZES[size]
-    return EoMT(backbone, pixels, NUM_CLASSES, queries, masked_blocks)
+    backbone, masked_blocks, *backbone_options = SIZES[size]
+    return EoMT(backbone, pixels, NUM_CLASSES, queries, masked_blocks, 16, *backbone_options)
 
 
 def huggingface_network(network: EoMT) -> nn.Module:
@@ -62,6 +64,52 @@ def huggingface_network(network: EoMT) -> nn.Module:
     model = AutoModelForUniversalSegmentation.from_config(AutoConfig.for_model(**config))
     model.load_state_dict(state)
     return model
+
+
+def original_network(path: str, network: EoMT) -> tuple[nn.Module, nn.Module]:
+    """The original's network and loss from a checkout, with the same weights."""
+    sys.path.insert(0, path)
+    from models.eomt import EoMT as Original
+    from models.vit import ViT
+    from training.mask_classification_loss import MaskClassificationLoss as OriginalLoss
+
+    spec = network.spec
+    # With a file of weights named it downloads none.
+    encoder = ViT(tuple(spec["image_size"]), spec["patch_size"], spec["backbone"], ckpt_path="unused")
+    model = Original(encoder, spec["num_classes"], spec["num_queries"], spec["num_masked_blocks"])
+    state = to_original(network.state_dict(), spec)
+    # All masks are on, as it begins.
+    del state["network.attn_mask_probs"]
+    state = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or set(missing) - {"attn_mask_probs", "encoder.pixel_mean", "encoder.pixel_std"}:
+        raise SystemExit(f"{path}: this version of the original has other weights: {missing + unexpected}")
+    loss = OriginalLoss(
+        num_points=12544,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+        mask_coefficient=5.0,
+        dice_coefficient=5.0,
+        class_coefficient=2.0,
+        num_labels=spec["num_classes"],
+        no_object_coefficient=0.1,
+    )
+    return model, loss
+
+
+def original_step(model: nn.Module, loss: nn.Module, batch: Batch, dtype: torch.dtype | None) -> Tensor:
+    """The same by the original, whose loss stays within autocast."""
+    weights = {"loss_mask": 5.0, "loss_dice": 5.0, "loss_cross_entropy": 2.0}
+    targets = [{"masks": m.bool(), "labels": c} for m, c in zip(batch.masks, batch.labels, strict=True)]
+    with autocast(batch.images.device, dtype):
+        masks, classes = model(batch.images / 255)
+        terms = [
+            loss(masks_queries_logits=m, class_queries_logits=c, targets=targets)
+            for m, c in zip(masks, classes, strict=True)
+        ]
+        value = sum(weights[name] * term for output in terms for name, term in output.items())
+    value.backward()
+    return value.detach()
 
 
 def random_batch(batch_size: int, pixels: int, num_targets: int, device: torch.device, seed: int = 0) -> Batch:

@@ -26,6 +26,8 @@ from sides import (
     huggingface_step,
     interleaved,
     matmul_rate,
+    original_network,
+    original_step,
     our_loss,
     our_network,
     our_step,
@@ -43,17 +45,21 @@ def sides(options):
     device = torch.device(options.device)
     batch = random_batch(options.batch, options.pixels, options.targets, device)
     network = our_network(options.size, options.pixels, options.queries)
-    theirs = huggingface_network(network).to(device).train() if options.side != "ours" else None
+    theirs = huggingface_network(network).to(device).train() if options.side in (None, "transformers") else None
+    steps = {}
+    if options.original and options.side in (None, "original"):
+        original, original_loss = (m.to(device).train() for m in original_network(options.original, network))
+        steps["original"] = lambda: original_step(original, original_loss, batch, dtype)
     network, loss = network.to(device).train(), MaskClassificationLoss()
     dtype = PRECISIONS[options.precision]
     if options.compile:
         network.compile()
         if theirs is not None:
             theirs.compile()
-    steps = {
-        "ours": lambda: our_step(network, loss, batch, dtype),
-        "transformers": lambda: huggingface_step(theirs, network, batch, dtype),
-    }
+        if "original" in steps:
+            original.compile()
+    steps["ours"] = lambda: our_step(network, loss, batch, dtype)
+    steps["transformers"] = lambda: huggingface_step(theirs, network, batch, dtype)
     return device, dtype, batch, network, theirs, loss, steps
 
 
@@ -124,8 +130,12 @@ def network_alone(options, dtype, batch, network, theirs) -> dict:
 
 
 def row(name: str, medians: dict, unit: float = 1e3, digits: int = 1) -> None:
-    ours, theirs = medians["ours"], medians["transformers"]
-    print(f"| {name} | {ours * unit:.{digits}f} | {theirs * unit:.{digits}f} | {theirs / ours:.2f} |", flush=True)
+    ours = medians["ours"]
+    cells = [f"{ours * unit:.{digits}f}"]
+    for side in ("transformers", "original"):
+        if side in medians:
+            cells.append(f"{medians[side] * unit:.{digits}f} ({medians[side] / ours:.2f} x)")
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -140,8 +150,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of the CPU; default PyTorch's")
+    parser.add_argument("--original", metavar="PATH", help="a checkout of the original, for its step and memory")
     parser.add_argument("--rows", nargs="+", choices=("step", "memory", "loss", "network"))
-    parser.add_argument("--side", choices=("ours", "transformers"), help="its memory alone, in this process, as JSON")
+    parser.add_argument(
+        "--side", choices=("ours", "transformers", "original"), help="its memory alone, in this process, as JSON"
+    )
     options = parser.parse_args()
     rows = options.rows or ["step", "memory", "loss", "network"]
     if options.threads:
@@ -151,7 +164,8 @@ def main() -> None:
         memory(options)
         return
     # First: a process's peak begins with that of the process that starts it.
-    peaks = {side: peak_of(side) for side in ("ours", "transformers")} if "memory" in rows else None
+    names = ["ours", "transformers", *(["original"] if options.original else [])]
+    peaks = {side: peak_of(side) for side in names} if "memory" in rows else None
     device, dtype, batch, network, theirs, loss, steps = sides(options)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
@@ -159,7 +173,7 @@ def main() -> None:
         f"{options.targets} targets, {options.precision}{', compiled' if options.compile else ''}; {where}, "
         f"torch {torch.__version__}\n"
     )
-    print("| | ours | transformers | ratio |\n|---|---|---|---|")
+    print(f"| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     taken = None
     if "step" in rows:
         taken = interleaved(steps, device, options.rounds)

@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import torch
 from torch.nn.functional import interpolate
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from eomt.inference import compete as module
 from eomt.inference.compete import _boxes, _compete_in_boxes, _compete_stacked
 from eomt.inference.geometry import Placement, fit_size, undo_fit
 from eomt.inference.panoptic import panoptic_segmentation
+from tests.waits import Waits
 
 SIZE = (160, 160)
 
@@ -114,22 +114,6 @@ def test_a_box_is_cut_from_the_whole(shape, stride):
     assert torch.equal(undo_fit(masks, placement, SIZE), whole)
     for rows, columns in [box for box in _boxes(masks, scores, placement, SIZE, 0.5) if box is not None]:
         assert torch.equal(undo_fit(masks, placement, SIZE, (rows, columns)), whole[:, rows, columns])
-
-
-class Waits(TorchDispatchMode):
-    """Counts operations for which a host would wait for a GPU: to learn a value, or a size that depends on values."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "bincount"):
-            self.found[name] += 1
-        if name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1]):
-            self.found["index by bool"] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def waits_of(monkeypatch, queries):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from eomt.losses import MaskClassificationLoss
 from eomt.matching import match, matching_cost
-from eomt.output import Output
+from eomt.output import Output, Prediction
 from eomt.points import (
     LossPoints,
     sample_all_targets,
@@ -18,6 +18,7 @@ from eomt.points import (
 )
 from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
 from tests.conftest import golden_json, golden_tensors
+from tests.waits import Waits
 
 
 def batch_of(masks, labels):
@@ -222,3 +223,23 @@ def test_without_void_leaving_it_out_changes_nothing(recorded):
     )
     for name, value in plain.items():
         torch.testing.assert_close(ignoring[name], value)
+
+
+@pytest.mark.parametrize("counts", [(3, 5), (0, 40)])
+def test_a_step_waits_for_the_device_once(counts, monkeypatch):
+    """For the costs of all outputs and images, which the matching takes on the host."""
+    targets = batch_of(
+        [torch.rand(t, 12, 12) > 0.5 for t in counts], [torch.zeros(t, dtype=torch.int64) for t in counts]
+    )
+    shapes = ((2, 6, 8), (2, 12, 12, 8), (2, 6, 3))
+    outputs = [Prediction(*(torch.randn(s, requires_grad=True) for s in shapes)) for _ in range(3)]
+    loss = MaskClassificationLoss(num_points=20)
+    points = loss.draw(3, 6, targets.counts)
+    read = []  # what reads a CPU's memory without an operation
+    for name in ("tolist", "item", "cpu", "__bool__", "__int__", "__float__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, *a, plain=plain, name=name: read.append(name) or plain(x, *a))
+    with Waits() as waits:
+        loss.total(loss(outputs, targets, points)).backward()
+    assert not waits.found
+    assert read == ["cpu"]
