@@ -22,6 +22,7 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.module import EoMTModule
 from eomt.network import EoMT
+from eomt.sharding import ShardedStrategy
 from eomt.tasks import task_of
 from eomt.weights.source import read_weights
 from eomt.weights.transfer import table, transfer
@@ -101,9 +102,11 @@ def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int]) 
 def compile_network(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | None) -> None:
     """Compile the network by `torch.compile`, in place, where it is wanted; None: on a GPU.
 
-    On a CPU it was measured to gain nothing; see benchmarks/README.md.
+    On a CPU it was measured to gain nothing; see benchmarks/README.md. What is sharded is gathered between blocks,
+    where a compiled network would break into pieces.
     """
-    if wanted or (wanted is None and trainer.strategy.root_device.type == "cuda"):
+    by_default = trainer.strategy.root_device.type == "cuda" and not isinstance(trainer.strategy, ShardedStrategy)
+    if by_default if wanted is None else wanted:
         module.network.compile()
 
 
@@ -171,6 +174,8 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     ):
         logging.getLogger(name).addFilter(_is_news)
     plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
+    if settings["strategy"] == "fsdp2":
+        settings["strategy"] = ShardedStrategy()
     if SLURMEnvironment.detect():
         # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
         plugins.append(SLURMEnvironment(auto_requeue=False))

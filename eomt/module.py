@@ -23,6 +23,7 @@ from eomt.losses import MaskClassificationLoss, num_matched
 from eomt.network import EoMT
 from eomt.optim import parameter_groups, two_stage_warmup
 from eomt.output import Output
+from eomt.sharding import ShardedStrategy, shard
 from eomt.tasks import Task, predict_images
 
 
@@ -131,6 +132,10 @@ class EoMTModule(lightning.LightningModule):
         if self.annealing_windows is not None:
             self.windows = resolve_windows(self.annealing_windows, self.total_steps, self.annealing_span)
         self._set_mask_probabilities()
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self.network, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self):
         groups = parameter_groups(self.network, self.lr, self.layer_decay, self.decay_masked_blocks)

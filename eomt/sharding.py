@@ -1,0 +1,111 @@
+"""Weights, gradients and optimizer state shared out among ranks (FSDP2), for networks that are too large for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from eomt.checkpoint import read_checkpoint
+from eomt.network import EoMT
+
+
+def shard(network: EoMT, mesh: DeviceMesh) -> None:
+    """Share a network's weights out, in place: each block is gathered for as long as it computes; embeddings, norm,
+    queries and heads from the beginning of a step to its end.
+
+    The weights must be the same on all ranks. A network that is shared out already stays as it is.
+    """
+    if isinstance(network, FSDPModule):
+        return
+    run_block = network.backbone.run_block
+    for index, block in enumerate(network.backbone.blocks):
+        fully_shard(block, mesh=mesh)
+
+        def run(*arguments: Any, index: int = index) -> Tensor:
+            return run_block(index, *arguments)
+
+        # Blocks are run from outside, never called: what gathers their weights hangs on this in place of `forward`.
+        block.run = run
+        register_fsdp_forward_method(block, "run")
+    network.backbone.run_block = lambda index, *arguments: network.backbone.blocks[index].run(*arguments)
+    fully_shard(network, mesh=mesh)
+
+
+def whole(value: Any) -> Any:
+    """The whole of a tensor that is shared out, on every rank, which all must ask for; anything else as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def part_like(value: Any, like: Tensor) -> Any:
+    """A whole tensor shared out as `like`, if that is shared out and of its shape; otherwise as it is."""
+    if not (isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's FSDP2 over all ranks; the module's `configure_model` calls `shard`.
+
+    Checkpoints are those of any other run, one file in the same form, with which any number of ranks goes on.
+    """
+
+    def __init__(self):
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Optimizer states are loaded by `load_optimizer_state_dict`, as those of other strategies."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The whole state on rank 0, nothing on the others; all ranks take part."""
+        return self._gathered(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As `lightning_module_state_dict`."""
+        state = optimizer.state_dict()
+        parts = {number: self._gathered(values) for number, values in state["state"].items()}
+        return {**state, "state": parts} if self.is_global_zero else {}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint, whose tensors stay in the file until a rank takes its share."""
+        return read_checkpoint(checkpoint_path, mmap=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take this rank's share of the weights."""
+        own = self.lightning_module.state_dict()
+        state = {name: part_like(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this rank's share of the optimizer's state, parameter by parameter in the groups' order."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            numbers = [number for group in saved["param_groups"] for number in group["params"]]
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                number: {key: part_like(value, parameter) for key, value in saved["state"][number].items()}
+                for number, parameter in zip(numbers, parameters, strict=True)
+                if number in saved["state"]
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+    def _gathered(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        # One after the other: no device holds more than one whole tensor beside its share.
+        gathered = {}
+        for name, value in values.items():
+            value = whole(value)
+            if self.is_global_zero:
+                gathered[name] = value.detach().cpu() if isinstance(value, Tensor) else value
+        return gathered
