@@ -131,12 +131,10 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
         try:
             function(cfg)
         except (*ENDINGS, KeyboardInterrupt) as error:
-            _remove_if_nothing_began()
             _end(error)
         except Exception as error:
             if not type(error).__module__.startswith("wandb"):
                 raise
-            _remove_if_nothing_began()
             _end(InputError(f"wandb: {error}; run `wandb login`, or set logger.wandb.offline=true"))
 
     return guarded
@@ -146,14 +144,17 @@ def _remove_if_nothing_began() -> None:
     """Remove a run folder in which nothing but Hydra's own files was left."""
     if any(os.environ.get(rank, "0") != "0" for rank in ("LOCAL_RANK", "SLURM_PROCID")):
         return
+    if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir:
+        return
     folder = Path(HydraConfig.get().runtime.output_dir)
     own = {".hydra", "config.yaml", f"{HydraConfig.get().job.name}.log"}
-    if {path.name for path in folder.iterdir()} <= own:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end(error: BaseException) -> NoReturn:
     """Say in one line why the run ended, and exit."""
+    _remove_if_nothing_began()
     if not isinstance(error, Stopped | KeyboardInterrupt):
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(1)

@@ -11,7 +11,7 @@ from eomt.slurm import ENDING
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGUSR1 and, while training, SIGINT.
+    """Notes SIGTERM, SIGUSR1, SIGUSR2 and, while training, SIGINT.
 
     A checkpoint taken inside a signal handler would hold a half-updated optimizer. While `training` the handler
     therefore only sets `received`; before and after, when there is nothing to save, it raises Stopped. Ctrl-C

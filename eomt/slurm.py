@@ -8,8 +8,8 @@ import signal
 import subprocess
 import time
 
-ENDING = (signal.SIGTERM, signal.SIGUSR1)
-"""The signals that end a task: preemption; and what `--signal=USR1@...` sends ahead of the time limit."""
+ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""The signals that end a task: preemption; what `--signal=USR1@...` sends ahead of the time limit, and submitit."""
 
 # A controller that is busy or just restarting answers a little later.
 TRIES, PAUSE_SECONDS = 3, 5

@@ -66,9 +66,12 @@ def cluster() -> Iterator[dict[str, str]]:
     folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
     folder.chmod(0o755)
     daemons: list[subprocess.Popen] = []
-    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "MASTER_ADDR": "127.0.0.1"}
+    *ports, main_port = _free_ports(4)
+    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    # The nodes' names resolve nowhere, and other jobs of this machine may have the port that a job's number gives.
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(main_port)}
     try:
-        _write_files(folder)
+        _write_files(folder, ports)
         munge = ["--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"]
         munge += [f"--{what}-file={folder}/munge.{what}" for what in ("pid", "log", "seed")]
         commands = [["munged", *munge], ["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
@@ -81,6 +84,7 @@ def cluster() -> Iterator[dict[str, str]]:
         _wait(lambda: _idle_nodes(environment) == {"n1", "n2"}, folder)
         yield environment
     finally:
+        _cancel_all(environment)
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in daemons:
@@ -94,17 +98,20 @@ def _path(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 
 
-def _write_files(folder: Path) -> None:
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _write_files(folder: Path, ports: list[int]) -> None:
     for name in ("state", "spool.n1", "spool.n2"):
         (folder / name).mkdir()
     key = folder / "munge.key"
     key.touch(0o600)
     key.write_bytes(secrets.token_bytes(128))
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in sockets]
     host = socket.gethostname().partition(".")[0]
     (folder / "slurm.conf").write_text(CONF.format(host=host, user="root", folder=folder, ports=ports))
 
@@ -114,6 +121,18 @@ def _idle_nodes(environment: dict[str, str]) -> set[str]:
         ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], env=environment, capture_output=True, text=True, check=False
     )
     return set(done.stdout.split())
+
+
+def _cancel_all(environment: dict[str, str]) -> None:
+    """Tasks outlive their daemons: end them first."""
+    squeue = ["squeue", "-h", "-o", "%A"]
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        jobs = subprocess.run(squeue, env=environment, capture_output=True, text=True, check=False).stdout.split()
+        if not jobs:
+            return
+        subprocess.run(["scancel", *jobs], env=environment, capture_output=True, check=False)
+        time.sleep(0.5)
 
 
 def _wait(ready, folder: Path, seconds: float = 60) -> None:

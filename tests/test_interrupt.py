@@ -32,15 +32,20 @@ def undisturbed(settings, tmp_path_factory):
     return read_checkpoint(folder / "checkpoints" / "last.ckpt")
 
 
-def _start(settings, folder):
-    """A run of its own process, once it has saved a checkpoint."""
-    process = subprocess.Popen(
+def _launched(settings, folder):
+    return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *settings, f"hydra.run.dir={folder}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
+
+
+def _start(settings, folder):
+    """A run of its own process, once it has saved a checkpoint."""
+    process = _launched(settings, folder)
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None, process.stdout.read()
@@ -92,11 +97,29 @@ def test_ctrl_c_within_and_at_the_end_of_a_step(settings, undisturbed, tmp_path,
     _same_end(settings, tmp_path, undisturbed)
 
 
-def test_ctrl_c_on_the_command_line(settings, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_signals_on_the_command_line(settings, tmp_path, number, status):
+    """To the whole process group, as a terminal and SLURM send them: the data workers live on until the run ends."""
     process = _start((*settings, "trainer.max_epochs=2000"), tmp_path)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
+    assert process.returncode == status, output
     assert "go on by: python train.py ckpt=" in output
     assert "Traceback" not in output
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] >= 1
+
+
+def test_a_signal_while_the_program_is_still_importing(settings, tmp_path):
+    process = _launched(settings, tmp_path)
+    deadline = time.monotonic() + 60
+    # The last that Hydra writes before it calls us.
+    while not (tmp_path / ".hydra" / "overrides.yaml").exists():
+        assert time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert "stopped by SIGTERM while no step was under way" in output
+    assert "Traceback" not in output
+    assert not tmp_path.exists(), "a folder in which nothing began"

@@ -16,13 +16,13 @@ from tests.conftest import ROOT
 from tests.slurm_cluster import cluster, missing
 
 pytestmark = [
-    pytest.mark.xdist_group("train"),
+    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(bool(missing()), reason=missing() or "SLURM is there"),
 ]
 
 SCRIPT = str(ROOT / "slurm" / "train.sbatch")
 SBATCH = ("--nodes=2", "--ntasks-per-node=1", "--gres=none", "--cpus-per-task=1")
-EPOCHS = 60
+EPOCHS = 30
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def slurm():
 @pytest.fixture(scope="module")
 def settings(options):
     kept = [option.replace("'", "") for option in options if "max_epochs" not in option]
-    return (*kept, f"trainer.max_epochs={EPOCHS}", "trainer.check_val_every_n_epoch=20", "callbacks.pictures=null")
+    return (*kept, f"trainer.max_epochs={EPOCHS}", "trainer.check_val_every_n_epoch=10", "callbacks.pictures=null")
 
 
 def _submit(slurm, settings, folder):
@@ -83,7 +83,8 @@ def _finish(slurm, settings, folder, signals):
     job = _submit(slurm, settings, folder)
     last = _run_folder(folder, job) / "checkpoints" / "last.ckpt"
     for number, name in enumerate(signals):
-        _wait(last.exists if not number else lambda n=number: _restarted(slurm, job, n, folder), folder, "checkpoint")
+        before = _saved(last)
+        _wait(lambda before=before: _saved(last) > before, folder, "checkpoint")
         subprocess.run(["scancel", f"--signal={name}", job], env=slurm, check=True)
         _wait(lambda n=number: _state(slurm, job)["Restarts"] == str(n + 1), folder, "requeueing")
         _wait(lambda: _state(slurm, job)["JobState"] == "PENDING", folder, "place in the queue")
@@ -96,9 +97,8 @@ def _finish(slurm, settings, folder, signals):
     return job, _run_folder(folder, job), log
 
 
-def _restarted(slurm, job, number, folder):
-    log = next(folder.glob("*.log")).read_text()
-    return log.count("effective batch") > number and _state(slurm, job)["JobState"] == "RUNNING"
+def _saved(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def test_a_job_over_two_nodes_requeues_itself_and_ends_the_same(slurm, settings, tmp_path):
@@ -110,8 +110,7 @@ def test_a_job_over_two_nodes_requeues_itself_and_ends_the_same(slurm, settings,
     job, run, log = _finish(slurm, [*settings, "callbacks.last.every_n_steps=1"], folders[1], ("USR1", "TERM"))
     stops = [int(step) for step in re.findall(r"stopped by SIG\w+ after step (\d+); the job is requeued", log)]
     assert len(stops) == 2, log
-    assert 1 <= stops[0] <= stops[1] <= 3 * EPOCHS
-    assert stops[0] < 3 * EPOCHS, "the signal came too late to tell anything"
+    assert 1 <= stops[0] < stops[1] <= 3 * EPOCHS
     assert "Traceback" not in log
     assert sorted(path.name for path in run.parent.iterdir()) == [f"slurm-{job}"]
 
