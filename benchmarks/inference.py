@@ -7,8 +7,7 @@ Ours: `Segmenter` from paths to answers on the host, with and without padding. T
 model, `post_process_panoptic_segmentation`, labels on the host. The network alone is a row of its own. Random networks
 are sure of nothing: class logits are scaled, and that of no object shifted, until `--kept` queries take part. Ratios
 are of medians of interleaved rounds. FLOPs are those of matrix products, convolutions and attention (2 per
-multiplication and addition), as `torch.utils.flop_counter` counts them in our padded network; the limit is what they
-take at the rate of a large matrix product on the same machine. Needs `eomt[hf]`.
+multiplication and addition) in the padded network, by formula; the limit is what they take at the rate of a large matrix product on the same machine. Needs `eomt[hf]`.
 """
 
 import argparse
@@ -26,10 +25,9 @@ from sides import (
     huggingface_network,
     interleaved,
     matmul_rate,
+    network_flops,
     our_network,
 )
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import EomtImageProcessor
 
 from eomt.classes import Classes
@@ -74,18 +72,11 @@ def make_sure(network, path: Path, kept: int) -> None:
     network.mask_head[-1].bias *= 5 / output.mask_logits.std()
 
 
-def count_flops(network, pixels: int) -> int:
-    """Attention is taken to the plain kernel meanwhile: the counter knows not every fused one."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        network(torch.zeros(1, 3, pixels, pixels))[-1].logits()
-    return counter.get_total_flops()
-
-
 def measure(options, paths: list[Path], batch: int) -> None:
     device, dtype = torch.device(options.device), PRECISIONS[options.precision]
     network = our_network(options.size, options.pixels, options.queries).eval()
     make_sure(network, paths[0], options.kept)
-    flops = count_flops(network, options.pixels)
+    flops = network_flops(network, options.pixels)
     model = huggingface_network(network).to(device).eval()
     model.attn_mask_probs.zero_()
     twin = our_network(options.size, options.pixels, options.queries)

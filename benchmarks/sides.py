@@ -216,17 +216,30 @@ def step_flops(network: EoMT, batch_size: int, pixels: int, num_points: int, num
         num_points: P of the loss.
         num_matched: masks of all images that have a loss.
     """
-    dim, queries, masked = network.backbone.embed_dim, network.num_queries, network.num_masked_blocks
+    backbone, prediction, mask = _flops(network, pixels)
     patches = (pixels // network.backbone.patch_size) ** 2
-    tokens = patches + network.backbone.num_prefix_tokens
-    backbone = 2 * 3 * network.backbone.patch_size**2 * dim * patches
-    for index, block in enumerate(network.backbone.blocks):
-        count = tokens + queries * (index >= len(network.backbone.blocks) - masked)
+    matching = 2 * network.num_queries * network.backbone.embed_dim * (num_points + patches)
+    outputs = batch_size * (3 * prediction + matching) + 3 * num_matched * mask
+    return 3 * batch_size * backbone + (network.num_masked_blocks + 1) * outputs
+
+
+def network_flops(network: EoMT, pixels: int) -> int:
+    """As `step_flops`, of the mask-free network's answer for one image."""
+    backbone, prediction, mask = _flops(network, pixels)
+    return backbone + prediction + network.num_queries * mask
+
+
+def _flops(network: EoMT, pixels: int) -> tuple[int, int, int]:
+    """Forward, for one image: the backbone, a prediction without its masks, one mask."""
+    dim, queries, patch = network.backbone.embed_dim, network.num_queries, network.backbone.patch_size
+    patches, blocks = (pixels // patch) ** 2, network.backbone.blocks
+    backbone = 2 * 3 * patch**2 * dim * patches
+    for index, block in enumerate(blocks):
+        tokens = patches + network.backbone.num_prefix_tokens
+        tokens += queries * (index >= len(blocks) - network.num_masked_blocks)
         weights = sum(p.numel() for p in block.parameters() if p.ndim == 2)
-        backbone += 2 * weights * count + 4 * count**2 * dim
+        backbone += 2 * weights * tokens + 4 * tokens**2 * dim
+    # Each doubling: a transposed convolution of 2x2, and a depthwise one of 3x3 on four times the pixels.
     upscaling = sum(2 * (4 * dim + 4 * 9) * dim * patches * 4**k for k in range(len(network.upscale)))
     heads = 2 * queries * dim * (3 * dim + network.num_classes + 1)
-    resolution = patches * 4 ** len(network.upscale)
-    matching = 2 * queries * dim * (num_points + patches)
-    matched = 2 * num_matched * dim * resolution
-    return 3 * batch_size * backbone + (masked + 1) * (batch_size * (3 * (upscaling + heads) + matching) + 3 * matched)
+    return backbone, upscaling + heads, 2 * dim * patches * 4 ** len(network.upscale)
