@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from datasets.module import SegmentationData
-from eomt.callbacks import LastCheckpoint
+from eomt.callbacks import LastCheckpoint, RankWatch
 from eomt.checkpoint_io import AtomicCheckpointIO
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -54,6 +54,8 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         raise InputError("loss.ignore_void=true is not for instances: there, what belongs to no object is background")
     model = OmegaConf.to_container(cfg.model, resolve=True)
     pretrained = model.pop("pretrained")
+    # A checkpoint's configuration may be older than these.
+    freeze, lora = model.pop("freeze_backbone", False), model.pop("lora", None)
     network = EoMT(image_size=image_size, num_classes=len(classes), **model)
     network.activation_checkpointing = cfg.activation_checkpointing
     return EoMTModule(
@@ -68,6 +70,8 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         annealing_power=cfg.annealing.power,
         validate_masked=cfg.annealing.validate_masked,
         pretrained=pretrained,
+        freeze=freeze,
+        lora=lora if lora and lora["rank"] else None,
         seed=cfg.seed,
         run={"config": OmegaConf.to_container(cfg, resolve=True), "overrides": typed_overrides()},
         **OmegaConf.to_container(cfg.optim, resolve=True),
@@ -134,6 +138,14 @@ def begin_with(module: EoMTModule, weights: Weights, strict: bool = False) -> No
     log.info("begins with %s:\n%s", weights.origin, table(rows))
 
 
+def build_callbacks(cfg: DictConfig) -> list:
+    """The callbacks of a configuration; one that may be off is, where its decay or patience is null."""
+    wanted = [
+        c for c in cfg.callbacks.values() if c and not any(c.get(key, 0) is None for key in ("decay", "patience"))
+    ]
+    return [instantiate(callback) for callback in wanted]
+
+
 def build_loggers(cfg: DictConfig) -> list:
     """The loggers of a configuration.
 
@@ -164,6 +176,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
     unwanted += [] if settings["enable_checkpointing"] else [ModelCheckpoint, LastCheckpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+    callbacks.append(RankWatch())
     # Its messages go where all others go, once.
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(name).handlers.clear()
@@ -173,9 +186,9 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         "lightning.pytorch.trainer.connectors.checkpoint_connector",
     ):
         logging.getLogger(name).addFilter(_is_news)
-    plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
+    plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
     if SLURMEnvironment.detect():
         # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
         plugins.append(SLURMEnvironment(auto_requeue=False))

@@ -119,8 +119,12 @@ class FiniteSteps:
 
 def total_norm(network: nn.Module) -> Tensor:
     """The L2 norm of all gradients, over all ranks' shares where they are sharded."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return _whole(torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded over the ranks, which then all ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _bad_terms(seen: Sequence[_Seen]) -> str:
@@ -138,7 +142,9 @@ def _bad_terms(seen: Sequence[_Seen]) -> str:
 
 def _bad_gradients(network: nn.Module) -> str:
     """Such as "the gradient of class_head.weight, class_head.bias"."""
-    bad = [name for name, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    bad = [
+        name for name, p in network.named_parameters() if p.grad is not None and not _whole(p.grad).isfinite().all()
+    ]
     return f"the gradient of {_some(bad)}" if bad else "the norm of the gradient"
 
 
