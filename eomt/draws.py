@@ -19,9 +19,9 @@ Place = tuple[int, ...]
 _POINTS, _DROPS = 1, 2
 
 
-def point_generators(seed: int, places: Sequence[Place], device: torch.device | str) -> list[torch.Generator]:
-    """A generator of the device for the loss points of each image."""
-    return [_generator(device, _POINTS, seed, *place) for place in places]
+def point_seeds(seed: int, places: Sequence[Place]) -> list[int]:
+    """A seed for the loss points of each image, for `MaskClassificationLoss.draw`."""
+    return [_state(_POINTS, seed, *place) for place in places]
 
 
 def draw_drops(seed: int, places: Sequence[Place], probabilities: Sequence[float], num_queries: int) -> Tensor:
@@ -37,10 +37,11 @@ def draw_drops(seed: int, places: Sequence[Place], probabilities: Sequence[float
         bool [L2, B, Q], on the host; True where the mask of a query is dropped in a block.
     """
     shape = (len(probabilities), num_queries)
-    draws = [torch.rand(shape, generator=_generator("cpu", _DROPS, seed, *place)) for place in places]
+    draws = [
+        torch.rand(shape, generator=torch.Generator().manual_seed(_state(_DROPS, seed, *place))) for place in places
+    ]
     return torch.stack(draws, dim=1) > torch.tensor(probabilities)[:, None, None]
 
 
-def _generator(device: torch.device | str, *key: int) -> torch.Generator:
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64) >> np.uint64(1)
-    return torch.Generator(device).manual_seed(int(state[0]))
+def _state(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

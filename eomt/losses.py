@@ -12,7 +12,7 @@ from eomt.matching import match, matching_cost
 from eomt.output import Output, Prediction, full_precision
 from eomt.points import (
     LossPoints,
-    draw_points,
+    RandomPoints,
     sample_all_targets,
     sample_known,
     sample_logits,
@@ -68,25 +68,30 @@ class MaskClassificationLoss(nn.Module):
         num_outputs: int,
         num_queries: int,
         counts: Sequence[int],
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seeds: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
-    ) -> list[LossPoints]:
-        """The random points for `forward`, for images with `counts` targets; see `draw_points`."""
-        return draw_points(
-            num_outputs,
-            [min(num_queries, count) for count in counts],
-            self.num_points,
-            self.oversample_ratio,
-            self.importance_ratio,
-            generator,
-            device,
-        )
+    ) -> list[RandomPoints]:
+        """Random points for `forward`.
+
+        Args:
+            num_outputs: O.
+            num_queries: Q.
+            counts: the number of targets of each of B images.
+            seeds: of each image, not negative; default random ones.
+            device: of the outputs.
+        """
+        if seeds is None:
+            seeds = torch.randint(2**62, (len(counts),)).tolist()
+        matched = tuple(min(num_queries, count) for count in counts)
+        extra = self.num_points - int(self.importance_ratio * self.num_points)
+        sizes = (self.num_points, int(self.num_points * self.oversample_ratio), extra)
+        return [RandomPoints(tuple(seeds), output, matched, sizes, device) for output in range(num_outputs)]
 
     def forward(
         self,
         outputs: Sequence[Output | Prediction],
         targets: BatchTargets,
-        points: Sequence[LossPoints],
+        points: Sequence[LossPoints | RandomPoints],
         normaliser: float | Tensor | None = None,
         class_normaliser: float | Tensor | None = None,
     ) -> list[dict[str, Tensor]]:
@@ -119,31 +124,33 @@ class MaskClassificationLoss(nn.Module):
 
     @torch.no_grad()
     def match(
-        self, outputs: Sequence[Output | Prediction], targets: BatchTargets, points: Sequence[LossPoints]
+        self, outputs: Sequence[Output | Prediction], targets: BatchTargets, points: Sequence[LossPoints | RandomPoints]
     ) -> Tensor:
         """int64 [O, 3, M]: image, query and target of each match of each output."""
         if targets.labels.shape[1] == 0:
             return targets.labels.new_zeros(len(outputs), 3, 0)
-        costs = [
-            matching_cost(
-                output.masks_at(drawn.match),
-                full_precision(output.class_logits),
-                sample_all_targets(targets, drawn.match),
-                targets.labels,
-                self.weights["mask"],
-                self.weights["dice"],
-                self.weights["class"],
-                self._known(targets, torch.arange(len(targets.ids), device=drawn.match.device), drawn.match),
+        costs = []
+        for output, drawn in zip(outputs, points, strict=True):
+            at = drawn.match
+            costs.append(
+                matching_cost(
+                    output.masks_at(at),
+                    full_precision(output.class_logits),
+                    sample_all_targets(targets, at),
+                    targets.labels,
+                    self.weights["mask"],
+                    self.weights["dice"],
+                    self.weights["class"],
+                    self._known(targets, torch.arange(len(targets.ids), device=at.device), at),
+                )
             )
-            for output, drawn in zip(outputs, points, strict=True)
-        ]
         return match(torch.stack(costs), targets.counts)
 
     def _terms(
         self,
         output: Output | Prediction,
         targets: BatchTargets,
-        points: LossPoints,
+        points: LossPoints | RandomPoints,
         pairs: Tensor,
         normaliser: float | Tensor,
         class_normaliser: float | Tensor | None,
@@ -159,7 +166,7 @@ class MaskClassificationLoss(nn.Module):
         }
 
     def _mask_terms(
-        self, logits: Tensor, targets: BatchTargets, points: LossPoints, image: Tensor, segment: Tensor
+        self, logits: Tensor, targets: BatchTargets, points: LossPoints | RandomPoints, image: Tensor, segment: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice, summed over the M matched masks [M, h, w]."""
         if len(logits) == 0:

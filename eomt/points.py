@@ -6,9 +6,11 @@ with `align_corners=False` and zero padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ from eomt.targets import BatchTargets
 
 
 class LossPoints(NamedTuple):
-    """The random points of one output's loss.
+    """The points of one output's loss.
 
     Attributes:
         match: [B, P, 2], where matching compares all queries and targets of an image.
@@ -30,41 +32,44 @@ class LossPoints(NamedTuple):
     extra: Tensor
 
 
-def draw_points(
-    num_outputs: int,
-    matched: Sequence[int],
-    num_points: int,
-    oversample_ratio: float,
-    importance_ratio: float,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    device: torch.device | str = "cpu",
-) -> list[LossPoints]:
-    """Draw the points of each output's loss, uniformly.
+@dataclass(frozen=True)
+class RandomPoints:
+    """`LossPoints` that are drawn when they are asked for, uniformly: candidates of many masks would fill the memory.
+
+    What is drawn hangs on nothing but the image's seed and the output, each time anew the same.
 
     Args:
-        num_outputs: number of supervised outputs.
-        matched: the number of matched masks of each of B images, min(queries, targets); M together.
-        num_points: P.
-        oversample_ratio: candidates per point.
-        importance_ratio: the share of points taken from the candidates.
-        generator: of `device`; or one for each image, whose points then do not hang on the images beside it.
+        seeds: of each of B images.
+        output: the number of the output whose points these are.
+        matched: the number of matched masks of each image, min(queries, targets); M together.
+        counts: points per image for `match`, per mask for `candidates` and for `extra`.
+        device: where to draw.
     """
-    extra = num_points - int(importance_ratio * num_points)
-    number = sum(matched)
-    shapes = (
-        (len(matched), num_points, 2),
-        (number, int(num_points * oversample_ratio), 2),
-        (number, extra, 2),
-    )
-    points = LossPoints(*(torch.empty(num_outputs, *shape, device=device) for shape in shapes))
-    generators = generator if isinstance(generator, Sequence) else [generator] * len(matched)
-    first = 0
-    for image, (count, own) in enumerate(zip(matched, generators, strict=True)):
-        masks = slice(first, first + count)
-        for values, rows in zip(points, (slice(image, image + 1), masks, masks), strict=True):
-            values[:, rows].uniform_(generator=own)
-        first += count
-    return [LossPoints(*parts) for parts in zip(*points, strict=True)]
+
+    seeds: tuple[int, ...]
+    output: int
+    matched: tuple[int, ...]
+    counts: tuple[int, int, int]
+    device: torch.device | str
+
+    @property
+    def match(self) -> Tensor:
+        return self._draw(0, (1,) * len(self.seeds))
+
+    @property
+    def candidates(self) -> Tensor:
+        return self._draw(1, self.matched)
+
+    @property
+    def extra(self) -> Tensor:
+        return self._draw(2, self.matched)
+
+    def _draw(self, part: int, rows: tuple[int, ...]) -> Tensor:
+        values = torch.empty(sum(rows), self.counts[part], 2, device=self.device)
+        for own, seed in zip(values.split(rows), self.seeds, strict=True):
+            state = np.random.SeedSequence((seed, self.output, part)).generate_state(1, np.uint64) >> np.uint64(1)
+            own.uniform_(generator=torch.Generator(self.device).manual_seed(int(state[0])))
+        return values
 
 
 def sample_logits(logits: Tensor, points: Tensor) -> Tensor:

@@ -26,6 +26,10 @@ def batch_of(masks, labels):
     return collate_targets([targets_from_masks(m.numpy() > 0, y.tolist()) for m, y in pairs])
 
 
+def in_double(points):
+    return LossPoints(points.match.double(), points.candidates.double(), points.extra.double())
+
+
 @pytest.fixture(scope="module")
 def recorded():
     tensors = golden_tensors("loss")
@@ -40,7 +44,8 @@ def test_means_equal_the_originals(recorded):
     draws, generator = 100, torch.Generator().manual_seed(0)
     sums = dict.fromkeys(("mask", "dice", "class"), 0.0)
     for _ in range(draws):
-        points = loss.draw(1, 20, targets.counts, generator)
+        seeds = torch.randint(2**62, (3,), generator=generator).tolist()
+        points = loss.draw(1, 20, targets.counts, seeds)
         for name, value in loss([output], targets, points)[0].items():
             sums[name] += value.item() / draws
     for name, ours in (("mask", "mask"), ("dice", "dice"), ("classification", "class")):
@@ -51,7 +56,7 @@ def test_means_equal_the_originals(recorded):
 def test_matching_equals_the_originals(recorded):
     output, targets, expected = recorded
     loss = MaskClassificationLoss(num_points=60_000)
-    points = loss.draw(1, 20, targets.counts, torch.Generator().manual_seed(1))
+    points = loss.draw(1, 20, targets.counts, (1, 2, 3))
     image, query, target = loss.match([output], targets, points)[0]
     for b, (queries, segments) in enumerate(expected["matched"]):
         assert query[image == b].tolist() == queries
@@ -119,8 +124,7 @@ def test_a_batch_equals_its_images_one_by_one():
     )
     loss = MaskClassificationLoss(num_points=40)
     targets = batch_of(masks, labels)
-    points = loss.draw(1, 5, targets.counts, generator)
-    points = [type(p)(*(x.double() for x in p)) for p in points]
+    points = [in_double(p) for p in loss.draw(1, 5, targets.counts, (3, 4, 5))]
     together = loss([output], targets, points, 7)[0]
     first, alone = 0, {"mask": 0.0, "dice": 0.0}
     for b in range(3):
@@ -216,8 +220,10 @@ def test_without_void_leaving_it_out_changes_nothing(recorded):
     output, targets, _ = recorded
     full = targets._replace(ids=targets.ids.clone())
     full.ids[:, 0][full.ids[:, 0] == 0] = 99  # of no segment that is asked for, but no void either
-    points = MaskClassificationLoss(num_points=100).draw(1, 20, targets.counts, torch.Generator().manual_seed(0))
-    inside = [LossPoints(*(0.1 + 0.8 * part for part in points[0]))]  # at the edge, the outside is not known
+    points = MaskClassificationLoss(num_points=100).draw(1, 20, targets.counts, (0, 1, 2))[0]
+    inside = [
+        LossPoints(*(0.1 + 0.8 * part for part in (points.match, points.candidates, points.extra)))
+    ]  # at the edge, the outside is not known
     plain, ignoring = (
         MaskClassificationLoss(num_points=100, ignore_void=void)([output], full, inside)[0] for void in (False, True)
     )

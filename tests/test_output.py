@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from eomt.losses import MaskClassificationLoss
 from eomt.network import Upscale
 from eomt.output import Output, Prediction
+from eomt.points import LossPoints
 from eomt.targets import collate_targets, targets_from_masks
 from tests.conftest import golden_network
 
@@ -47,8 +48,9 @@ def test_loss_and_its_gradients_are_those_of_the_multiplied_masks():
     labels = [torch.arange(t) % 4 for t in (2, 0, 9)]
     targets = collate_targets([targets_from_masks(m.numpy(), c.tolist()) for m, c in zip(masks, labels, strict=True)])
     loss = MaskClassificationLoss(num_points=64)
-    points = loss.draw(1, 7, targets.counts)
-    points = [type(p)(*(x.double() for x in p)) for p in points]
+    points = [
+        LossPoints(*(x.double() for x in (p.match, p.candidates, p.extra))) for p in loss.draw(1, 7, targets.counts)
+    ]
     results = []
     for form in (lambda p: p, Prediction.logits):
         leaves = Prediction(*(x.clone().requires_grad_() for x in part))
@@ -119,3 +121,17 @@ def test_compiled_without_graph_breaks_or_recompiling(name):
         torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     torch._dynamo.reset()
+
+
+def test_points_are_drawn_anew_the_same_and_by_image():
+    loss = MaskClassificationLoss(num_points=40)
+    one, other = loss.draw(2, 5, (3, 0, 9), (7, 8, 9))
+    assert one.match.shape == (3, 40, 2)
+    assert one.candidates.shape == (8, 120, 2)
+    assert one.extra.shape == (8, 10, 2)
+    assert torch.equal(one.candidates, one.candidates)
+    assert not torch.equal(one.match, other.match)
+    assert one.match.unique().numel() > 0.99 * one.match.numel()
+    alone = loss.draw(2, 5, (9,), (9,))[0]
+    assert torch.equal(alone.match[0], one.match[2])
+    assert torch.equal(alone.candidates, one.candidates[3:])
