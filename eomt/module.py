@@ -14,7 +14,7 @@ from torch import Tensor
 from eomt.annealing import Bound, mask_probability, resolve_windows
 from eomt.checkpoint import FORMAT, check_same_model
 from eomt.classes import Classes
-from eomt.draws import Place, draw_drops, point_generators
+from eomt.draws import Place, draw_drops, point_seeds
 from eomt.errors import InputError
 from eomt.finite import FiniteSteps, total_norm
 from eomt.inference.geometry import Placement
@@ -163,8 +163,8 @@ class EoMTModule(lightning.LightningModule):
         places = self._training_places(len(counts), batch_idx)
         drops = self._draw_drops(places, self._probabilities) if self.windows else None
         outputs = self.network(batch.images, drops)
-        generators = point_generators(self.seed, places, self.device)
-        points = self.loss.draw(len(outputs), self.network.num_queries, counts, generators, self.device)
+        seeds = point_seeds(self.seed, places)
+        points = self.loss.draw(len(outputs), self.network.num_queries, counts, seeds, self.device)
         terms = self.loss(outputs, batch.targets, points, *self._normalisers(batch))
         total = self.loss.total(terms)
         self.finite.watch(batch, terms)
