@@ -54,6 +54,8 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         raise InputError("loss.ignore_void=true is not for instances: there, what belongs to no object is background")
     model = OmegaConf.to_container(cfg.model, resolve=True)
     pretrained = model.pop("pretrained")
+    # A checkpoint's configuration may be older than these.
+    freeze, lora = model.pop("freeze_backbone", False), model.pop("lora", None)
     network = EoMT(image_size=image_size, num_classes=len(classes), **model)
     network.activation_checkpointing = cfg.activation_checkpointing
     return EoMTModule(
@@ -68,6 +70,8 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         annealing_power=cfg.annealing.power,
         validate_masked=cfg.annealing.validate_masked,
         pretrained=pretrained,
+        freeze=freeze,
+        lora=lora if lora and lora["rank"] else None,
         seed=cfg.seed,
         run={"config": OmegaConf.to_container(cfg, resolve=True), "overrides": typed_overrides()},
         **OmegaConf.to_container(cfg.optim, resolve=True),
@@ -134,6 +138,14 @@ def begin_with(module: EoMTModule, weights: Weights, strict: bool = False) -> No
     log.info("begins with %s:\n%s", weights.origin, table(rows))
 
 
+def build_callbacks(cfg: DictConfig) -> list:
+    """The callbacks of a configuration; one that may be off is, where its decay or patience is null."""
+    wanted = [
+        c for c in cfg.callbacks.values() if c and not any(c.get(key, 0) is None for key in ("decay", "patience"))
+    ]
+    return [instantiate(callback) for callback in wanted]
+
+
 def build_loggers(cfg: DictConfig) -> list:
     """The loggers of a configuration.
 
@@ -174,9 +186,9 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         "lightning.pytorch.trainer.connectors.checkpoint_connector",
     ):
         logging.getLogger(name).addFilter(_is_news)
-    plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
+    plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
     if SLURMEnvironment.detect():
         # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
         plugins.append(SLURMEnvironment(auto_requeue=False))

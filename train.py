@@ -22,10 +22,10 @@ def main(cfg: DictConfig) -> None:
 
 def _train(cfg: DictConfig, signals) -> None:
     import lightning
-    from hydra.utils import instantiate
 
     from assemble import (
         begin_with,
+        build_callbacks,
         build_data,
         build_loggers,
         build_module,
@@ -36,8 +36,8 @@ def _train(cfg: DictConfig, signals) -> None:
         typed_overrides,
     )
     from datasets.module import accumulation
-    from eomt.callbacks import LastCheckpoint, keep_best
-    from eomt.checkpoint import check_same_model, read_checkpoint
+    from eomt.callbacks import LastCheckpoint, WeightAverage, keep_best
+    from eomt.checkpoint import check_same_model, check_same_training, read_checkpoint
     from eomt.files import replacing
     from resume import choose_checkpoint, continue_logs
 
@@ -55,7 +55,7 @@ def _train(cfg: DictConfig, signals) -> None:
             module.network.backbone.load_pretrained(module.pretrained)
         log.info("the data's index and the pretrained weights are in the cache")
         return
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+    callbacks = build_callbacks(cfg)
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
             callback.signals = signals
@@ -67,7 +67,9 @@ def _train(cfg: DictConfig, signals) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)
     if resume:
-        check_same_model(read_checkpoint(resume, mmap=True), cfg.kind, data.classes, module.network.spec)
+        checkpoint = read_checkpoint(resume, mmap=True)
+        check_same_model(checkpoint, cfg.kind, data.classes, module.network.spec)
+        check_same_training(checkpoint, module.learns, any(isinstance(c, WeightAverage) for c in callbacks))
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from eomt.errors import InputError
+from eomt.lora import LoRALinear
 
 
 class Backbone(nn.Module):
@@ -181,6 +182,8 @@ def attention(attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotate
         qkv = attn.qkv(tokens)
     else:
         qkv = F.linear(tokens, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
+        if isinstance(attn.qkv, LoRALinear):
+            qkv = qkv + attn.qkv.change(tokens)
     q, k, v = qkv.reshape(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
     if rope is not None:
@@ -215,7 +218,8 @@ def _top_left(embedding: Tensor, whole: tuple[int, int], grid: tuple[int, int]) 
 def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     """timm's MLP. What its activation function gives is computed again in the backward pass: a tenth of a training
     step's memory for a hundredth of its time. PyTorch stops there, the second layer is not computed again."""
-    if not (isinstance(mlp, Mlp) and torch.is_grad_enabled()):
+    # A compiler decides by itself what to keep.
+    if not (isinstance(mlp, Mlp) and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         return mlp(x)
 
     def rest(hidden: Tensor) -> Tensor:

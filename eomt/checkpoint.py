@@ -20,6 +20,9 @@ FORMAT = "eomt"
 CONTINUATION = "continuation"
 """The key under which `last.ckpt` says whose it is: the SLURM job, the logs, and whether a validation comes next."""
 
+TRAINED = "trained_weights"
+"""The key under which a checkpoint whose weights are averages carries those that the optimizer goes on with."""
+
 PREVIOUS = "previous.ckpt"
 """The name of the checkpoint before `last.ckpt`, beside it."""
 
@@ -124,6 +127,24 @@ def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Map
                 f"ckpt= is of another model: {key} is {saved['network'].get(key)} there and {value} here; "
                 "choose its model"
             )
+
+
+def check_same_training(checkpoint: Mapping, learns: Mapping, averages: bool) -> None:
+    """Raise InputError unless a run can go on from a checkpoint with what learns in it, and with averages or without.
+
+    Args:
+        checkpoint: that was saved by a run.
+        learns: `freeze_backbone` and `lora` of the run that goes on.
+        averages: whether that averages its weights.
+    """
+    saved = checkpoint.get(FORMAT, {}).get("learns", {})
+    for key, value in learns.items():
+        if (saved.get(key) or None) != (value or None):
+            raise InputError(
+                f"ckpt= is of a run with model.{key}={saved.get(key)}, this one has {value}: begin another by weights="
+            )
+    if TRAINED in checkpoint and not averages:
+        raise InputError("ckpt= is of a run that averages its weights: set callbacks.ema.decay, or begin by weights=")
 
 
 def check_same_classes(trained: Classes, given: Classes) -> None:

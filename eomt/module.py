@@ -19,9 +19,10 @@ from eomt.errors import InputError
 from eomt.finite import FiniteSteps, total_norm
 from eomt.inference.geometry import Placement
 from eomt.inference.unpadded import run_unpadded
+from eomt.lora import LoRALinear, add_lora
 from eomt.losses import MaskClassificationLoss, num_matched
 from eomt.network import EoMT
-from eomt.optim import parameter_groups, two_stage_warmup
+from eomt.optim import freeze_backbone, parameter_groups, two_stage_warmup
 from eomt.output import Output
 from eomt.sharding import ShardedStrategy, shard
 from eomt.tasks import Task, predict_images
@@ -49,6 +50,9 @@ class EoMTModule(lightning.LightningModule):
         validate_masked: validate under the current attention masks, drops drawn at random, as the
             original does, instead of the mask-free network that is deployed.
         pretrained: what `Backbone.load_pretrained` takes, or False.
+        freeze: what of the backbone does not learn, see `freeze_backbone`.
+        lora: `rank` and `alpha` of low-rank changes to the blocks' linear layers, see `add_lora`, which learn in
+            place of the backbone; None for none.
         unpadded: validate without the patches that only show padding; see `eomt.inference.unpadded`.
         seed: of all random draws.
         run: plain values that checkpoints carry along, such as the configuration.
@@ -73,6 +77,8 @@ class EoMTModule(lightning.LightningModule):
         validate_masked: bool = False,
         unpadded: bool = False,
         pretrained: bool | str = False,
+        freeze: bool | int = False,
+        lora: Mapping[str, Any] | None = None,
         seed: int = 0,
         run: Mapping[str, Any] | None = None,
     ):
@@ -100,6 +106,8 @@ class EoMTModule(lightning.LightningModule):
         self.unpadded = unpadded
         self.network.backbone.crop_position = unpadded
         self.pretrained = pretrained
+        self.freeze = freeze
+        self.lora = dict(lora) if lora else None
         self.seed = seed
         self.run = dict(run or {})
         self.metric = task.metric(classes)
@@ -128,10 +136,20 @@ class EoMTModule(lightning.LightningModule):
         if self.pretrained and not self._resumes():
             self.network.backbone.load_pretrained(self.pretrained)
             rank_zero_info(f"backbone: pretrained weights of {self.network.spec['backbone']} loaded")
+        self._choose_what_learns()
         self.total_steps = self._count_steps()
         if self.annealing_windows is not None:
             self.windows = resolve_windows(self.annealing_windows, self.total_steps, self.annealing_span)
         self._set_mask_probabilities()
+
+    def _choose_what_learns(self) -> None:
+        """After pretrained weights are loaded, which have other names than those with LoRA."""
+        if self.lora and self.freeze and self.freeze is not True:
+            raise InputError("model.lora freezes the whole backbone: leave model.freeze_backbone at false")
+        freeze_backbone(self.network, True if self.lora else self.freeze)
+        blocks = self.network.backbone.blocks
+        if self.lora and not any(isinstance(layer, LoRALinear) for layer in blocks.modules()):
+            add_lora(blocks, **self.lora, seed=self.seed)
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):
@@ -247,6 +265,7 @@ class EoMTModule(lightning.LightningModule):
             "kind": self.task.kind,
             "classes": self.classes.to_list(),
             "network": self.network.spec,
+            "learns": self.learns,
             **self.run,
         }
         checkpoint["finite"] = self.finite.state_dict()
@@ -256,6 +275,11 @@ class EoMTModule(lightning.LightningModule):
         if "finite" in checkpoint:
             self.finite.load_state_dict(checkpoint["finite"])
 
+    @property
+    def learns(self) -> dict[str, Any]:
+        """What checkpoints say of what learns: `freeze_backbone` and `lora`."""
+        return {"freeze_backbone": self.freeze, "lora": self.lora}
+
     # Parts
 
     def _description(self) -> str:
@@ -264,10 +288,12 @@ class EoMTModule(lightning.LightningModule):
         accumulated = trainer.accumulate_grad_batches
         batch = data.batch_size * trainer.world_size * accumulated
         millions = sum(p.numel() for p in self.parameters()) / 1e6
+        learning = sum(p.numel() for p in self.parameters() if p.requires_grad) / 1e6
+        part = "" if learning == millions else f", of which {learning:.1f} M learn"
         height, width = self.network.image_size
         lines = [
             f"{self.task.kind} segmentation, {len(self.classes)} classes, {self.network.num_queries} queries,"
-            f" {millions:.1f} M parameters, image size {height}x{width}, precision {trainer.precision}",
+            f" {millions:.1f} M parameters{part}, image size {height}x{width}, precision {trainer.precision}",
             f"effective batch {batch} = {data.batch_size} per device x {trainer.world_size} devices x "
             f"{accumulated} accumulated; {self.total_steps} optimizer steps",
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from eomt.errors import InputError
 from eomt.network import EoMT
 
 
@@ -36,6 +37,31 @@ def parameter_groups(
         group = groups.setdefault((rate, stage), {"params": [], "lr": rate, "name": label, "stage": stage})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def freeze_backbone(network: EoMT, frozen: bool | int) -> None:
+    """Take parameters of the backbone out of the training: they have no gradient and no optimizer state.
+
+    Args:
+        network: whose parameters are frozen.
+        frozen: True, all of the backbone: embeddings, all blocks and the final norm, so that queries and heads alone
+            learn. A number K > 0, the embeddings and the first K blocks; of N blocks, the last L2 are those that the
+            queries pass, which K = N - L2 leaves to learn. False or 0, nothing.
+
+    Raises:
+        InputError: if it is neither, or there are fewer blocks.
+    """
+    backbone = network.backbone
+    if type(frozen) not in (bool, int) or not 0 <= frozen <= len(backbone.blocks):
+        raise InputError(
+            f"model.freeze_backbone={frozen} must be true, false or a number of blocks, up to {len(backbone.blocks)}"
+        )
+    if not frozen:
+        return
+    learning = [] if frozen is True else [*backbone.blocks[frozen:], backbone.norm]
+    learning = {parameter for module in learning for parameter in module.parameters()}
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(parameter in learning)
 
 
 def two_stage_warmup(

@@ -39,9 +39,19 @@ def shard(network: EoMT, mesh: DeviceMesh) -> None:
     fully_shard(network, mesh=mesh)
 
 
-def whole(value: Any) -> Any:
-    """The whole of a tensor that is shared out, on every rank, which all must ask for; anything else as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def gather(values: Mapping[str, Any], keep: bool) -> dict[str, Any]:
+    """The whole of tensors that are shared out, on the host, and anything else as it is; nothing without `keep`.
+
+    All ranks must call it. It goes from one to the next: no device holds more than one whole tensor beside its share.
+    """
+    gathered = {}
+    for name, value in values.items():
+        if isinstance(value, DTensor):
+            value = value.detach().full_tensor()
+            value = value.cpu() if keep else None
+        if keep:
+            gathered[name] = value
+    return gathered
 
 
 def part_like(value: Any, like: Tensor) -> Any:
@@ -71,12 +81,12 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The whole state on rank 0, nothing on the others; all ranks take part."""
-        return self._gathered(self.lightning_module.state_dict())
+        return gather(self.lightning_module.state_dict(), self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As `lightning_module_state_dict`."""
         state = optimizer.state_dict()
-        parts = {number: self._gathered(values) for number, values in state["state"].items()}
+        parts = {number: gather(values, self.is_global_zero) for number, values in state["state"].items()}
         return {**state, "state": parts} if self.is_global_zero else {}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = True) -> dict[str, Any]:
@@ -100,12 +110,3 @@ class ShardedStrategy(ModelParallelStrategy):
                 if number in saved["state"]
             }
             optimizer.load_state_dict({**saved, "state": state})
-
-    def _gathered(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        # One after the other: no device holds more than one whole tensor beside its share.
-        gathered = {}
-        for name, value in values.items():
-            value = whole(value)
-            if self.is_global_zero:
-                gathered[name] = value.detach().cpu() if isinstance(value, Tensor) else value
-        return gathered

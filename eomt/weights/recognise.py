@@ -14,6 +14,7 @@ from eomt.checkpoint import FORMAT
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.known_classes import ADE20K, classes_by_count
+from eomt.lora import merged
 from eomt.weights.check import size_of
 from eomt.weights.delta import add_backbone, is_delta
 from eomt.weights.hub import fetch, is_hub_id
@@ -122,7 +123,10 @@ def _checkpoint(content: Mapping[str, Any], name: str) -> Found:
     state = content.get("state_dict")
     if not isinstance(state, Mapping):
         raise InputError(f"{name} is damaged: it lacks its state_dict")
-    found = _own("checkpoint", tensors_of(_without_prefix(state), name), content[FORMAT], name)
+    own = tensors_of(_without_prefix(state), name)
+    with _about(name):
+        own = merged(own, (content[FORMAT].get("learns") or {}).get("lora"))
+    found = _own("checkpoint", own, content[FORMAT], name)
     found.more["step"] = _whole(content.get("global_step"))
     found.more["mask_probabilities"] = _probabilities(state.get("mask_probabilities"))
     found.more["resumable"] = bool(content.get("optimizer_states"))

@@ -1,0 +1,89 @@
+"""Low-rank adaptation (LoRA, arXiv 2106.09685): a few weights beside frozen ones, merged into them when read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eomt.errors import InputError
+
+_A, _B = ".lora_a", ".lora_b"
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer whose weight W is changed by `scale * B @ A`; W and its bias keep their names.
+
+    Args:
+        layer: whose weight and bias are taken over.
+        rank: r of A [r, in] and B [out, r]; at least 1.
+        alpha: the change is scaled by alpha / rank.
+        generator: for A, which begins uniform as PyTorch's linear layers do; B begins at 0.
+    """
+
+    def __init__(self, layer: nn.Linear, rank: int, alpha: float, generator: torch.Generator | None = None):
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.scale = alpha / rank
+        self.lora_a = nn.Parameter(layer.weight.new_empty(rank, layer.in_features))
+        self.lora_b = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5), generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return super().forward(x) + self.change(x)
+
+    def change(self, x: Tensor) -> Tensor:
+        """What A and B add to the layer's output."""
+        return F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
+
+
+def add_lora(blocks: nn.ModuleList, rank: int, alpha: float, seed: int) -> None:
+    """Let each linear layer of the blocks (attention's and MLP's) be a `LoRALinear`, in place.
+
+    Args:
+        blocks: of a ViT.
+        rank, alpha: see `LoRALinear`.
+        seed: of the new weights, which are the same on every rank.
+
+    Raises:
+        InputError: if the rank or alpha is no positive number.
+    """
+    if type(rank) is not int or rank < 1:
+        raise InputError(f"model.lora.rank={rank} must be a whole number of at least 1, or 0 for none")
+    if type(alpha) not in (int, float) or alpha <= 0:
+        raise InputError(f"model.lora.alpha={alpha} must be a number above 0")
+    generator = torch.Generator().manual_seed(seed)
+    for block in blocks:
+        layers = [(name, layer) for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
+        for name, layer in layers:
+            parent, _, own = name.rpartition(".")
+            setattr(block.get_submodule(parent), own, LoRALinear(layer, rank, alpha, generator))
+
+
+def merged(state: Mapping[str, Tensor], lora: Mapping | None) -> dict[str, Tensor]:
+    """Weights under their plain names, with the change that A and B make.
+
+    Args:
+        state: of a network with or without `LoRALinear`s.
+        lora: the `rank` and `alpha` that it was trained with.
+
+    Raises:
+        InputError: if there are A and B, but no such numbers, or they do not fit.
+    """
+    plain = {name: value for name, value in state.items() if not name.endswith((_A, _B))}
+    for name in state.keys() - plain.keys():
+        if not name.endswith(_A):
+            continue
+        layer = name.removesuffix(_A)
+        try:
+            a, b, weight = state[name], state[layer + _B], state[f"{layer}.weight"]
+            # In float64: the merged weight is rounded once.
+            change = b.double() @ a.double() * (float(lora["alpha"]) / int(lora["rank"]))
+            plain[f"{layer}.weight"] = (weight.double() + change).to(weight.dtype)
+        except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise InputError(f"the LoRA weights of {layer} cannot be merged ({str(error)[:80]})") from None
+    return plain
