@@ -31,10 +31,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"no checkpoint can be written to {path.parent} ({error}): free some space, then go on by "
+                f"no checkpoint can be written to {path.parent} ({_reason(error)}): free some space, then go on by "
                 f"python train.py ckpt={path.parent}/last.ckpt; what was written before is whole"
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:
         """Read a checkpoint; `weights_only` is always on, whatever is asked for."""
         return read_checkpoint(path)
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """PyTorch says of a full disk at which byte it failed."""
+    if isinstance(error, OSError):
+        return str(error)
+    return f"the disk is full or a quota used up; {str(error).splitlines()[0][:100]}"
