@@ -135,3 +135,11 @@ def test_points_are_drawn_anew_the_same_and_by_image():
     alone = loss.draw(2, 5, (9,), (9,))[0]
     assert torch.equal(alone.match[0], one.match[2])
     assert torch.equal(alone.candidates, one.candidates[3:])
+
+
+def test_gradients_have_their_parameters_strides():
+    """DDP copies and warns of those that have not."""
+    network = golden_network("dinov2_tiny").train()
+    output = network(torch.rand(1, 3, *network.image_size))[-1]
+    (output.mask_logits.sum() + output.class_logits.sum()).backward()
+    assert all(p.grad.stride() == p.stride() for p in network.parameters() if p.grad is not None)
