@@ -58,8 +58,10 @@ class Faults:
             raise InputError(str(self._first), [*self._details, *rest]) from self._first
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The run was ended by a signal, and its state is saved.
+
+    As KeyboardInterrupt no Exception: it may come anywhere, also within code that takes all of these for its own.
 
     Args:
         message: how to go on.
