@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -37,6 +37,13 @@ def shard(network: EoMT, mesh: DeviceMesh) -> None:
         register_fsdp_forward_method(block, "run")
     network.backbone.run_block = lambda index, *arguments: network.backbone.blocks[index].run(*arguments)
     fully_shard(network, mesh=mesh)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let parameters be each rank's shares again: what lies outside the blocks stays gathered after a validation."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def gather(values: Mapping[str, Any], keep: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eomt.checkpoint import TRAINED
 from eomt.errors import InputError
-from eomt.sharding import gather, part_like
+from eomt.sharding import gather, part_like, reshard
 
 
 class WeightAverage(Callback):
@@ -69,11 +69,13 @@ class WeightAverage(Callback):
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._averages:
+            reshard(pl_module)
             parameters = self._parameters(pl_module)
             self._weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             self._give(pl_module, self._averages)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        reshard(pl_module)
         self._give(pl_module, self._weights)
         self._weights = {}
 
