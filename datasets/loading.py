@@ -300,7 +300,6 @@ def _process_options(num_workers: int, at_once: int = 1) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
         "prefetch_factor": max(2, -(-at_once // num_workers)) if num_workers else None,
-        "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": begin_worker,
         # Its own, for otherwise every epoch draws from PyTorch's global generator.

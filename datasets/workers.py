@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import signal
 import threading
@@ -40,7 +41,8 @@ class WatchedLoader(DataLoader):
     """
 
     def __init__(self, dataset: Any, num_workers: int, timeout: float, **options: Any):
-        super().__init__(dataset, num_workers=num_workers, timeout=timeout if num_workers else 0, **options)
+        options |= {"timeout": timeout, "persistent_workers": True} if num_workers else {}
+        super().__init__(dataset, num_workers=num_workers, **options)
         self._deaths = 0
 
     def watched(self, start_at: Callable[[int], None]) -> Iterator[Any]:
@@ -55,46 +57,42 @@ class WatchedLoader(DataLoader):
         done = 0
         while True:
             start_at(done)
-            batches = super().__iter__()
             try:
-                for batch in self._waited_for(batches):
+                batches = self._waited_for(super().__iter__)
+                if self.num_workers:
+                    _watch.install(self._iterator._workers)
+                while (batch := self._waited_for(partial(next, batches, None))) is not None:
                     done += 1
                     yield batch
                 return
             except _WorkerDied:
-                self._restart(batches)
+                self._restart()
 
-    def _waited_for(self, batches: Iterator[Any]) -> Iterator[Any]:
-        if not self.num_workers:
-            yield from batches
-            return
-        _watch.install()
-        while True:
-            try:
-                batch = _watch.call(partial(next, batches, None), batches._workers)
-            except _WorkerDied:
+    def _waited_for(self, function: Callable[[], Any]) -> Any:
+        """What the function returns, which waits for the workers."""
+        workers = self._iterator._workers if self._iterator else ()
+        try:
+            return _watch.call(function, workers)
+        except _WorkerDied:
+            raise
+        except Exception as error:
+            # Tensors of a worker that dies cannot be fetched from it any more, which has many names.
+            if workers and _ends(workers):
+                raise _WorkerDied from None
+            if not str(error).startswith("DataLoader timed out"):
                 raise
-            except Exception as error:
-                # Tensors of a worker that dies cannot be fetched from it any more, which has many names.
-                if _ends(batches._workers):
-                    raise _WorkerDied from None
-                if not str(error).startswith("DataLoader timed out"):
-                    raise
-                self._kill(batches)
-                raise InputError(
-                    f"no batch of data within {self.timeout:g} s (data.timeout): the file system may hang, or one of "
-                    f"the {self.num_workers} data workers; see that the data can be read, then go on from last.ckpt"
-                ) from None
-            if batch is None:
-                return
-            yield batch
+        self._kill()
+        raise InputError(
+            f"no batch of data within {self.timeout:g} s (data.timeout): the file system may hang, or one of "
+            f"the {self.num_workers} data workers; see that the data can be read, then go on from last.ckpt"
+        )
 
-    def _restart(self, batches: Iterator[Any]) -> None:
+    def _restart(self) -> None:
         self._deaths += 1
-        dead = [(n, worker) for n, worker in enumerate(batches._workers) if not worker.is_alive()]
-        number, worker = dead[0]
-        what = f"data worker {number} of {self.num_workers} (process {worker.pid}) {_ending(worker.exitcode)}"
-        self._kill(batches)
+        workers = self._iterator._workers
+        number, worker = next((n, worker) for n, worker in enumerate(workers) if not worker.is_alive())
+        what = f"data worker {number} of {len(workers)} (process {worker.pid}) {_ending(worker.exitcode)}"
+        self._kill()
         if self._deaths > MOST_DEATHS:
             raise InputError(
                 f"{what}, the {self._deaths}th to die: with fewer data.num_workers or a smaller data.batch_size less "
@@ -102,11 +100,11 @@ class WatchedLoader(DataLoader):
             )
         log.warning("%s; started anew, nothing is lost (%d of at most %d times)", what, self._deaths, MOST_DEATHS)
 
-    def _kill(self, batches: Iterator[Any]) -> None:
+    def _kill(self) -> None:
         """End all workers, also those that hang or wait for a dead one's lock."""
-        for worker in batches._workers:
+        for worker in self._iterator._workers:
             worker.kill()
-        batches._shutdown_workers()
+        self._iterator._shutdown_workers()
         self._iterator = None
 
 
@@ -115,11 +113,18 @@ class _Watch:
 
     def __init__(self):
         self._workers: Sequence[BaseProcess] = ()
+        self._started: set[BaseProcess] = set()
 
-    def install(self) -> None:
+    def install(self, workers: Sequence[BaseProcess]) -> None:
         """Take the place of PyTorch's own handler, which comes with the first workers of a process."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, self._check)
+        self._started.update(workers)
+
+    def end_all(self) -> None:
+        """Before Python ends, which waits for them: those that hang do not hear that they should end."""
+        for worker in self._started:
+            worker.kill()
 
     def call(self, function: Callable[[], Any], workers: Sequence[BaseProcess]) -> Any:
         """What the function returns; these are watched meanwhile."""
@@ -137,6 +142,7 @@ class _Watch:
 
 
 _watch = _Watch()
+atexit.register(_watch.end_all)
 
 
 def _any_ended(workers: Sequence[BaseProcess]) -> bool:
