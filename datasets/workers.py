@@ -26,6 +26,10 @@ class _WorkerDied(Exception):
     """A worker of the loader that is waited for has ended."""
 
 
+class _Overdue(Exception):
+    """A batch has been waited for too long."""
+
+
 class WatchedLoader(DataLoader):
     """A DataLoader that notices within seconds when a worker has died, and starts all of them anew.
 
@@ -36,13 +40,14 @@ class WatchedLoader(DataLoader):
     Args:
         dataset: the samples.
         num_workers: processes; 0 reads in the main process, where nothing is watched.
-        timeout: seconds after which a batch counts as lost.
+        timeout: seconds to wait for a batch.
         options: further ones of DataLoader.
     """
 
     def __init__(self, dataset: Any, num_workers: int, timeout: float, **options: Any):
-        options |= {"timeout": timeout, "persistent_workers": True} if num_workers else {}
-        super().__init__(dataset, num_workers=num_workers, **options)
+        super().__init__(dataset, num_workers=num_workers, persistent_workers=num_workers > 0, **options)
+        # Not DataLoader's own, which does not reach where it fetches tensors from a worker that does not answer.
+        self._seconds = timeout
         self._deaths = 0
 
     def watched(self, start_at: Callable[[int], None]) -> Iterator[Any]:
@@ -59,8 +64,6 @@ class WatchedLoader(DataLoader):
             start_at(done)
             try:
                 batches = self._waited_for(super().__iter__)
-                if self.num_workers:
-                    _watch.install(self._iterator._workers)
                 while (batch := self._waited_for(partial(next, batches, None))) is not None:
                     done += 1
                     yield batch
@@ -70,20 +73,23 @@ class WatchedLoader(DataLoader):
 
     def _waited_for(self, function: Callable[[], Any]) -> Any:
         """What the function returns, which waits for the workers."""
+        if not self.num_workers:
+            return function()
         workers = self._iterator._workers if self._iterator else ()
         try:
-            return _watch.call(function, workers)
-        except _WorkerDied:
-            raise
+            result = _watch.call(function, workers, self._seconds)
+            _watch.install(self._iterator._workers)
+            return result
+        except _Overdue:
+            pass
         except Exception as error:
             # Tensors of a worker that dies cannot be fetched from it any more, which has many names.
-            if workers and _ends(workers):
-                raise _WorkerDied from None
-            if not str(error).startswith("DataLoader timed out"):
+            if not isinstance(error, _WorkerDied) and not (workers and _ends(workers)):
                 raise
+            raise _WorkerDied from None
         self._kill()
         raise InputError(
-            f"no batch of data within {self.timeout:g} s (data.timeout): the file system may hang, or one of "
+            f"no batch of data within {self._seconds:g} s (data.timeout): the file system may hang, or one of "
             f"the {self.num_workers} data workers; see that the data can be read, then go on from last.ckpt"
         )
 
@@ -102,23 +108,28 @@ class WatchedLoader(DataLoader):
 
     def _kill(self) -> None:
         """End all workers, also those that hang or wait for a dead one's lock."""
-        for worker in self._iterator._workers:
-            worker.kill()
-        self._iterator._shutdown_workers()
-        self._iterator = None
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            for worker in iterator._workers:
+                worker.kill()
+            iterator._shutdown_workers()
 
 
 class _Watch:
-    """Raises `_WorkerDied` as soon as one of the watched processes ends."""
+    """Raises `_WorkerDied` as soon as one of the watched processes ends, `_Overdue` when the time is up.
+
+    Both come as signals, which reach the main thread wherever it waits; in another thread nothing is watched.
+    """
 
     def __init__(self):
         self._workers: Sequence[BaseProcess] = ()
         self._started: set[BaseProcess] = set()
 
-    def install(self, workers: Sequence[BaseProcess]) -> None:
+    def install(self, workers: Sequence[BaseProcess] = ()) -> None:
         """Take the place of PyTorch's own handler, which comes with the first workers of a process."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, self._check)
+            signal.signal(signal.SIGALRM, self._time_is_up)
         self._started.update(workers)
 
     def end_all(self) -> None:
@@ -126,14 +137,23 @@ class _Watch:
         for worker in self._started:
             worker.kill()
 
-    def call(self, function: Callable[[], Any], workers: Sequence[BaseProcess]) -> Any:
-        """What the function returns; these are watched meanwhile."""
+    def call(self, function: Callable[[], Any], workers: Sequence[BaseProcess], seconds: float) -> Any:
+        """What the function returns; the workers are watched meanwhile, and the clock."""
+        timed = threading.current_thread() is threading.main_thread()
+        self.install()
         try:
             self._workers = workers
             self._check()
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, seconds)
             return function()
         finally:
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             self._workers = ()
+
+    def _time_is_up(self, *_: object) -> None:
+        raise _Overdue
 
     def _check(self, *_: object) -> None:
         if _any_ended(self._workers):
