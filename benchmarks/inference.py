@@ -7,7 +7,8 @@ Ours: `Segmenter` from paths to answers on the host, with and without padding. T
 model, `post_process_panoptic_segmentation`, labels on the host. The network alone is a row of its own. Random networks
 are sure of nothing: class logits are scaled, and that of no object shifted, until `--kept` queries take part. Ratios
 are of medians of interleaved rounds. FLOPs are those of matrix products, convolutions and attention (2 per
-multiplication and addition) in the padded network, by formula; the limit is what they take at the rate of a large matrix product on the same machine. Needs `eomt[hf]`.
+multiplication and addition) in the padded network, by formula; the limit is what they take at the rate of a large
+matrix product on the same machine. Needs `eomt[hf]`.
 """
 
 import argparse
