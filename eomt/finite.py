@@ -142,9 +142,7 @@ def _bad_terms(seen: Sequence[_Seen]) -> str:
 
 def _bad_gradients(network: nn.Module) -> str:
     """Such as "the gradient of class_head.weight, class_head.bias"."""
-    bad = [
-        name for name, p in network.named_parameters() if p.grad is not None and not _whole(p.grad).isfinite().all()
-    ]
+    bad = [name for name, p in network.named_parameters() if p.grad is not None and not _whole(p.grad).isfinite().all()]
     return f"the gradient of {_some(bad)}" if bad else "the norm of the gradient"
 
 
