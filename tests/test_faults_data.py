@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import os
+import random
 import signal
 import time
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.faults import archive_case
 from datasets import patience, workers
 from datasets.archive import ZipArchive
 from datasets.decode import decode_rgb
@@ -241,6 +243,19 @@ def test_a_truncated_jpeg_and_a_damaged_member_are_named(tmp_path):
     source = ZipArchive(path)
     with pytest.raises(InputError, match=r"images\.zip: a\.jpg does not match its checksum"):
         source.read("a.jpg", source.members()["a.jpg"])
+
+
+def test_flipped_bits_of_an_archive_are_refused_or_named(shapes, tmp_path, monkeypatch):
+    """`benchmarks/faults.py` does this 200 times."""
+    monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
+    outcomes = {archive_case(shapes, tmp_path, random.Random(seed)) for seed in range(10)}
+    good = {
+        "refused at the start, one line",
+        "images left out, each with a line that names it",
+        "all read as before: no harm done",
+    }
+    assert outcomes <= good
+    assert len(outcomes) > 1
 
 
 def test_a_set_smaller_than_a_step_repeats_its_images(caplog):
