@@ -4,20 +4,21 @@
     python benchmarks/scaling.py --device cuda --size large --precision bf16 --batch 4 --out scaling.png
 
 One of queries, targets, image side and batch grows while the others stay where they are. Each point is measured in a
-process of its own per side: the least time of a few steps (forward, matching, losses, backward), and the most memory
-held beyond the model and the batch. Prints a table and draws it. Needs `eomt[hf]` and matplotlib.
+process of its own per side: the least time of a few steps (forward, matching, losses, backward), on one thread of a
+CPU processor time, and the most memory held beyond the model and the batch. Prints a table and draws it. Needs
+`eomt[hf]` and matplotlib.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-import time
 
 import torch
 from sides import (
     PRECISIONS,
     SIZES,
+    clock,
     huggingface_network,
     huggingface_step,
     our_network,
@@ -58,10 +59,10 @@ def measure(options) -> dict:
     peak, seconds = peak_mib(device) - held, []
     for _ in range(options.rounds):
         synchronise(device)
-        start = time.perf_counter()
+        start = clock(device)
         step()
         synchronise(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock(device) - start)
     return {"seconds": min(seconds), "mib": peak}
 
 

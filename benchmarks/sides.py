@@ -175,17 +175,22 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def clock(device: torch.device) -> float:
+    """Seconds: of processor time on one thread of a CPU, where other jobs may be in the way, else by the clock."""
+    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def interleaved(sides: dict[str, Callable], device: torch.device, rounds: int, warm_up: int = 1) -> dict[str, float]:
-    """Median seconds of each side, taken in turns."""
+    """Median seconds of each side, taken in turns; see `clock`."""
     seconds = {name: [] for name in sides}
     for number in range(warm_up + rounds):
         for name, run in sides.items():
             synchronise(device)
-            start = time.perf_counter()
+            start = clock(device)
             run()
             synchronise(device)
             if number >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock(device) - start)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 

@@ -6,10 +6,10 @@
 
 Rows: the step; the most memory that it holds beyond the model and the batch, each side in a process of its own;
 matching and losses alone (forward and backward, from mask embeddings and features on); the network alone, without
-masks. No optimizer step, no data loading. Ratios are of medians of interleaved rounds. FLOPs are those of matrix
-products, convolutions and attention, 2 per multiplication and addition, forward and backward (computing activations
-again not counted), by formula; the limit is what a large matrix product reaches on the same machine in the same
-precision. Needs `eomt[hf]`.
+masks. No optimizer step, no data loading. Ratios are of medians of interleaved rounds, with `--threads 1` of processor
+time. FLOPs are those of matrix products, convolutions and attention, 2 per multiplication and addition, forward and
+backward (computing activations again not counted), by formula; the limit is what a large matrix product reaches on the
+same machine in the same precision. Needs `eomt[hf]`.
 """
 
 import argparse
