@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 import lightning
@@ -33,12 +34,21 @@ log = logging.getLogger("eomt")
 # Keys of `data` that are there for both readers to refer to.
 READER_KEYS = ("root", "classes", "ignore", "color_labels")
 
+STAGED_ROOT = "EOMT_STAGED_ROOT"
+"""The environment variable that names a node's own copy of `data.root`, as slurm/train.sbatch sets it."""
+
 
 def build_data(cfg: DictConfig) -> SegmentationData:
-    """The data module of a configuration; `data.root` is for its readers."""
+    """The data module of a configuration; `data.root` is for its readers.
+
+    A copy of it that the environment names is read in its place. The configuration, which checkpoints keep, goes on
+    to say where the data lies outside this job.
+    """
     settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
     for name in READER_KEYS:
         value = settings.pop(name, None)
+        if name == "root" and value is not None:
+            value = os.environ.get(STAGED_ROOT) or value
         for split in ("train", "val"):
             # A checkpoint's configuration is resolved; what is given now goes over it.
             if value is not None and name in settings[split]:
@@ -247,8 +257,33 @@ NUMBERS = {
 }
 
 
+# What must be true or false; null where a default hangs on something else.
+SWITCHES = (
+    "compile",
+    "activation_checkpointing",
+    "unpadded",
+    "save_predictions",
+    "strict",
+    "prefetch",
+    "data.color_jitter",
+    "loss.ignore_void",
+    "loss.global_normaliser",
+    "optim.decay_masked_blocks",
+    "annealing.validate_masked",
+)
+
+
+def check_switches(cfg: DictConfig) -> None:
+    """Raise InputError for anything but true or false where one of these belongs."""
+    for key in SWITCHES:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not isinstance(value, bool):
+            raise InputError(f"{key}={value} must be true or false")
+
+
 def check_numbers(cfg: DictConfig) -> None:
     """Raise InputError for text where a number belongs, and for a warm-up that is no pair of steps."""
+    check_switches(cfg)
     for key, kind in NUMBERS.items():
         value = OmegaConf.select(cfg, key)
         wanted = int if kind is int else int | float

@@ -141,7 +141,7 @@ class MaskClassificationLoss(nn.Module):
                     self.weights["mask"],
                     self.weights["dice"],
                     self.weights["class"],
-                    self._known(targets, torch.arange(len(targets.ids), device=at.device), at),
+                    self._known(targets, None, at),
                 )
             )
         return match(torch.stack(costs), targets.counts)
@@ -189,8 +189,11 @@ class MaskClassificationLoss(nn.Module):
         dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
         return bce.sum(), dice.sum()
 
-    def _known(self, targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor | None:
-        return sample_known(targets, image, points) if self.ignore_void else None
+    def _known(self, targets: BatchTargets, image: Tensor | None, points: Tensor) -> Tensor | None:
+        if not self.ignore_void:
+            return None
+        image = torch.arange(len(targets.ids), device=points.device) if image is None else image
+        return sample_known(targets, image, points)
 
     def _class_term(
         self, output: Output | Prediction, targets: BatchTargets, pairs: Tensor, normaliser: float | Tensor | None

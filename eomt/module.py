@@ -121,7 +121,7 @@ class EoMTModule(lightning.LightningModule):
         # Says of a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
         # The same on the host, so that no step waits for the device.
-        self._probabilities = [1.0] * network.num_masked_blocks
+        self.probabilities = [1.0] * network.num_masked_blocks
 
     # Set-up
 
@@ -179,7 +179,7 @@ class EoMTModule(lightning.LightningModule):
     def training_step(self, batch, batch_idx: int) -> Tensor:
         counts = batch.targets.counts
         places = self._training_places(len(counts), batch_idx)
-        drops = self._draw_drops(places, self._probabilities) if self.windows else None
+        drops = self._draw_drops(places, self.probabilities) if self.windows else None
         outputs = self.network(batch.images, drops)
         seeds = point_seeds(self.seed, places)
         points = self.loss.draw(len(outputs), self.network.num_queries, counts, seeds, self.device)
@@ -212,11 +212,18 @@ class EoMTModule(lightning.LightningModule):
 
     # Validation
 
+    def on_validation_start(self) -> None:
+        # What was evaluated or resumed may have brought others, in its weights.
+        self.probabilities = self.mask_probabilities.tolist()
+
     def validation_step(self, batch, batch_idx: int) -> list:
         """Score the batch; returns a prediction per image, for those who draw or save them."""
         placements = [p for p, count in zip(batch.placements, batch.counts, strict=True) for _ in range(count)]
         places = self._validation_places(batch.counts, batch_idx)
         output = self.answer(batch.inputs, len(batch.counts), places, placements if self.unpadded else None)
+        if not batch.targets:
+            # An image that another rank counts: this one had none left, but computes as often.
+            return []
         size = tuple(batch.inputs.shape[-2:])
         predictions = predict_images(self.task, output, batch.counts, batch.placements, size, self.classes)
         for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
@@ -235,7 +242,7 @@ class EoMTModule(lightning.LightningModule):
     @property
     def mask_free(self) -> bool:
         """Whether validation is of the network that is deployed, without attention masks."""
-        return not (self.validate_masked and bool((self.mask_probabilities > 0).any()))
+        return not (self.validate_masked and any(self.probabilities))
 
     @property
     def step(self) -> int:
@@ -247,7 +254,7 @@ class EoMTModule(lightning.LightningModule):
     ) -> Output:
         """The last output for inputs [N, 3, H, W], of which `at_once` go through the network at a time; given their
         placements, without padding. Their places decide on the drops, if there are any."""
-        drops = None if self.mask_free else self._draw_drops(places, self.mask_probabilities.tolist())
+        drops = None if self.mask_free else self._draw_drops(places, self.probabilities)
 
         def run(images: Tensor, index: Tensor) -> Output:
             return self.network(images, None if drops is None else drops[:, index])[-1].logits()
@@ -328,8 +335,8 @@ class EoMTModule(lightning.LightningModule):
 
     def _set_mask_probabilities(self) -> None:
         probabilities = [mask_probability(self.global_step, *w, self.annealing_power) for w in self.windows]
-        self._probabilities = probabilities or [0.0] * self.network.num_masked_blocks
-        self.mask_probabilities.copy_(torch.tensor(self._probabilities))
+        self.probabilities = probabilities or [0.0] * self.network.num_masked_blocks
+        self.mask_probabilities.copy_(torch.tensor(self.probabilities))
 
     def _training_places(self, count: int, batch_idx: int) -> list[Place]:
         """Of the images of this rank's batch: their numbers within the optimizer step."""
@@ -348,7 +355,7 @@ class EoMTModule(lightning.LightningModule):
         drops = draw_drops(self.seed, places, probabilities, self.network.num_queries)
         return drops.to(self.device, non_blocking=True)
 
-    def _normalisers(self, batch) -> tuple[Tensor, Tensor | None]:
+    def _normalisers(self, batch) -> tuple[float | Tensor, float | Tensor | None]:
         """What the loss divides the sums over masks and over classes by.
 
         As published: by the number of matched masks, averaged over ranks, at least 1; and, None, by the class
@@ -357,15 +364,19 @@ class EoMTModule(lightning.LightningModule):
         """
         queries, world = self.network.num_queries, self.trainer.world_size
         if not self.loss.global_normaliser:
-            return self._over_ranks(num_matched(queries, batch.targets.counts), "mean").clamp(min=1), None
+            return _at_least_one(self._over_ranks(num_matched(queries, batch.targets.counts), "mean")), None
+        if not batch.step_counts:
+            raise ValueError("loss.global_normaliser=true needs batches that carry their step's counts")
         parts = world * self.trainer.accumulate_grad_batches
         matched = self._over_ranks(num_matched(queries, batch.step_counts), "sum")
         weights = self.loss.class_weight_sum(queries, len(batch.step_counts) * world, matched)
-        return matched.clamp(min=1) / parts, weights / parts
+        return _at_least_one(matched) / parts, weights / parts
 
-    def _over_ranks(self, number: int, reduction: str) -> Tensor:
+    def _over_ranks(self, number: int, reduction: str) -> float | Tensor:
         """The mean or sum of a number of each rank, for which no host waits."""
-        value = torch.tensor(float(number), device=self.device)
+        if self.trainer.world_size == 1:
+            return float(number)
+        value = torch.full((), float(number), device=self.device)
         return self.trainer.strategy.reduce(value, reduce_op=reduction)
 
     def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
@@ -377,10 +388,15 @@ class EoMTModule(lightning.LightningModule):
             values = dict(zip(values, mean.unbind(), strict=True))
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=batch_size)
+        # As tensors of the host: Lightning would copy numbers to the device, and wait.
         rates = {"head": 0.0, "backbone": 0.0}
         for group in self.optimizers().param_groups:
             rates[group["stage"]] = max(rates[group["stage"]], group["lr"])
         for stage, rate in rates.items():
-            self.log(f"lr/{stage}", rate, prog_bar=True, batch_size=batch_size)
-        for block, probability in enumerate(self._probabilities):
-            self.log(f"mask_probability/{block}", probability, prog_bar=True, batch_size=batch_size)
+            self.log(f"lr/{stage}", torch.tensor(rate), prog_bar=True, batch_size=batch_size)
+        for block, probability in enumerate(self.probabilities):
+            self.log(f"mask_probability/{block}", torch.tensor(probability), prog_bar=True, batch_size=batch_size)
+
+
+def _at_least_one(number: float | Tensor) -> float | Tensor:
+    return number.clamp(min=1) if isinstance(number, Tensor) else max(1.0, number)

@@ -181,6 +181,8 @@ def test_a_failed_save_leaves_the_checkpoint_whole(run, tmp_path, monkeypatch):
         (["annealing.windows=[[0,1]]"], "annealing.windows has 1 windows"),
         (["kind=semantics"], "kind=semantics"),
         (["seed=abc"], "seed=abc must be a whole number"),
+        (["compile=maybe"], "compile=maybe must be true or false"),
+        (["activation_checkpointing=1"], "activation_checkpointing=1 must be true or false"),
         (["data.batch_size=abc"], r"data\.batch_size=abc must be a whole number"),
         (["optim.lr=abc"], r"optim\.lr=abc must be a number"),
         (["optim.warmup_steps=5"], "must be two whole numbers"),

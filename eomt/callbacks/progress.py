@@ -29,7 +29,7 @@ class Progress(TQDMProgressBar):
         if "train/loss" in logged:
             shown["loss"] = f"{logged['train/loss']:.2f}"
             shown["lr"] = f"{logged['lr/head']:.1e}/{logged['lr/backbone']:.1e}"
-            shown["masks"] = " ".join(f"{p:.2f}" for p in pl_module.mask_probabilities.tolist())
+            shown["masks"] = " ".join(f"{p:.2f}" for p in pl_module.probabilities)
         if pl_module.task.monitor in logged:
             shown[pl_module.task.monitor] = f"{logged[pl_module.task.monitor]:.1f}"
         return shown

@@ -1,7 +1,8 @@
 """Queries compete for the pixels of an image: which one wins each pixel, and how large each one's own mask is.
 
-Two ways to one result, bit for bit. On a GPU a chunk of masks at a time, with no query asked for its own. On a CPU
-one mask after the other, each in the box outside which it cannot win.
+Two ways to one result, but for pixels whose probability lies at the threshold to the last bit, which a sigmoid may
+round otherwise in another place of memory. On a GPU a chunk of masks at a time, with no query asked for its own. On a
+CPU one mask after the other, each in the box outside which it cannot win.
 """
 
 from __future__ import annotations
