@@ -11,7 +11,7 @@ import assemble
 import eval as evaluation
 import train
 from eomt.callbacks import WeightAverage
-from eomt.checkpoint import FORMAT, TRAINED, read_checkpoint
+from eomt.checkpoint import CONTINUATION, FORMAT, TRAINED, read_checkpoint
 from eomt.errors import InputError, Stopped
 from eomt.lora import LoRALinear, add_lora, merged
 from eomt.network import EoMT
@@ -22,6 +22,7 @@ from tests.test_resume import _equal
 
 pytestmark = pytest.mark.xdist_group("train")
 
+PATIENT = ("callbacks.early_stopping.patience=2", "trainer.max_epochs=1")
 VARIANTS = {
     "frozen": ("model.freeze_backbone=true",),
     "blocks": ("model.freeze_backbone=2", "callbacks.ema.decay=0.5"),
@@ -131,6 +132,18 @@ def test_evaluation_and_export_take_the_weights_that_were_validated(settings, un
                 torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
+def test_a_run_that_has_only_its_last_validation_left_validates_the_averages(settings, undisturbed, tmp_path):
+    """Killed after the last save, before the validation that `train.py` ends with."""
+    whole = undisturbed["blocks"]
+    checkpoint = checkpoint_of(whole)
+    checkpoint[CONTINUATION]["validated_at"] = None
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
+    train.main(configured(tmp_path, *settings, *VARIANTS["blocks"], f"ckpt='{tmp_path}/checkpoints/last.ckpt'"))
+    for file in ("metrics.json", "metrics_per_class.json"):
+        assert (tmp_path / file).read_text() == (whole / file).read_text()
+
+
 @pytest.mark.parametrize("backbone", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb"])
 def test_lora_is_a_change_of_the_weights(backbone):
     """Nothing at first; later what the merged weights give, also where biases are added from outside the layer."""
@@ -218,6 +231,13 @@ def test_a_run_ends_early_and_stays_ended(settings, tmp_path):
         (["model.lora.rank=2", "model.freeze_backbone=2"], "model.lora freezes the whole backbone"),
         (["model.lora.rank=2.5"], r"model\.lora\.rank=2\.5"),
         (["callbacks.ema.decay=1"], r"callbacks\.ema\.decay=1 must be"),
+        (["callbacks.early_stopping.patience=0"], r"early_stopping\.patience=0 must be a whole number of at least 1"),
+        (["callbacks.early_stopping.patience=-1"], r"early_stopping\.patience=-1 must be"),
+        (["callbacks.early_stopping.patience=abc"], r"early_stopping\.patience=abc must be"),
+        ([*PATIENT, "callbacks.early_stopping.min_delta=abc"], r"early_stopping\.min_delta=abc must be a number"),
+        ([*PATIENT, "callbacks.early_stopping.min_delta=-1"], r"early_stopping\.min_delta=-1 must be"),
+        ([*PATIENT, "callbacks.early_stopping.mode=up"], r"early_stopping\.mode=up must be max or min"),
+        ([*PATIENT, "callbacks.early_stopping.monitor=map"], r"monitor=map is no score of this run; it has .*, pq,"),
     ],
 )
 def test_settings_that_make_no_sense(settings, tmp_path, overrides, words):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import EarlyStopping
+
+from eomt.errors import InputError
 
 
 class EarlyStop(EarlyStopping):
@@ -16,12 +19,23 @@ class EarlyStop(EarlyStopping):
 
     Args:
         monitor: the score.
-        patience: validations.
-        min_delta: what a score must be better by.
-        mode: "max" where higher is better.
+        patience: validations, at least 1.
+        min_delta: what a score must be better by, at least 0.
+        mode: "max" where higher is better, "min" where lower is.
+
+    Raises:
+        InputError: for any other value; and, after the first validation, if there is no such score.
     """
 
     def __init__(self, monitor: str, patience: int, min_delta: float = 0.0, mode: str = "max"):
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise InputError(
+                f"callbacks.early_stopping.patience={patience} must be a whole number of at least 1, or null for none"
+            )
+        if isinstance(min_delta, bool) or not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
+            raise InputError(f"callbacks.early_stopping.min_delta={min_delta} must be a number of at least 0")
+        if mode not in self.mode_dict:
+            raise InputError(f"callbacks.early_stopping.mode={mode} must be max or min")
         # Each validation is looked at once it is over; Lightning's default hangs on how often there is one.
         super().__init__(monitor, min_delta, patience, mode=mode, check_finite=False, check_on_train_epoch_end=False)
 
@@ -32,3 +46,12 @@ class EarlyStop(EarlyStopping):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        validated = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if validated and self.monitor not in trainer.callback_metrics:
+            raise InputError(
+                f"callbacks.early_stopping.monitor={self.monitor} is no score of this run; it has "
+                f"{', '.join(sorted(trainer.callback_metrics))}"
+            )
+        super().on_validation_end(trainer, pl_module)

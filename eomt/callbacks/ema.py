@@ -45,6 +45,10 @@ class WeightAverage(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin with the weights as they are, or with the averages of the checkpoint."""
         self._step = trainer.global_step
+        self._begin(pl_module)
+        self._saved = {}
+
+    def _begin(self, pl_module: lightning.LightningModule) -> None:
         # Half precision would swallow the small changes.
         self._averages = {
             name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
@@ -53,7 +57,6 @@ class WeightAverage(Callback):
         for name, average in self._averages.items():
             if name in self._saved:
                 average.copy_(part_like(self._saved[name], average))
-        self._saved = {}
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs, batch, batch_idx: int
@@ -68,6 +71,9 @@ class WeightAverage(Callback):
         torch._foreach_lerp_(list(self._averages.values()), weights, 1 - decay)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._saved and not self._averages:
+            # A run that had only this validation left: its training does not start again.
+            self._begin(pl_module)
         if self._averages:
             reshard(pl_module)
             parameters = self._parameters(pl_module)
