@@ -47,17 +47,20 @@ class TrainBatch(NamedTuple):
 
 
 class EvalItem(NamedTuple):
-    """One image of a validation set, as the entries of `EvalBatch`; `inputs` uint8 [N, 3, H, W]."""
+    """One image of a validation set, as the entries of `EvalBatch`; `inputs` uint8 [N, 3, H, W]. Without targets it
+    is not to be counted."""
 
     inputs: Tensor
     placement: Placement
-    targets: ImageTargets
+    targets: ImageTargets | None
     name: str
     image_id: int
 
 
 class EvalBatch(NamedTuple):
     """Validation images, each as one or more inputs of the network.
+
+    One image that is there only for other ranks' sake has no targets, name and id.
 
     Attributes:
         inputs: uint8 [sum of counts, 3, H, W], 0..255, image after image.
@@ -85,5 +88,7 @@ def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
 
 def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:
     """Join the images' inputs; targets keep their own sizes."""
-    inputs, placements, targets, names, image_ids = zip(*items, strict=True)
+    inputs, placements, *_ = zip(*items, strict=True)
+    counted = [(i.targets, i.name, i.image_id) for i in items if i.targets is not None]
+    targets, names, image_ids = zip(*counted, strict=True) if counted else ((), (), ())
     return EvalBatch(torch.cat(inputs), tuple(len(i) for i in inputs), placements, targets, names, image_ids)

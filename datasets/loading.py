@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", ".*worker processes in total.*")
 # mean that the data as a whole is not what the configuration says.
 MAX_REPLACEMENTS = 20
 
-# Broken images of a whole run; a set with more wants looking at before hours are spent on it.
+# Broken images of a run, since it was last started; a set with more wants looking at before hours are spent on it.
 MAX_BAD_IMAGES = 10
 
 # A batch takes milliseconds to seconds; a file server that is being restarted takes minutes.
@@ -95,42 +95,56 @@ class TrainingSet(Dataset):
 class EvaluationSet(Dataset):
     """This rank's share of a reader's images, each exactly once over all ranks.
 
+    The item after the last is one of the images once more, without targets: for a rank that has nothing left to
+    score while others go on, see `EvaluationLoader`.
+
     Args:
         reader: where images and targets come from.
         geometry: makes of an image what goes into the network.
         size: height and width of the network's input.
         rank, world_size: this process among those that evaluate together.
+
+    Attributes:
+        most: images of the rank that has most of them.
     """
 
     def __init__(self, reader: Reader, geometry: Geometry, size: tuple[int, int], rank: int = 0, world_size: int = 1):
         self.reader = reader
         self.geometry = geometry
         self.size = size
+        self.rank = rank
         self.indices = range(rank, len(reader), world_size)
+        self.most = -(-len(reader) // world_size)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, place: int) -> EvalItem | InputError:
         """An image with its targets, or what is wrong with it."""
-        index = self.indices[place]
+        again = place == len(self)
+        index = self.rank % len(self.reader) if again else self.indices[place]
         try:
             image, targets = read_patiently(self.reader.read, index)
         except InputError as error:
             return InputError(_naming(self.reader.name(index), error))
         inputs, placement = self.geometry.prepare(image, self.size)
-        return EvalItem(inputs, placement, targets, self.reader.name(index), self.reader.image_id(index))
+        name, image_id = self.reader.name(index), self.reader.image_id(index)
+        return EvalItem(inputs, placement, None if again else targets, name, image_id)
 
 
 class EvaluationLoader(WatchedLoader):
-    """Batches of an `EvaluationSet`.
+    """Batches of an `EvaluationSet`, as many on every rank.
+
+    Ranks that compute together wait for each other's batches, and Lightning takes none that has no batch at all.
+    Where the others have a batch more, a rank's last is of an image that is not counted, without targets.
 
     Iterating raises InputError, in this process and in one line, when an image cannot be read: a score
     without it would be another score. See `WatchedLoader` for `timeout`.
     """
 
     def __init__(self, dataset: EvaluationSet, batch_size: int, num_workers: int, timeout: float = TIMEOUT_SECONDS):
-        self._order = _InOrder(dataset)
+        missing = -(-dataset.most // batch_size) - -(-len(dataset) // batch_size)
+        self._order = _InOrder(range(len(dataset) + missing))
         super().__init__(
             dataset,
             timeout=timeout,
@@ -146,7 +160,7 @@ class EvaluationLoader(WatchedLoader):
 
 
 class _InOrder(SequentialSampler):
-    """All samples, or those from one on."""
+    """All places, or those from one on."""
 
     _start = 0
 
@@ -169,11 +183,11 @@ class ResumableLoader(WatchedLoader):
         num_workers: reading processes.
         limit: batches of an epoch that will be asked for, if fewer than there are.
         timeout: see `WatchedLoader`.
-        max_bad_images: different images of this rank that may be unreadable in the whole run, each replaced by
-            another one; more end it with InputError.
+        max_bad_images: different images of this rank that may be unreadable since the run was last started, each
+            replaced by another one; more end it with InputError.
 
     Attributes:
-        replaced: images of this rank that could not be read so far, each replaced by another one.
+        replaced: images of this rank that could not be read since then, each replaced by another one.
     """
 
     def __init__(
@@ -247,12 +261,14 @@ class ResumableLoader(WatchedLoader):
             log.warning("%s; trained on another image instead (%d so far)", message, self.replaced)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is, in plain values."""
+        """Where the run is, in plain values.
+
+        It is saved by the first rank for all, whose bad images are no other rank's: those are counted anew. What
+        replaces them hangs on their keys alone.
+        """
         return {
             "epoch": self._epoch,
             "batches": self._batches,
-            "replaced": self.replaced,
-            "bad": list(self._bad),
             "layout": self.batch_sampler.layout(),
         }
 
@@ -269,8 +285,7 @@ class ResumableLoader(WatchedLoader):
                 "the checkpoint is from the middle of an epoch, which this run would go through in another "
                 f"order ({'; '.join(changed)}): resume with the same values, or from the end of an epoch"
             )
-        self._epoch, self._batches, self.replaced = state["epoch"], state["batches"], state["replaced"]
-        self._bad = list(state.get("bad", ()))
+        self._epoch, self._batches = state["epoch"], state["batches"]
         self._goes_on = True
 
 

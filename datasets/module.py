@@ -29,7 +29,7 @@ class SegmentationData(LightningDataModule):
     """Loads a training and a validation set.
 
     Training goes through the images that have a segment, shuffled by (seed, epoch), and resumes exactly.
-    Validation goes through every image once, however many ranks share them. Give the trainer
+    Validation counts every image once, however many ranks share them. Give the trainer
     `use_distributed_sampler=False` and `accumulate_grad_batches=accumulation(...)`.
 
     Args:
@@ -50,9 +50,6 @@ class SegmentationData(LightningDataModule):
     Raises:
         InputError: if a value is out of its range.
     """
-
-    # With more devices than validation images some have none to load.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,

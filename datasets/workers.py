@@ -19,7 +19,9 @@ from eomt.errors import InputError
 log = logging.getLogger("eomt.data")
 
 MOST_DEATHS = 3
-"""Workers' deaths that a loader makes up for. Whatever kills more of them will kill the next one, too."""
+FORGIVEN_AFTER = 1000
+"""A loader makes up for so many deaths of workers within so many batches. Whatever kills more of them will kill the
+next one, too; what kills one a day, such as another program that takes the memory, will not."""
 
 
 class _WorkerDied(Exception):
@@ -48,7 +50,9 @@ class WatchedLoader(DataLoader):
         super().__init__(dataset, num_workers=num_workers, persistent_workers=num_workers > 0, **options)
         # Not DataLoader's own, which does not reach where it fetches tensors from a worker that does not answer.
         self._seconds = timeout
-        self._deaths = 0
+        self._handed_out = 0
+        # The number of batches that had been handed out when each of the last workers died.
+        self._deaths: list[int] = []
 
     def watched(self, start_at: Callable[[int], None]) -> Iterator[Any]:
         """All batches that the sampler asks for.
@@ -66,6 +70,7 @@ class WatchedLoader(DataLoader):
                 batches = self._waited_for(super().__iter__)
                 while (batch := self._waited_for(partial(next, batches, None))) is not None:
                     done += 1
+                    self._handed_out += 1
                     yield batch
                 return
             except _WorkerDied:
@@ -94,17 +99,21 @@ class WatchedLoader(DataLoader):
         )
 
     def _restart(self) -> None:
-        self._deaths += 1
+        self._deaths = [at for at in self._deaths if self._handed_out - at < FORGIVEN_AFTER] + [self._handed_out]
+        deaths = len(self._deaths)
         workers = self._iterator._workers
         number, worker = next((n, worker) for n, worker in enumerate(workers) if not worker.is_alive())
         what = f"data worker {number} of {len(workers)} (process {worker.pid}) {_ending(worker.exitcode)}"
         self._kill()
-        if self._deaths > MOST_DEATHS:
+        if deaths > MOST_DEATHS:
             raise InputError(
-                f"{what}, the {self._deaths}th to die: with fewer data.num_workers or a smaller data.batch_size less "
-                "memory is taken; go on from last.ckpt"
+                f"{what}, the {deaths}th to die within {FORGIVEN_AFTER} batches: with fewer data.num_workers or a "
+                "smaller data.batch_size less memory is taken; go on from last.ckpt"
             )
-        log.warning("%s; started anew, nothing is lost (%d of at most %d times)", what, self._deaths, MOST_DEATHS)
+        log.warning(
+            "%s; started anew, nothing is lost (%d of at most %d times within %d batches)",
+            *(what, deaths, MOST_DEATHS, FORGIVEN_AFTER),
+        )
 
     def _kill(self) -> None:
         """End all workers, also those that hang or wait for a dead one's lock."""

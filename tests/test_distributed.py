@@ -23,6 +23,8 @@ AT_ONCE, DIVIDED = "data.batch_size=8", "data.batch_size=2"
 MASKS = ("loss.class_weight=0", "loss.num_points=1024", "trainer.max_steps=3")
 AVERAGED = (*GLOBAL[:1], DIVIDED, "trainer.max_steps=4", "callbacks.ema.decay=0.5", "callbacks.last.every_n_steps=1")
 SHARDED = (*AVERAGED, "trainer.strategy=fsdp2")
+# Fewer images to validate than ranks.
+FEW = ("data.max_images=1", "trainer.max_steps=1", "postprocess.score_threshold=0")
 KINDS = ("panoptic", "semantic", "instance")
 
 
@@ -55,6 +57,7 @@ def folder(settings, shapes, tmp_path_factory):
             ("train", folder / "ddp", (*unscored, *AVERAGED)),
             ("train", folder / "fsdp", (*settings, *SHARDED)),
             ("train", folder / "resumed", (*settings, *SHARDED, f"ckpt='{folder}/fsdp/checkpoints/previous.ckpt'")),
+            ("train", folder / "few2", (*settings, *SHARDED, *FEW)),
             *evaluated,
         ],
     )
@@ -105,6 +108,14 @@ def test_mask_terms_in_the_log_are_those_of_all_ranks(folder):
     for ours, theirs in zip(rows(folder, "masks1"), rows(folder, "masks2"), strict=True):
         for key in ("train/loss_mask", "train/loss_dice", "train/loss"):
             assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=1e-9), key
+
+
+def test_a_rank_without_an_image_to_validate(folder, tmp_path):
+    last = folder / "few2" / "checkpoints" / "last.ckpt"
+    evaluation.main(configured(tmp_path, f"ckpt='{last}'", "pictures=0", "trainer.accelerator=cpu", name="eval"))
+    assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 1
+    for file in ("metrics.json", "metrics_per_class.json"):
+        assert (tmp_path / file).read_text() == (folder / "few2" / file).read_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)
