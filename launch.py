@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import functools
 import logging
 import os
@@ -40,6 +41,9 @@ log = logging.getLogger("eomt")
 
 # What a user can mend, or has asked for: it ends a run with one line instead of a stack trace.
 ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
+
+# No room on the disk, none in the quota, or a file larger than is allowed.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Values of these keys are paths, whose characters Hydra's override grammar would read as its own.
 TEXT_KEYS = re.compile(
@@ -81,10 +85,13 @@ def command(config_name: str, function: Callable[[DictConfig], None]) -> None:
     when SIGUSR1 did, 143 when SIGTERM did.
     """
     # Importing takes longer than anything before training: a signal then ends the run in order, too.
-    with StopSignals() if config_name == "train" else contextlib.nullcontext():
-        _run(config_name, function)
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)  # all is done
+    try:
+        with StopSignals() if config_name == "train" else contextlib.nullcontext():
+            _run(config_name, function)
+    finally:
+        # All is done, or said: what is left is to close logs, also while SLURM ends a job that is requeued.
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _run(config_name: str, function: Callable[[DictConfig], None]) -> None:
@@ -106,10 +113,13 @@ def _run(config_name: str, function: Callable[[DictConfig], None]) -> None:
     except (*ENDINGS, KeyboardInterrupt) as error:
         _end(error)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
         key = "out" if config_name in ("predict", "export") else "hydra.run.dir"
-        _end(InputError(f"{error.filename}: {error.strerror}; choose another folder by {key}="))
+        # Opening a file names it, writing into it does not.
+        where = f"{error.filename}: " if error.filename is not None else ""
+        way_out = "free some space, or choose" if error.errno in FULL else "choose"
+        _end(InputError(f"{where}{error.strerror}; {way_out} another folder by {key}="))
 
 
 def training_config(overrides: list[str]) -> DictConfig:
@@ -133,6 +143,9 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
         except (*ENDINGS, KeyboardInterrupt) as error:
             _end(error)
         except Exception as error:
+            if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                _end(InputError(f"the network cannot be compiled here ({reason}): set compile=false"))
             if not type(error).__module__.startswith("wandb"):
                 raise
             _end(InputError(f"wandb: {error}; run `wandb login`, or set logger.wandb.offline=true"))

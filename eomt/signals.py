@@ -34,7 +34,9 @@ class StopSignals:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # Whoever ends the program has chosen to hear of this no more.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
         self._before = {}
 
     def install(self, *numbers: int) -> None:
