@@ -139,7 +139,9 @@ def check_same_training(checkpoint: Mapping, learns: Mapping, averages: bool) ->
     """
     saved = checkpoint.get(FORMAT, {}).get("learns", {})
     for key, value in learns.items():
-        if (saved.get(key) or None) != (value or None):
+        there, here = saved.get(key) or None, value or None
+        # True is all blocks, and equals 1, which is one.
+        if there != here or isinstance(there, bool) != isinstance(here, bool):
             raise InputError(
                 f"ckpt= is of a run with model.{key}={saved.get(key)}, this one has {value}: begin another by weights="
             )

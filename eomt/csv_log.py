@@ -46,8 +46,10 @@ class ContinuedCSVLogger(CSVLogger):
             os.replace(path, waiting)
         writer = super().experiment
         if waiting.is_file():
-            with waiting.open(newline="") as file:
-                writer.metrics = [_without_blanks(row) for row in csv.DictReader(file) if self._stays(row)]
+            with waiting.open(newline="", errors="replace") as file:
+                # A run that was killed, or a full disk, may have left half a line at the end.
+                lines = [line for line in file if line.endswith("\n")]
+            writer.metrics = [_without_blanks(row) for row in csv.DictReader(lines) if self._stays(row)]
             writer.save()
             waiting.unlink()
         return writer
@@ -55,8 +57,21 @@ class ContinuedCSVLogger(CSVLogger):
     def _stays(self, row: dict[str, str]) -> bool:
         # Rows bear the number of the last step but one; a validation's is that of the step before it.
         last = self.goes_on_at - 1
-        step = int(row["step"])
+        # Half a line also lies in the middle, where a later writer has gone on after it.
+        step = _step(row)
+        if step is None:
+            return False
         return step < last or (step == last and (bool(row.get("train/loss")) or not self.validates))
+
+
+def _step(row: dict[str | None, str | None]) -> int | None:
+    """None for a row that is not whole: short of columns, with more than there are, or without a step."""
+    if None in row or None in row.values():
+        return None
+    try:
+        return int(row.get("step", ""))
+    except ValueError:
+        return None
 
 
 def _without_blanks(row: dict[str, str]) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import errno
 import os
 import random
 import shutil
 import signal
+import sys
 from types import SimpleNamespace
 
 import lightning
@@ -16,8 +18,9 @@ import launch
 import resume
 import train
 from eomt.callbacks import LastCheckpoint
-from eomt.checkpoint import CONTINUATION, FORMAT, PREVIOUS, intact, read_checkpoint
+from eomt.checkpoint import CONTINUATION, FORMAT, PREVIOUS, check_same_training, intact, read_checkpoint
 from eomt.checkpoint_io import AtomicCheckpointIO
+from eomt.csv_log import ContinuedCSVLogger
 from eomt.errors import InputError, Stopped
 from eomt.signals import StopSignals
 from tests.conftest import configured
@@ -45,13 +48,20 @@ class StopAt(lightning.Callback):
 @pytest.fixture(scope="module")
 def settings(options):
     longer = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "data.eval_batch_size=4")
+    # So that predictions of so short a run have a score by which the best of them is chosen.
+    longer += ("postprocess.score_threshold=0",)
     return (*options, *longer, "callbacks.best=null", "callbacks.pictures=null", "callbacks.curves=null")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(settings, tmp_path_factory):
+def with_best(settings):
+    return tuple(o for o in settings if o != "callbacks.best=null")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(with_best, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    train.main(configured(folder, *settings))
+    train.main(configured(folder, *with_best))
     return folder
 
 
@@ -88,18 +98,21 @@ def _same(folder, undisturbed):
         [("validation", 6), ("validation", 6), ("step", 7), ("step", 12), ("validation", 12)],
     ],
 )
-def test_a_run_stopped_again_and_again_ends_the_same(settings, undisturbed, tmp_path, places):
+def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp_path, places):
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     resumed = ()
     for place, step in places:
         stop = f"+callbacks.stop={{_target_: tests.test_resume.StopAt, place: {place}, step: {step}}}"
         with pytest.raises(Stopped, match=f"SIGUSR1 after step {step}") as stopped:
-            train.main(configured(tmp_path, *settings, stop, *resumed))
+            train.main(configured(tmp_path, *with_best, stop, *resumed))
         assert stopped.value.status == 138
         assert read_checkpoint(checkpoint)["global_step"] == step
         resumed = (f"ckpt='{checkpoint}'",)
-    train.main(configured(tmp_path, *settings, *resumed))
+    train.main(configured(tmp_path, *with_best, *resumed))
     _same(tmp_path, undisturbed)
+    ours, theirs = (read_checkpoint(f / "checkpoints" / "best.ckpt") for f in (tmp_path, undisturbed))
+    for part in ("global_step", "state_dict", "optimizer_states"):
+        assert _equal(ours[part], theirs[part]), part
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
@@ -119,6 +132,87 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(settings, undistu
     train.main(configured(run, *settings, f"ckpt='{last}'"))
     assert "goes on from the one before, previous.ckpt, step 6" in caplog.text
     _same(run, undisturbed)
+
+
+def _trainer(step, save):
+    return SimpleNamespace(
+        fast_dev_run=False, is_global_zero=True, global_step=step, loggers=[], save_checkpoint=save, ckpt_path=None
+    )
+
+
+def _full(*_):
+    raise InputError("no checkpoint can be written: No space left on device")
+
+
+def _writing(step):
+    return lambda path: AtomicCheckpointIO().save_checkpoint({FORMAT: {}, "global_step": step}, path)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_whole_one(tmp_path):
+    """Going on from the one before, with a disk that is full at the first save."""
+    begun = LastCheckpoint(tmp_path)
+    for step in (1, 2):
+        begun._save(_trainer(step, _writing(step)))
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:100])
+    assert intact(last).name == PREVIOUS
+    resumed = LastCheckpoint(tmp_path)
+    trainer = _trainer(2, _full)
+    trainer.ckpt_path = intact(last)
+    resumed.on_load_checkpoint(trainer, SimpleNamespace(), {})
+    with pytest.raises(InputError, match="No space"):
+        resumed._save(trainer)
+    assert read_checkpoint(intact(last))["global_step"] == 1
+    for step in (2, 3):
+        resumed._save(_trainer(step, _writing(step)))
+    assert [read_checkpoint(tmp_path / name)["global_step"] for name in ("last.ckpt", PREVIOUS)] == [3, 2]
+
+
+def test_a_whole_checkpoint_that_is_gone_on_from_is_kept(tmp_path):
+    LastCheckpoint(tmp_path)._save(_trainer(1, _writing(1)))
+    resumed = LastCheckpoint(tmp_path)
+    trainer = _trainer(2, _writing(2))
+    trainer.ckpt_path = str(tmp_path / "last.ckpt")
+    resumed.on_load_checkpoint(trainer, SimpleNamespace(), {})
+    resumed._save(trainer)
+    assert read_checkpoint(tmp_path / PREVIOUS)["global_step"] == 1
+
+
+def test_logs_that_cannot_be_written_do_not_keep_the_checkpoint_from_it(tmp_path):
+    trainer = _trainer(1, _writing(1))
+    trainer.loggers = [SimpleNamespace(save=lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))]
+    with pytest.raises(OSError, match="No space left"):
+        LastCheckpoint(tmp_path)._save(trainer)
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 1
+
+
+@pytest.mark.parametrize("steps", [0, -1, True, 1.5, "many"])
+def test_steps_between_checkpoints_are_a_whole_number(tmp_path, steps):
+    with pytest.raises(InputError, match=rf"callbacks\.last\.every_n_steps={steps} must be a whole number"):
+        LastCheckpoint(tmp_path, every_n_steps=steps)
+
+
+@pytest.mark.parametrize("cut", ["0.5,1", "0.", "0.5,12,0.2", "0.5,,0.5\r\n", "0.5\r\n", "1,2,3,4\r\n"])
+def test_a_log_that_was_cut_short_goes_on(tmp_path, cut):
+    """Twice: the rows wait for the next start if one fails."""
+    path = tmp_path / "csv" / "version_0" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as file:
+        file.write(f"epoch,step,train/loss\r\n0,0,0.9\r\n0,1,0.8\r\n{cut}")
+    for _ in range(2):
+        logger = ContinuedCSVLogger(tmp_path, version=0, goes_on_at=13)
+        assert logger.experiment is not None
+    logger.log_metrics({"epoch": 0, "train/loss": 0.5}, 13)
+    logger.save()
+    assert [(row["step"], row["train/loss"]) for row in _rows(tmp_path)] == [("0", "0.9"), ("1", "0.8"), ("13", "0.5")]
+
+
+@pytest.mark.parametrize(("was", "now"), [(True, 1), (1, True), (True, 2), (False, 1)])
+def test_all_blocks_frozen_are_not_one_block(was, now):
+    checkpoint = {FORMAT: {"learns": {"freeze_backbone": was, "lora": None}}}
+    check_same_training(checkpoint, {"freeze_backbone": was, "lora": None}, False)
+    with pytest.raises(InputError, match=rf"model\.freeze_backbone={was}, this one has {now}"):
+        check_same_training(checkpoint, {"freeze_backbone": now, "lora": None}, False)
 
 
 def test_flipped_bytes_never_pass_for_a_checkpoint(undisturbed, tmp_path):
@@ -291,9 +385,12 @@ def test_requeueing(monkeypatch):
     try:
         for reason, status, words in (("", 0, "is requeued"), ("not today", 138, r"not requeued: not today")):
             monkeypatch.setattr(launch, "requeue", lambda reason=reason: reason)
-            with pytest.raises(SystemExit) as ended:
+            for number in launch.ENDING:
+                signal.signal(number, signal.SIG_DFL)
+            with pytest.raises(SystemExit) as ended, StopSignals():
                 launch._end(stopped)
             assert ended.value.code == status
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "the requeuing ends what is being closed"
             assert words in said[-1]
         monkeypatch.setattr(launch, "requeue", lambda: pytest.fail("the first task speaks for all"))
         monkeypatch.setenv("SLURM_PROCID", "1")
@@ -303,3 +400,32 @@ def test_requeueing(monkeypatch):
     finally:
         for number, handler in zip(launch.ENDING, before, strict=True):
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("ending", [lambda *_: None, lambda *_: sys.exit(1)])
+def test_signals_are_ignored_once_the_run_has_ended(monkeypatch, ending):
+    monkeypatch.setattr(launch, "_run", ending)
+    before = [signal.getsignal(number) for number in launch.ENDING]
+    try:
+        with contextlib.suppress(SystemExit):
+            launch.command("train", None)
+        assert {signal.getsignal(number) for number in launch.ENDING} == {signal.SIG_IGN}
+    finally:
+        for number, handler in zip(launch.ENDING, before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_under_a_log_is_one_line(monkeypatch, capsys, number):
+    """The error of writing, other than of opening, names no file."""
+
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(launch.hydra, "main", lambda **_: lambda function: full)
+    with pytest.raises(SystemExit) as ended:
+        launch._run("train", None)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said == f"error: {os.strerror(number)}; free some space, or choose another folder by hydra.run.dir=\n"

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from eomt.agreement import Agreement
 from eomt.checkpoint import CONTINUATION, PREVIOUS
-from eomt.errors import Stopped
+from eomt.errors import InputError, Stopped
 from eomt.files import sync_folder
 from eomt.signals import StopSignals
 from eomt.slurm import ENDING, batch_job
@@ -28,14 +28,19 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         folder: where `last.ckpt` goes.
-        every_n_steps: optimizer steps between checkpoints.
+        every_n_steps: optimizer steps between checkpoints, at least 1.
         keep_previous: whether the checkpoint before is kept.
+
+    Raises:
+        InputError: if `every_n_steps` is no such number.
 
     Attributes:
         signals: what asks the run to stop; replace it by the one that is installed for the whole program.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 1000, keep_previous: bool = True):
+        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise InputError(f"callbacks.last.every_n_steps={every_n_steps} must be a whole number of at least 1")
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self.keep_previous = keep_previous
@@ -49,6 +54,8 @@ class LastCheckpoint(Checkpoint):
         self._common_batches = 0
         self._stopping = 0
         self._rows_to_save = False
+        # A file that this run has neither written nor gone on from may be damaged.
+        self._known_whole = False
 
     # When
 
@@ -129,14 +136,20 @@ class LastCheckpoint(Checkpoint):
         }
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        self._known_whole = Path(trainer.ckpt_path).resolve() == self.path.resolve()
         # A run that had only to end is not validated again.
         pl_module.validated_at = checkpoint.get(CONTINUATION, {}).get("validated_at")
 
     def _save(self, trainer: lightning.Trainer) -> None:
         if trainer.fast_dev_run:
             return
-        self._save_logs(trainer)
-        if trainer.is_global_zero and self.keep_previous and self.path.is_file():
+        unlogged = None
+        try:
+            self._save_logs(trainer)
+        except OSError as error:
+            # A full disk may still have the room of a checkpoint, which is worth more than the log's last rows.
+            unlogged = error
+        if trainer.is_global_zero and self.keep_previous and self._known_whole and self.path.is_file():
             _keep(self.path, self.path.with_name(PREVIOUS))
         # Not every strategy writes whole files; a name is taken in one step under all.
         new = self.path.with_name(f".{self.path.name}")
@@ -144,6 +157,9 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             os.replace(new, self.path)
             sync_folder(self.path.parent)
+        self._known_whole = True
+        if unlogged is not None:
+            raise unlogged
         self._saved_at = (trainer.global_step, self._validation_due)
         self._rows_to_save = True
 
