@@ -199,6 +199,8 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
     plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
+    # Starting one process by hand where srun exists is nothing to warn of.
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     if SLURMEnvironment.detect():
         # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -289,6 +291,8 @@ def check_numbers(cfg: DictConfig) -> None:
         wanted = int if kind is int else int | float
         if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
             raise InputError(f"{key}={value} must be a {'whole ' if kind is int else ''}number")
+    if cfg.optim.lr < 0 or cfg.optim.weight_decay < 0:
+        raise InputError(f"optim.lr={cfg.optim.lr} and optim.weight_decay={cfg.optim.weight_decay} must not be negative")
     steps = cfg.optim.warmup_steps
     pair = isinstance(steps, ListConfig) and len(steps) == 2 and all(isinstance(s, int) and s >= 0 for s in steps)
     if not pair:

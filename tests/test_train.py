@@ -181,6 +181,7 @@ def test_a_failed_save_leaves_the_checkpoint_whole(run, tmp_path, monkeypatch):
         (["annealing.windows=[[0,1]]"], "annealing.windows has 1 windows"),
         (["kind=semantics"], "kind=semantics"),
         (["seed=abc"], "seed=abc must be a whole number"),
+        (["optim.lr=-1"], r"optim\.lr=-1 and .* must not be negative"),
         (["compile=maybe"], "compile=maybe must be true or false"),
         (["activation_checkpointing=1"], "activation_checkpointing=1 must be true or false"),
         (["data.batch_size=abc"], r"data\.batch_size=abc must be a whole number"),
