@@ -137,9 +137,11 @@ def test_a_run_that_has_only_its_last_validation_left_validates_the_averages(set
     whole = undisturbed["blocks"]
     checkpoint = checkpoint_of(whole)
     checkpoint[CONTINUATION]["validated_at"] = None
+    checkpoint[TRAINED] = {name: -weight for name, weight in checkpoint[TRAINED].items()}
     (tmp_path / "checkpoints").mkdir()
     torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
-    train.main(configured(tmp_path, *settings, *VARIANTS["blocks"], f"ckpt='{tmp_path}/checkpoints/last.ckpt'"))
+    resumed = ("trainer.max_steps=6", f"ckpt='{tmp_path}/checkpoints/last.ckpt'")
+    train.main(configured(tmp_path, *settings, *VARIANTS["blocks"], *resumed))
     for file in ("metrics.json", "metrics_per_class.json"):
         assert (tmp_path / file).read_text() == (whole / file).read_text()
 
