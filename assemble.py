@@ -292,7 +292,9 @@ def check_numbers(cfg: DictConfig) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
             raise InputError(f"{key}={value} must be a {'whole ' if kind is int else ''}number")
     if cfg.optim.lr < 0 or cfg.optim.weight_decay < 0:
-        raise InputError(f"optim.lr={cfg.optim.lr} and optim.weight_decay={cfg.optim.weight_decay} must not be negative")
+        raise InputError(
+            f"optim.lr={cfg.optim.lr} and optim.weight_decay={cfg.optim.weight_decay} must not be negative"
+        )
     steps = cfg.optim.warmup_steps
     pair = isinstance(steps, ListConfig) and len(steps) == 2 and all(isinstance(s, int) and s >= 0 for s in steps)
     if not pair:
