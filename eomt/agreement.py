@@ -30,14 +30,6 @@ class Agreement:
         self._pending = (work, value)
         return agreed
 
-    def least(self, number: int) -> int:
-        """The least of the ranks' numbers."""
-        if self._group is None:
-            return number
-        value = torch.tensor(number)
-        distributed.all_reduce(value, distributed.ReduceOp.MIN, group=self._group)
-        return int(value)
-
     def close(self) -> None:
         """Let the last reduction end, so that no rank leaves while another one waits for it."""
         self._last()

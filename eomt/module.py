@@ -24,7 +24,7 @@ from eomt.losses import MaskClassificationLoss, num_matched
 from eomt.network import EoMT
 from eomt.optim import freeze_backbone, parameter_groups, two_stage_warmup
 from eomt.output import Output
-from eomt.sharding import ShardedStrategy, shard
+from eomt.sharding import ShardedStrategy, keep_gathered, shard
 from eomt.tasks import Task, predict_images
 
 
@@ -215,6 +215,10 @@ class EoMTModule(lightning.LightningModule):
     def on_validation_start(self) -> None:
         # What was evaluated or resumed may have brought others, in its weights.
         self.probabilities = self.mask_probabilities.tolist()
+        keep_gathered(self.network, True)
+
+    def on_validation_end(self) -> None:
+        keep_gathered(self.network, False)
 
     def validation_step(self, batch, batch_idx: int) -> list:
         """Score the batch; returns a prediction per image, for those who draw or save them."""

@@ -39,8 +39,22 @@ def shard(network: EoMT, mesh: DeviceMesh) -> None:
     fully_shard(network, mesh=mesh)
 
 
+def keep_gathered(network: EoMT, keep: bool) -> None:
+    """Whether weights stay gathered from their next use on, on every rank alike, or as `shard` says.
+
+    Ranks whose images make more passes through the network than others' must not gather in each of them: they would
+    wait for each other. In return each rank holds all weights.
+    """
+    if not isinstance(network, FSDPModule):
+        return
+    network.set_reshard_after_forward(not keep)
+    if not keep:
+        network.set_reshard_after_forward(False, recurse=False)
+        reshard(network)
+
+
 def reshard(module: nn.Module) -> None:
-    """Let parameters be each rank's shares again: what lies outside the blocks stays gathered after a validation."""
+    """Let parameters be each rank's shares again, where they are gathered."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import train
 from eomt.checkpoint import TRAINED, read_checkpoint
 from eomt.weights.source import read_weights
 from tests.conftest import configured
+from tests.label_files import label_png, photo, write_folder
 from tests.two_ranks import run_pair
 
 pytestmark = pytest.mark.xdist_group("train")
@@ -23,9 +25,25 @@ AT_ONCE, DIVIDED = "data.batch_size=8", "data.batch_size=2"
 MASKS = ("loss.class_weight=0", "loss.num_points=1024", "trainer.max_steps=3")
 AVERAGED = (*GLOBAL[:1], DIVIDED, "trainer.max_steps=4", "callbacks.ema.decay=0.5", "callbacks.last.every_n_steps=1")
 SHARDED = (*AVERAGED, "trainer.strategy=fsdp2")
+# Where one rank's image makes more passes through the network than the other's.
+WIDE = ("trainer.strategy=fsdp2", "trainer.max_steps=2", "data.eval_batch_size=1", "callbacks.ema.decay=0.5")
 # Fewer images to validate than ranks.
 FEW = ("data.max_images=1", "trainer.max_steps=1", "postprocess.score_threshold=0")
 KINDS = ("panoptic", "semantic", "instance")
+
+
+def wide_set(folder):
+    """Images with labels to train on; of two to validate, one is covered by one window, one by five."""
+    for split, widths in {"train": [64] * 8, "val": [64, 300]}.items():
+        labels = {
+            f"{number}.png": np.repeat([[1], [0]], 32, axis=0).repeat(width, axis=1)
+            for number, width in enumerate(widths)
+        }
+        write_folder(folder / "labels" / split, {name: label_png(values) for name, values in labels.items()})
+        write_folder(
+            folder / "images" / split, {name: photo(*values.shape, kind="PNG") for name, values in labels.items()}
+        )
+    return ("task=folder_semantic", "model=tiny", f"data.root='{folder}'", "data.classes=[above,below]")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +76,7 @@ def folder(settings, shapes, tmp_path_factory):
             ("train", folder / "fsdp", (*settings, *SHARDED)),
             ("train", folder / "resumed", (*settings, *SHARDED, f"ckpt='{folder}/fsdp/checkpoints/previous.ckpt'")),
             ("train", folder / "few2", (*settings, *SHARDED, *FEW)),
+            ("train", folder / "wide2", (*settings, *wide_set(folder / "wide"), *WIDE)),
             *evaluated,
         ],
     )
@@ -116,6 +135,14 @@ def test_a_rank_without_an_image_to_validate(folder, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 1
     for file in ("metrics.json", "metrics_per_class.json"):
         assert (tmp_path / file).read_text() == (folder / "few2" / file).read_text()
+
+
+def test_ranks_that_make_unequal_numbers_of_passes_in_a_validation(folder, tmp_path):
+    last = folder / "wide2" / "checkpoints" / "last.ckpt"
+    evaluation.main(configured(tmp_path, f"ckpt='{last}'", "pictures=0", "trainer.accelerator=cpu", name="eval"))
+    one, two = (json.loads((f / "metrics.json").read_text()) for f in (tmp_path, folder / "wide2"))
+    assert one == two
+    assert read_checkpoint(last)["global_step"] == 2, "one validation lies between the steps"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -51,7 +51,6 @@ class LastCheckpoint(Checkpoint):
         self._between_steps = True
         # Lightning validates after the last hook of a batch: a state saved in between has that before it.
         self._validation_due = False
-        self._common_batches = 0
         self._stopping = 0
         self._rows_to_save = False
         # A file that this run has neither written nor gone on from may be damaged.
@@ -92,15 +91,14 @@ class LastCheckpoint(Checkpoint):
         elif not trainer.sanity_checking:
             self._end_if_stopping(trainer)
             self._validation_due = True
-            # Ranks may have a batch more or less than others.
-            self._common_batches = self._agreement.least(sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        if self._between_steps and batch_idx < self._common_batches:
+        # Ranks have as many batches, or they could not ask each other.
+        if self._between_steps:
             self._stopping = self._agreement.ask(self.signals.received)
             if self._stopping and self._saved_at != (trainer.global_step, True):
                 self._save(trainer)
