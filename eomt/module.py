@@ -14,14 +14,16 @@ from torch import Tensor
 from eomt.annealing import Bound, mask_probability, resolve_windows
 from eomt.checkpoint import FORMAT, check_same_model
 from eomt.classes import Classes
+from eomt.description import describe
 from eomt.draws import Place, draw_drops, point_seeds
 from eomt.errors import InputError
 from eomt.finite import FiniteSteps, total_norm
 from eomt.inference.geometry import Placement
 from eomt.inference.unpadded import run_unpadded
 from eomt.lora import LoRALinear, add_lora
-from eomt.losses import MaskClassificationLoss, num_matched
+from eomt.losses import MaskClassificationLoss
 from eomt.network import EoMT
+from eomt.normalisers import step_normalisers
 from eomt.optim import freeze_backbone, parameter_groups, two_stage_warmup
 from eomt.output import Output
 from eomt.sharding import ShardedStrategy, keep_gathered, shard
@@ -168,7 +170,7 @@ class EoMTModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        rank_zero_info(self._description())
+        rank_zero_info(describe(self))
 
     def on_train_start(self) -> None:
         # A checkpoint has been read by now: a resumed run begins with its own step's probabilities.
@@ -183,7 +185,8 @@ class EoMTModule(lightning.LightningModule):
         outputs = self.network(batch.images, drops)
         seeds = point_seeds(self.seed, places)
         points = self.loss.draw(len(outputs), self.network.num_queries, counts, seeds, self.device)
-        terms = self.loss(outputs, batch.targets, points, *self._normalisers(batch))
+        normalisers = step_normalisers(self.loss, self.network.num_queries, batch, self.trainer)
+        terms = self.loss(outputs, batch.targets, points, *normalisers)
         total = self.loss.total(terms)
         self.finite.watch(batch, terms)
         self._log_step(total, terms, len(counts))
@@ -293,35 +296,6 @@ class EoMTModule(lightning.LightningModule):
 
     # Parts
 
-    def _description(self) -> str:
-        """What this run is, in a few lines: batch, length and windows."""
-        trainer, data = self.trainer, self.trainer.datamodule
-        accumulated = trainer.accumulate_grad_batches
-        batch = data.batch_size * trainer.world_size * accumulated
-        millions = sum(p.numel() for p in self.parameters()) / 1e6
-        learning = sum(p.numel() for p in self.parameters() if p.requires_grad) / 1e6
-        part = "" if learning == millions else f", of which {learning:.1f} M learn"
-        height, width = self.network.image_size
-        lines = [
-            f"{self.task.kind} segmentation, {len(self.classes)} classes, {self.network.num_queries} queries,"
-            f" {millions:.1f} M parameters{part}, image size {height}x{width}, precision {trainer.precision}",
-            f"effective batch {batch} = {data.batch_size} per device x {trainer.world_size} devices x "
-            f"{accumulated} accumulated; {self.total_steps} optimizer steps",
-        ]
-        if self.windows:
-            lines += [
-                f"attention mask {k + 1} of {len(self.windows)}: on until step {start}, off from step {end}"
-                for k, (start, end) in enumerate(self.windows)
-            ]
-        else:
-            lines.append("attention masks: off")
-        late = [k + 1 for k, (_, end) in enumerate(self.windows) if end > self.total_steps]
-        if late:
-            lines.append(f"note: the run ends before attention masks {late} are off; its score is mask-free")
-        if sum(self.warmup_steps) >= self.total_steps:
-            lines.append(f"note: the run ends before its warm-up, optim.warmup_steps={list(self.warmup_steps)}")
-        return "\n".join(lines)
-
     def _count_steps(self) -> int:
         """Optimizer steps of the whole run."""
         trainer = self.trainer
@@ -359,30 +333,6 @@ class EoMTModule(lightning.LightningModule):
         drops = draw_drops(self.seed, places, probabilities, self.network.num_queries)
         return drops.to(self.device, non_blocking=True)
 
-    def _normalisers(self, batch) -> tuple[float | Tensor, float | Tensor | None]:
-        """What the loss divides the sums over masks and over classes by.
-
-        As published: by the number of matched masks, averaged over ranks, at least 1; and, None, by the class
-        weights of the batch. With a global normaliser: by the numbers of the whole step. Lightning takes the mean
-        over accumulated batches and ranks where a big batch has the sum: they get a share each.
-        """
-        queries, world = self.network.num_queries, self.trainer.world_size
-        if not self.loss.global_normaliser:
-            return _at_least_one(self._over_ranks(num_matched(queries, batch.targets.counts), "mean")), None
-        if not batch.step_counts:
-            raise ValueError("loss.global_normaliser=true needs batches that carry their step's counts")
-        parts = world * self.trainer.accumulate_grad_batches
-        matched = self._over_ranks(num_matched(queries, batch.step_counts), "sum")
-        weights = self.loss.class_weight_sum(queries, len(batch.step_counts) * world, matched)
-        return _at_least_one(matched) / parts, weights / parts
-
-    def _over_ranks(self, number: int, reduction: str) -> float | Tensor:
-        """The mean or sum of a number of each rank, for which no host waits."""
-        if self.trainer.world_size == 1:
-            return float(number)
-        value = torch.full((), float(number), device=self.device)
-        return self.trainer.strategy.reduce(value, reduce_op=reduction)
-
     def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
         values = {"loss": total.detach()}
         values |= {f"loss_{name}": sum(output[name].detach() for output in terms) for name in terms[0]}
@@ -400,7 +350,3 @@ class EoMTModule(lightning.LightningModule):
             self.log(f"lr/{stage}", torch.tensor(rate), prog_bar=True, batch_size=batch_size)
         for block, probability in enumerate(self.probabilities):
             self.log(f"mask_probability/{block}", torch.tensor(probability), prog_bar=True, batch_size=batch_size)
-
-
-def _at_least_one(number: float | Tensor) -> float | Tensor:
-    return number.clamp(min=1) if isinstance(number, Tensor) else max(1.0, number)
