@@ -96,18 +96,26 @@ def loss_alone(options, batch, network, theirs, loss) -> dict:
         Prediction(leaf(queries, dim, scale=dim**-0.5), leaf(side, side, dim), leaf(queries, classes))
         for _ in range(count)
     ]
+    # Their features are channels first.
     channels_first = [p.features.detach().permute(0, 3, 1, 2).contiguous().requires_grad_() for p in parts]
 
     def of_ours():
+        forget(*(leaf for part in parts for leaf in part))
         our_loss(network, loss, parts, batch).backward()
 
     def of_theirs():
+        forget(*channels_first, *(leaf for part in parts for leaf in part))
         total = 0
         for part, features in zip(parts, channels_first, strict=True):
             masks = torch.einsum("bqc, bchw -> bqhw", part.mask_embeddings, features)
             terms = theirs.get_loss_dict(masks, part.class_logits, batch.masks, batch.labels, None)
             total = total + theirs.get_loss(terms)
         total.backward()
+
+    def forget(*leaves):
+        # Nobody adds to a step's gradients where they have been set to None before.
+        for leaf in leaves:
+            leaf.grad = None
 
     return {"ours": of_ours, "transformers": of_theirs}
 

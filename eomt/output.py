@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from eomt.points import corners, sample_logits
 
@@ -85,9 +86,36 @@ class Prediction(NamedTuple):
         Returns:
             [M, h, w] in full precision.
         """
-        embeddings = self.mask_embeddings[image, query].split(list(counts))
-        masks = [e @ f.flatten(0, 1).T for e, f in zip(embeddings, self.features, strict=True)]
-        return full_precision(torch.cat(masks)).unflatten(1, self.features.shape[1:3])
+        masks = _OwnProducts.apply(self.mask_embeddings[image, query], self.features.flatten(1, 2), tuple(counts))
+        return full_precision(masks).unflatten(1, self.features.shape[1:3])
+
+
+class _OwnProducts(torch.autograd.Function):
+    """Of embeddings [M, D], so many for each image, the products with the image's own features [B, N, D]: [M, N].
+
+    PyTorch's own backward pass of a loop over images copies the features' whole gradient once more.
+    """
+
+    @staticmethod
+    def forward(ctx, embeddings: Tensor, features: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(embeddings, features)
+        ctx.counts = counts
+        masks = embeddings.new_empty(len(embeddings), features.shape[1])
+        for out, own, image in zip(masks.split(counts), embeddings.split(counts), features, strict=True):
+            torch.mm(own, image.T, out=out)
+        return masks
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        embeddings, features = ctx.saved_tensors
+        of_embeddings, of_features = torch.empty_like(embeddings), torch.empty_like(features)
+        parts = (gradient, embeddings, of_embeddings)
+        parts = zip(*(part.split(ctx.counts) for part in parts), features, of_features, strict=True)
+        for own, embedding, of_embedding, image, of_image in parts:
+            torch.mm(own, image, out=of_embedding)
+            torch.mm(own.T, embedding, out=of_image)
+        return of_embeddings, of_features, None
 
 
 def _product(embeddings: Tensor, features: Tensor) -> Tensor:

@@ -39,7 +39,12 @@ def test_single_masks(counts):
     part = prediction()
     image = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
     query = torch.cat([torch.randperm(7)[:n] for n in counts])
-    torch.testing.assert_close(part.masks_of(image, query, counts), part.mask_logits[image, query])
+    results = []
+    for multiply in (lambda p: p.masks_of(image, query, counts), lambda p: p.mask_logits[image, query]):
+        leaves = Prediction(*(x.clone().requires_grad_() for x in part))
+        masks = multiply(leaves)
+        results.append((masks.detach(), torch.autograd.grad(masks.sin().sum(), leaves[:2])))
+    torch.testing.assert_close(*results)
 
 
 def test_loss_and_its_gradients_are_those_of_the_multiplied_masks():
