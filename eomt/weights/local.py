@@ -24,7 +24,7 @@ from eomt.errors import InputError
 MAX_JSON = 64 * 2**20
 """Bytes of a description; those of real models stay far below one MiB."""
 
-_AGAIN = "download or copy it again"
+_AGAIN = "download or copy it again; a run keeps previous.ckpt beside its last.ckpt"
 
 
 def read_file(path: Path, name: str, mmap: bool = True) -> Any:
