@@ -121,7 +121,7 @@ def main():
     rate = bandwidth(torch.device(options.device))
     for shape in options.shapes:
         height, width = map(int, shape.split("x"))
-        for kept in options.kept:
+        for kept in sorted({min(kept, options.queries) for kept in options.kept}):
             device, ours, theirs, limit = sides(options, kept, height, width)
             differ = "-"
             if options.task != "instance":  # theirs paints instances into one map

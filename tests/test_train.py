@@ -70,7 +70,7 @@ def test_log_holds_loss_rates_and_mask_probabilities(run):
         for block, window in enumerate(windows):
             assert float(row[f"mask_probability/{block}"]) == pytest.approx(mask_probability(step, *window))
         for stage, multiplier in rates.items():
-            assert float(row[f"lr/{stage}"]) == pytest.approx(4e-3 * multiplier(step))
+            assert float(row[f"lr/{stage}"]) == pytest.approx(3e-3 * multiplier(step))
         assert float(row["train/loss"]) > 0
         assert float(row["train/gradient_norm"]) > 1
 
