@@ -243,6 +243,7 @@ NUMBERS = {
     "data.global_batch": int,
     "data.eval_batch_size": int,
     "data.num_workers": int,
+    "data.max_images": int,
     "data.max_bad_images": int,
     "data.timeout": float,
     "model.patch_size": int,
@@ -275,22 +276,22 @@ SWITCHES = (
 )
 
 
-def check_switches(cfg: DictConfig) -> None:
-    """Raise InputError for anything but true or false where one of these belongs."""
+def check_types(cfg: DictConfig) -> None:
+    """Raise InputError for anything but true or false where that belongs, and for text where a number does."""
     for key in SWITCHES:
         value = OmegaConf.select(cfg, key)
         if value is not None and not isinstance(value, bool):
             raise InputError(f"{key}={value} must be true or false")
-
-
-def check_numbers(cfg: DictConfig) -> None:
-    """Raise InputError for text where a number belongs, and for a warm-up that is no pair of steps."""
-    check_switches(cfg)
     for key, kind in NUMBERS.items():
         value = OmegaConf.select(cfg, key)
         wanted = int if kind is int else int | float
         if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
             raise InputError(f"{key}={value} must be a {'whole ' if kind is int else ''}number")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """As `check_types`, and raise InputError for negative rates and for a warm-up that is no pair of steps."""
+    check_types(cfg)
     if cfg.optim.lr < 0 or cfg.optim.weight_decay < 0:
         raise InputError(
             f"optim.lr={cfg.optim.lr} and optim.weight_decay={cfg.optim.weight_decay} must not be negative"

@@ -23,12 +23,12 @@ HERE = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto"
 
 def main(cfg: DictConfig) -> None:
     """Score weights; what is not null in `cfg` takes the place of the settings that they carry."""
-    from assemble import build_data, build_trainer, check_switches, compile_network, load_module
+    from assemble import build_data, build_trainer, check_types, compile_network, load_module
     from eomt.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
     from eomt.checkpoint import check_same_classes, foreign_code
     from eomt.weights.source import read_weights
 
-    check_switches(cfg)
+    check_types(cfg)
     if cfg.ckpt is None:
         raise InputError("ckpt is not set: give a checkpoint, as in ckpt=RUN/checkpoints/best.ckpt")
     chosen = _chosen(cfg)

@@ -1,6 +1,7 @@
 """Training images per second and core: the data path against bare decoding and against one mask per segment.
 
     python benchmarks/data.py ROOT [--task coco_panoptic|coco_instance|ade20k_semantic] [--images 64] [--rounds 9]
+    python benchmarks/data.py ROOT --task ade20k_semantic --profile
 
 ROOT is a folder as the task's reader takes it. Rows:
 
@@ -12,10 +13,13 @@ ROOT is a folder as the task's reader takes it. Rows:
 
 All rows run in one process and on one thread, in turns, each over the same images, after a round to warm up; processor
 time counts. Printed are medians over the rounds of the rate and of each round's ratios, with the limit of those rounds.
-The last tables stand in benchmarks/README.md.
+With --profile only the row `train` runs, and what each function took of it is printed, in ms per image. The last tables
+stand in benchmarks/README.md.
 """
 
 import argparse
+import cProfile
+import pstats
 import statistics
 import sys
 import time
@@ -150,10 +154,32 @@ def places(readers: list[Reader], count: int) -> list[Place]:
     return [seen[k * len(seen) // count] for k in range(count)] if count < len(seen) else seen
 
 
+def open_places(task: str, root: str, count: int) -> list[Place]:
+    return places([CASES[task].reader(root, split) for split in ("train", "val")], count)
+
+
+def profile(task: str, root: str, count: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Of a training sample, by function: ms of processor time in itself, and with all that it calls."""
+    images = open_places(task, root, count)
+    row = train_row(images, CASES[task])
+    profiler = cProfile.Profile(time.process_time)
+    for turn in range(rounds + 1):
+        if turn:
+            profiler.enable()
+        for place in range(len(images)):
+            row(place, turn)
+        profiler.disable()
+    per_image = 1e3 / (rounds * len(images))
+    return {
+        f"{Path(file).name} {name}" if line else name: (itself * per_image, total * per_image)
+        for (file, line, name), (_, _, itself, total, _) in pstats.Stats(profiler).stats.items()
+    }
+
+
 def measure(task: str, root: str, count: int, rounds: int) -> dict[str, list[float]]:
     """Images per second of processor time, for each row in each round."""
     case = CASES[task]
-    images = places([case.reader(root, split) for split in ("train", "val")], count)
+    images = open_places(task, root, count)
     rows = {name: make(images, case) for name, make in ROWS.items()}
     rates: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(rounds + 1):
@@ -172,10 +198,17 @@ def main() -> None:
     parser.add_argument("--task", choices=CASES, default="coco_panoptic")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--profile", action="store_true", help="only where the time of a training sample goes")
     options = parser.parse_args()
     # As the workers of a training run.
     use_one_thread(0)
     keep_freed_memory()
+    if options.profile:
+        took = profile(options.task, options.root, options.images, options.rounds)
+        print(f"{'ms per image':60}{'itself':>8}{'with what it calls':>20}")
+        for name, (itself, total) in sorted(took.items(), key=lambda item: -item[1][0])[:20]:
+            print(f"{name:60}{itself:8.2f}{total:20.2f}")
+        return
     rates = measure(options.task, options.root, options.images, options.rounds)
 
     def ratio(name: str, other: str) -> float:

@@ -108,8 +108,7 @@ def original_step(model: nn.Module, loss: nn.Module, batch: Batch, dtype: torch.
             for m, c in zip(masks, classes, strict=True)
         ]
         value = sum(weights[name] * term for output in terms for name, term in output.items())
-    value.backward()
-    return value.detach()
+    return _backward(value, model)
 
 
 def random_batch(batch_size: int, pixels: int, num_targets: int, device: torch.device, seed: int = 0) -> Batch:
@@ -147,8 +146,7 @@ def our_step(network: EoMT, loss: MaskClassificationLoss, batch: Batch, dtype: t
     with autocast(batch.images.device, dtype):
         outputs = network(batch.images, drops)
     value = our_loss(network, loss, outputs, batch)
-    value.backward()
-    return value.detach()
+    return _backward(value, network)
 
 
 def our_loss(network: EoMT, loss: MaskClassificationLoss, outputs: list, batch: Batch) -> Tensor:
@@ -162,7 +160,13 @@ def huggingface_step(model: nn.Module, network: EoMT, batch: Batch, dtype: torch
     pixels = (batch.images.float() / 255 - network.pixel_mean) / network.pixel_std
     with autocast(batch.images.device, dtype):
         value = model(pixel_values=pixels, mask_labels=batch.masks, class_labels=batch.labels).loss
+    return _backward(value, model)
+
+
+def _backward(value: Tensor, model: nn.Module) -> Tensor:
+    """Backward pass of a step; then its gradients are forgotten, or the next step would add to them."""
     value.backward()
+    model.zero_grad(set_to_none=True)
     return value.detach()
 
 

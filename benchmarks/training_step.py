@@ -82,14 +82,17 @@ def peak_of(side: str) -> float:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def loss_alone(options, batch, network, theirs, loss) -> dict:
-    """Both sides' losses on the same mask embeddings and features of L2 + 1 outputs, of which masks are the product."""
+def loss_alone(options, dtype, batch, network, theirs, loss) -> dict:
+    """Both sides' losses on the same mask embeddings and features of L2 + 1 outputs, of which masks are the product.
+
+    As in a step: what the networks give is of `dtype`; theirs goes on under autocast.
+    """
     generator = torch.Generator(batch.images.device).manual_seed(1)
     count, side, dim = network.num_masked_blocks + 1, options.pixels // 4, network.backbone.embed_dim
 
     def leaf(*size, scale=1.0):
         values = torch.randn(options.batch, *size, generator=generator, device=batch.images.device)
-        return (scale * values).requires_grad_()
+        return (scale * values).to(dtype or torch.float32).requires_grad_()
 
     queries, classes = options.queries, network.num_classes + 1
     parts = [
@@ -107,9 +110,10 @@ def loss_alone(options, batch, network, theirs, loss) -> dict:
         forget(*channels_first, *(leaf for part in parts for leaf in part))
         total = 0
         for part, features in zip(parts, channels_first, strict=True):
-            masks = torch.einsum("bqc, bchw -> bqhw", part.mask_embeddings, features)
-            terms = theirs.get_loss_dict(masks, part.class_logits, batch.masks, batch.labels, None)
-            total = total + theirs.get_loss(terms)
+            with autocast(batch.images.device, dtype):
+                masks = torch.einsum("bqc, bchw -> bqhw", part.mask_embeddings, features)
+                terms = theirs.get_loss_dict(masks, part.class_logits, batch.masks, batch.labels, None)
+                total = total + theirs.get_loss(terms)
         total.backward()
 
     def forget(*leaves):
@@ -191,7 +195,7 @@ def main() -> None:
     if "loss" in rows:
         row(
             "matching and losses, ms",
-            interleaved(loss_alone(options, batch, network, theirs, loss), device, options.rounds),
+            interleaved(loss_alone(options, dtype, batch, network, theirs, loss), device, options.rounds),
         )
     if "network" in rows:
         alone = interleaved(network_alone(options, dtype, batch, network, theirs), device, 3 * options.rounds, 3)

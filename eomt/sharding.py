@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
@@ -14,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from eomt.checkpoint import read_checkpoint
+from eomt.errors import InputError
 from eomt.network import EoMT
 
 
@@ -86,9 +88,14 @@ class ShardedStrategy(ModelParallelStrategy):
     """Lightning's FSDP2 over all ranks; the module's `configure_model` calls `shard`.
 
     Checkpoints are those of any other run, one file in the same form, with which any number of ranks goes on.
+
+    Raises:
+        InputError: if PyTorch is too old for it.
     """
 
     def __init__(self):
+        if not hasattr(FSDPModule, "set_reshard_after_forward"):
+            raise InputError(f"trainer.strategy=fsdp2 needs torch 2.8 or newer; here it is {torch.__version__}")
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:

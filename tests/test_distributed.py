@@ -6,10 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 import eval as evaluation
 import train
 from eomt.checkpoint import TRAINED, read_checkpoint
+from eomt.errors import InputError
+from eomt.sharding import ShardedStrategy
 from eomt.weights.source import read_weights
 from tests.conftest import configured
 from tests.label_files import label_png, photo, write_folder
@@ -26,7 +29,9 @@ MASKS = ("loss.class_weight=0", "loss.num_points=1024", "trainer.max_steps=3")
 AVERAGED = (*GLOBAL[:1], DIVIDED, "trainer.max_steps=4", "callbacks.ema.decay=0.5", "callbacks.last.every_n_steps=1")
 SHARDED = (*AVERAGED, "trainer.strategy=fsdp2")
 # Where one rank's image makes more passes through the network than the other's.
-WIDE = ("trainer.strategy=fsdp2", "trainer.max_steps=2", "data.eval_batch_size=1", "callbacks.ema.decay=0.5")
+WIDE = ("trainer.strategy=fsdp2", "data.eval_batch_size=1", "callbacks.ema.decay=0.5")
+# Long enough that the scores of one validation are not those of another.
+LEARNS = ("trainer.max_epochs=12", "trainer.max_steps=12", "optim.lr=3e-3", "optim.layer_decay=1.0")
 # Fewer images to validate than ranks.
 FEW = ("data.max_images=1", "trainer.max_steps=1", "postprocess.score_threshold=0")
 KINDS = ("panoptic", "semantic", "instance")
@@ -76,7 +81,7 @@ def folder(settings, shapes, tmp_path_factory):
             ("train", folder / "fsdp", (*settings, *SHARDED)),
             ("train", folder / "resumed", (*settings, *SHARDED, f"ckpt='{folder}/fsdp/checkpoints/previous.ckpt'")),
             ("train", folder / "few2", (*settings, *SHARDED, *FEW)),
-            ("train", folder / "wide2", (*settings, *wide_set(folder / "wide"), *WIDE)),
+            ("train", folder / "wide2", (*settings, *wide_set(folder / "wide"), *WIDE, *LEARNS)),
             *evaluated,
         ],
     )
@@ -142,7 +147,16 @@ def test_ranks_that_make_unequal_numbers_of_passes_in_a_validation(folder, tmp_p
     evaluation.main(configured(tmp_path, f"ckpt='{last}'", "pictures=0", "trainer.accelerator=cpu", name="eval"))
     one, two = (json.loads((f / "metrics.json").read_text()) for f in (tmp_path, folder / "wide2"))
     assert one == two
-    assert read_checkpoint(last)["global_step"] == 2, "one validation lies between the steps"
+    with (folder / "wide2" / "csv" / "version_0" / "metrics.csv").open() as file:
+        scores = [(int(row["step"]), row["miou"]) for row in csv.DictReader(file) if row["miou"]]
+    assert len(scores) == 12, "a validation lies between each two steps"
+    assert len({score for _, score in scores}) > 3, "scores of the weights of that moment"
+
+
+def test_a_pytorch_too_old_for_shards_is_named(monkeypatch):
+    monkeypatch.delattr(FSDPModule, "set_reshard_after_forward")
+    with pytest.raises(InputError, match=r"trainer\.strategy=fsdp2 needs torch 2\.8"):
+        ShardedStrategy()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -281,6 +281,13 @@ def test_evaluation_under_masks(run, options, tmp_path):
             assert after == during
 
 
+@pytest.mark.parametrize("key", ["data.timeout", "data.eval_batch_size", "data.num_workers", "data.max_images"])
+def test_evaluation_refuses_text_for_numbers(run, tmp_path, key):
+    arguments = (f"ckpt='{run / 'checkpoints' / 'last.ckpt'}'", f"{key}=abc")
+    with pytest.raises(InputError, match=f"{re.escape(key)}=abc must be a "):
+        evaluation.main(configured(tmp_path, *arguments, name="eval"))
+
+
 def test_evaluation_reads_the_root_that_is_given(run, tmp_path):
     checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
     with pytest.raises(InputError, match="nowhere"):

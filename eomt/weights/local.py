@@ -24,7 +24,8 @@ from eomt.errors import InputError
 MAX_JSON = 64 * 2**20
 """Bytes of a description; those of real models stay far below one MiB."""
 
-_AGAIN = "download or copy it again; a run keeps previous.ckpt beside its last.ckpt"
+_AGAIN = "download or copy it again"
+_OR_ANOTHER = f"{_AGAIN}, or take another checkpoint of its run, such as previous.ckpt"
 
 
 def read_file(path: Path, name: str, mmap: bool = True) -> Any:
@@ -143,7 +144,7 @@ def _read_torch(path: Path, name: str, mmap: bool) -> Any:
     except Exception as error:
         # torch.load raises nearly anything on a damaged file.
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{name} is truncated or damaged ({reason}); {_AGAIN}") from error
+        raise InputError(f"{name} is truncated or damaged ({reason}); {_OR_ANOTHER}") from error
 
 
 def _check_archive(path: Path, name: str) -> None:
@@ -151,7 +152,7 @@ def _check_archive(path: Path, name: str) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{name} is truncated or damaged ({str(error)[:80]}); {_AGAIN}") from error
+        raise InputError(f"{name} is truncated or damaged ({str(error)[:80]}); {_OR_ANOTHER}") from error
     size = path.stat().st_size
     if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
         raise InputError(f"{name} is a compressed archive, which PyTorch's files are not; unpack it, or {_AGAIN}")
