@@ -190,6 +190,8 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     # Its messages go where all others go, once.
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(name).handlers.clear()
+    # Two lines for each retry of each file; what comes of it is said in the end.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # Lightning's advertisements, and its remark on `weights_only`, which our checkpoint reader always sets.
     for name in (
         "lightning.pytorch.utilities.rank_zero",
@@ -220,7 +222,8 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
             **settings, callbacks=callbacks, logger=loggers, plugins=plugins, use_distributed_sampler=False
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
-        raise InputError(f"trainer: {error}") from error
+        chosen = ", ".join(f"trainer.{key}={settings[key]}" for key in ("accelerator", "devices", "strategy"))
+        raise InputError(f"trainer: {error} ({chosen}; auto takes what is there)") from error
     return trainer
 
 

@@ -29,13 +29,14 @@ def main(cfg: DictConfig) -> None:
     from datasets.class_list import read_classes
     from eomt.inference.folder import find_images
     from eomt.tasks import task_of
-    from eomt.weights.export import export, metrics_of
+    from eomt.weights.export import check_form, export, metrics_of
     from eomt.weights.folder import check_out
     from eomt.weights.source import read_weights
 
     # Before the weights are read, which may take long.
     check_out(cfg["out"], cfg["overwrite"])
     images = [] if cfg["images"] is None else find_images(cfg["images"], cfg["out"])[1]
+    check_form(cfg["format"], str(cfg["precision"]), images)
     if cfg["kind"] is not None:
         task_of(cfg["kind"])  # raises InputError if there is none
     classes = None if cfg["classes"] is None else read_classes(cfg["classes"], Path.cwd(), key="classes")

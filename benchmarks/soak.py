@@ -3,9 +3,9 @@
     python benchmarks/soak.py --minutes 30
     python benchmarks/soak.py --minutes 30 task=shapes_instance data.num_workers=2
 
-Other arguments go to train.py. Memory is what the whole tree of processes holds for itself (USS: pages that are shared
-count for nobody, so that forked workers do not count twice). Prints a row every tenth of the time, and the growth from
-the second quarter to the last one: of medians, since validation comes and goes. Needs psutil.
+Other arguments go to train.py. Memory is what processes hold but for mapped files and shared memory, of which other
+programs have a part; what a forked worker shares with its parent counts for both. Prints a row every tenth of the time,
+and the growth from the second quarter to the last one: of medians, since validation comes and goes. Needs psutil; Linux.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def sample(process: psutil.Process) -> tuple[float, ...] | None:
     """The columns' values now; None if a process ended meanwhile."""
     try:
         tree = [process, *process.children(recursive=True)]
-        memory = [p.memory_full_info().uss / 2**20 for p in tree]
+        memory = [(m.rss - m.shared) / 2**20 for m in (p.memory_info() for p in tree)]
         return memory[0], sum(memory), sum(p.num_fds() for p in tree), sum(p.num_threads() for p in tree), len(tree)
     except psutil.Error:
         return None

@@ -355,12 +355,12 @@ def test_onnx_holds_no_path_of_the_machine(onnx_folder):
     assert b".py" not in content
 
 
-@pytest.mark.parametrize(("precision", "batch"), [("32", None), ("bf16", 1)])
+@pytest.mark.parametrize(("precision", "batch"), [("32", None), ("bf16", 1), ("16", None)])
 def test_torch_export_runs_without_our_code(precision, batch, tmp_path):
     network = random_network().eval() if batch is None else dinov3_network()
     classes = CLASSES if batch is None else SEVEN
     check = export(weights_of(network, classes), "torch_export", tmp_path / "out", precision=precision, batch=batch)
-    assert check.difference == 0
+    assert check.difference <= (0 if precision != "16" else 0.05 * check.largest)
     path = tmp_path / "out" / "model.pt2"
     assert str(ROOT).encode() not in path.read_bytes()
     loaded = torch.export.load(path).module()

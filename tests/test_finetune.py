@@ -1,6 +1,7 @@
 """Training less than everything: frozen blocks, LoRA; averages of the weights; ending early."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -203,14 +204,17 @@ def test_averages_follow_their_formula_and_give_way():
     assert torch.equal(network.weight, weights)
 
 
-def test_a_run_ends_early_and_stays_ended(settings, tmp_path):
+def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
     """Nothing is better by 1000: the first score is the best, and patience counts from it."""
+    caplog.set_level("INFO", logger="eomt")
     stopping = (*settings, "trainer.max_epochs=6", "callbacks.early_stopping.min_delta=1000")
     stopping = (*stopping, "callbacks.early_stopping.patience=2")
     train.main(configured(tmp_path / "whole", *stopping))
     whole = checkpoint_of(tmp_path / "whole")
     assert whole["global_step"] == 9
     assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["step"] == 9
+    words = r"pq was no better than \d+\.\d\d \+ 1000 in 2 validations: the run ends here, at step 9"
+    assert re.search(words, caplog.text)
     stop = "+callbacks.stop={_target_: tests.test_resume.StopAt, place: step, step: 7}"
     with pytest.raises(Stopped):
         train.main(configured(tmp_path / "parts", *stopping, stop))
@@ -221,6 +225,7 @@ def test_a_run_ends_early_and_stays_ended(settings, tmp_path):
         assert _equal(parts[part], whole[part]), part
     train.main(configured(tmp_path / "parts", *stopping, resumed))
     assert checkpoint_of(tmp_path / "parts")["global_step"] == 9
+    assert "in 2 validations: this run had ended before" in caplog.text
     train.main(configured(tmp_path / "parts", *stopping[:-1], "callbacks.early_stopping.patience=3", resumed))
     assert checkpoint_of(tmp_path / "parts")["global_step"] == 12
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ import lightning
 from lightning.pytorch.callbacks import EarlyStopping
 
 from eomt.errors import InputError
+
+log = logging.getLogger("eomt")
 
 
 class EarlyStop(EarlyStopping):
@@ -46,6 +49,7 @@ class EarlyStop(EarlyStopping):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+            self._say(trainer, "this run had ended before: more callbacks.early_stopping.patience lets it go on")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         validated = trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -55,3 +59,10 @@ class EarlyStop(EarlyStopping):
                 f"{', '.join(sorted(trainer.callback_metrics))}"
             )
         super().on_validation_end(trainer, pl_module)
+        if validated and self.wait_count >= self.patience:
+            self._say(trainer, f"the run ends here, at step {trainer.global_step}")
+
+    def _say(self, trainer: lightning.Trainer, outcome: str) -> None:
+        if trainer.is_global_zero:
+            best = f"{self.best_score:.2f}" + (f" + {abs(self.min_delta)}" if self.min_delta else "")
+            log.info("%s was no better than %s in %d validations: %s", self.monitor, best, self.wait_count, outcome)

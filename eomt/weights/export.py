@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,8 @@ def export(
     Raises:
         InputError: if an argument is none of these, `out` is taken, or a graph differs from PyTorch.
     """
-    if format not in FORMATS:
-        raise InputError(f"format={format} is none of {', '.join(FORMATS)}")
-    if precision not in _DTYPES or (format, precision) == ("onnx", "bf16"):
-        raise InputError(f"precision={precision} cannot be had in format={format}: choose 32 or 16")
     images = list(images)
-    if images and format not in ("onnx", "torch_export"):
-        raise InputError(
-            f"images= are for format=onnx and torch_export, whose graphs are compared on them, not {format}"
-        )
+    check_form(format, precision, images)
     path = check_out(out, overwrite)
     config, overrides = portable_config(weights.config, weights.overrides, run)
     metrics = dict(metrics or {})
@@ -93,6 +86,18 @@ def export(
         card = model_card(weights, config, metrics, format, precision, batch, path.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return check
+
+
+def check_form(format: str, precision: str, images: Sequence[Path]) -> None:
+    """InputError unless `export` takes these, of which nothing hangs on the weights."""
+    if format not in FORMATS:
+        raise InputError(f"format={format} is none of {', '.join(FORMATS)}")
+    if precision not in _DTYPES or (format, precision) == ("onnx", "bf16"):
+        raise InputError(f"precision={precision} cannot be had in format={format}: choose 32 or 16")
+    if images and format not in ("onnx", "torch_export"):
+        raise InputError(
+            f"images= are for format=onnx and torch_export, whose graphs are compared on them, not {format}"
+        )
 
 
 def metrics_of(source: str | Path) -> tuple[Path | None, dict[str, Any]]:
@@ -156,7 +161,7 @@ def _write_graph(
     inputs = (geometry.prepare(load_image(image), network.image_size)[0] for image in images)
     if format == "torch_export":
         run = write_torch_export(written, folder / "model.pt2", batch)
-        return check_graph(written, run, batch, inputs)
+        return check_graph(written, run, batch, inputs, half=precision != "32")
     run = write_onnx(written, folder / "model.onnx", batch)
     return check_graph(network, run, batch, inputs, half=precision == "16")
 

@@ -21,7 +21,8 @@ from eomt.output import Output
 OPSET = 20
 # How far logits may be off.
 TOLERANCE = 1e-3
-# In half precision, where every operation rounds by up to 0.0005 of its result: in parts of the largest logit.
+# In half precision, where every operation rounds by up to 0.0005 of its result (bfloat16: 0.004), and a graph's
+# operations are not those of PyTorch: in parts of the largest logit.
 HALF_TOLERANCE = 0.05
 
 Run = Callable[[Tensor], Output]
@@ -115,7 +116,7 @@ def check_graph(network: EoMT, run: Run, batch: int | None, images: Iterable[Ten
         run: what runs the graph.
         batch: how many images the graph takes at a time; None for any number, of which 1, 2 and 3 are tried.
         images: inputs uint8 [N, 3, H, W].
-        half: whether the graph computes in half precision and the network does not.
+        half: whether the graph computes in half precision.
 
     Raises:
         InputError: if logits differ by more than is allowed.

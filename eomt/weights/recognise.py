@@ -214,7 +214,9 @@ def _folder_weights(folder: Path, name: str, mmap: bool) -> dict[str, Tensor]:
         if (folder / f"{file}.index.json").is_file():
             return read_shards(folder, f"{file}.index.json", name, mmap)
     if (folder / "checkpoints").is_dir():
-        raise InputError(f"{name} is a run's folder: give one of its checkpoints, such as {name}/checkpoints/best.ckpt")
+        raise InputError(
+            f"{name} is a run's folder: give one of its checkpoints, {name}/checkpoints/best.ckpt or last.ckpt"
+        )
     raise InputError(f"{name} holds no weights: a folder must have {' or '.join(WHOLE)}")
 
 
