@@ -4,8 +4,9 @@
     python benchmarks/soak.py --minutes 30 task=shapes_instance data.num_workers=2
 
 Other arguments go to train.py. Memory is what processes hold but for mapped files and shared memory, of which other
-programs have a part; what a forked worker shares with its parent counts for both. Prints a row every tenth of the time,
-and the growth from the second quarter to the last one: of medians, since validation comes and goes. Needs psutil; Linux.
+programs have a part; what a forked worker shares with its parent counts for both. Prints a row every tenth of the
+time, and the growth from the second quarter to the last one: of medians, since validation comes and goes. Needs psutil
+and Linux.
 """
 
 import argparse
