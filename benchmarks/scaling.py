@@ -4,13 +4,14 @@
     python benchmarks/scaling.py --device cuda --size large --precision bf16 --batch 4 --out scaling.png
 
 One of queries, targets, image side and batch grows while the others stay where they are. Each point is measured in a
-process of its own per side: the least time of a few steps (forward, matching, losses, backward), on one thread of a
-CPU processor time, and the most memory held beyond the model and the batch. Prints a table and draws it. Needs
+process of its own per side: the median of steps (forward, matching, losses, backward) over some seconds, on one thread
+of a CPU processor time, and the most memory held beyond the model and the batch. Prints a table and draws it. Needs
 `eomt[hf]` and matplotlib.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 
@@ -37,6 +38,7 @@ GROWS = {
     "batch": (1, 2, 4, 8),
 }
 SIDES = ("ours", "transformers")
+SECONDS = 8  # of each side at each point, at least
 
 
 def measure(options) -> dict:
@@ -57,13 +59,13 @@ def measure(options) -> dict:
         torch.cuda.reset_peak_memory_stats()
     step()
     peak, seconds = peak_mib(device) - held, []
-    for _ in range(options.rounds):
+    while len(seconds) < options.rounds or sum(seconds) < SECONDS:
         synchronise(device)
         start = clock(device)
         step()
         synchronise(device)
         seconds.append(clock(device) - start)
-    return {"seconds": min(seconds), "mib": peak}
+    return {"seconds": statistics.median(seconds), "mib": peak}
 
 
 def draw(found: dict, path: str, title: str) -> None:
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="steps, at least")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--only", choices=GROWS, nargs="+", default=list(GROWS))
     parser.add_argument("--out", help="where the picture goes")
