@@ -230,6 +230,16 @@ def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
     assert checkpoint_of(tmp_path / "parts")["global_step"] == 12
 
 
+def test_what_is_frozen_should_have_learned_something(settings, tmp_path, caplog):
+    once = (*settings, "trainer.max_epochs=null", "trainer.max_steps=1", "trainer.limit_val_batches=0")
+    train.main(configured(tmp_path / "random", *once, "model.freeze_backbone=true"))
+    assert "the frozen part of the backbone is random" in caplog.text
+    caplog.clear()
+    weights = f"weights='{tmp_path}/random/checkpoints/last.ckpt'"
+    train.main(configured(tmp_path / "trained", *once, "model.lora.rank=2", weights))
+    assert "random" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
