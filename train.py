@@ -50,7 +50,9 @@ def _train(cfg: DictConfig, signals) -> None:
     if weights:
         begin_with(module, weights, cfg.strict)
     if (module.freeze or module.lora) and not (module.pretrained or weights or resume):
-        log.warning("note: the frozen part of the backbone is random: begin with weights=, or with model.pretrained=true")
+        log.warning(
+            "note: the frozen part of the backbone is random: begin with weights=, or with model.pretrained=true"
+        )
     if cfg.prefetch:
         data.setup("fit")
         if module.pretrained:
