@@ -266,7 +266,7 @@ def test_nothing_is_lost_or_half_written(trained, tmp_path, monkeypatch):
     assert (out / "model.safetensors").read_bytes() == before
     # A graph that computes something else is not kept, and what was there stays.
     monkeypatch.setattr(graph, "TOLERANCE", -1.0)
-    with pytest.raises(InputError, match="logits differ from PyTorch's by up to 0, more than"):
+    with pytest.raises(InputError, match=r"logits differ from PyTorch's by up to \S+, more than -1"):
         export_to("overwrite=true", "format=torch_export")
     assert (out / "model.safetensors").read_bytes() == before
     export_to("overwrite=true", "precision=16", "format=original")
@@ -360,7 +360,9 @@ def test_torch_export_runs_without_our_code(precision, batch, tmp_path):
     network = random_network().eval() if batch is None else dinov3_network()
     classes = CLASSES if batch is None else SEVEN
     check = export(weights_of(network, classes), "torch_export", tmp_path / "out", precision=precision, batch=batch)
-    assert check.difference <= (0 if precision != "16" else 0.05 * check.largest)
+    # On a CPU the network upscales by another operation than its graph.
+    tolerance = 1e-6 if precision == "32" else 0.05
+    assert check.difference <= tolerance * check.largest
     path = tmp_path / "out" / "model.pt2"
     assert str(ROOT).encode() not in path.read_bytes()
     loaded = torch.export.load(path).module()
@@ -369,7 +371,7 @@ def test_torch_export_runs_without_our_code(precision, batch, tmp_path):
         found, reference = loaded(images), network(images)[-1].logits()
     for ours, theirs in zip(reference, found, strict=True):
         assert theirs.dtype == torch.float32
-        assert (ours - theirs).abs().max() <= (0 if precision == "32" else 0.05) * ours.abs().max()
+        assert (ours - theirs).abs().max() <= tolerance * ours.abs().max()
 
 
 def test_a_wrong_graph_is_noticed():
