@@ -6,8 +6,8 @@ python check_data.py task=folder_semantic data.root=DIR data.classes=classes.txt
 
 from omegaconf import DictConfig
 
+from eomt.cli.main import command, log
 from eomt.errors import InputError
-from launch import command, log
 
 
 def main(cfg: DictConfig) -> None:
@@ -18,10 +18,10 @@ def main(cfg: DictConfig) -> None:
     """
     from PIL import Image
 
-    from assemble import build_data, check_numbers
-    from datasets.check import check_data
-    from datasets.check_report import ERROR, WARNING
-    from datasets.check_sheet import train_sheet, val_sheet
+    from datasets.check.contact_sheet import train_sheet, val_sheet
+    from datasets.check.report import ERROR, WARNING
+    from datasets.check.run import check_data
+    from eomt.cli.build import build_data, check_numbers
     from eomt.files import replacing
 
     check_numbers(cfg)

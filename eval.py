@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from eomt.cli.main import command, log, training_config
 from eomt.errors import InputError
-from launch import command, log, training_config
 
 if TYPE_CHECKING:
     from eomt.weights.weights import Weights
@@ -23,10 +23,10 @@ HERE = {"trainer": {"accelerator": "auto", "strategy": "auto", "devices": "auto"
 
 def main(cfg: DictConfig) -> None:
     """Score weights; what is not null in `cfg` takes the place of the settings that they carry."""
-    from assemble import build_data, build_trainer, check_types, compile_network, load_module
-    from eomt.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
-    from eomt.checkpoint import check_same_classes, foreign_code
-    from eomt.weights.source import read_weights
+    from eomt.cli.build import build_data, build_trainer, check_types, compile_network, load_module
+    from eomt.training.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
+    from eomt.weights.checkpoint import check_same_classes, foreign_code
+    from eomt.weights.load import read_weights
 
     check_types(cfg)
     if cfg.ckpt is None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from eomt.cli.main import command, log
 from eomt.errors import InputError
-from launch import command, log
 
 
 def main(cfg: DictConfig) -> None:
@@ -26,12 +26,12 @@ def main(cfg: DictConfig) -> None:
     if type(cfg["batch_size"]) is not int or cfg["batch_size"] < 1:
         raise InputError(f"batch_size={cfg['batch_size']} must be a whole number of at least 1")
 
-    from datasets.class_list import read_classes
-    from eomt.inference.folder import find_images
+    from eomt.class_list import read_classes
+    from eomt.export.export import check_form, export, metrics_of
+    from eomt.export.files import check_out
+    from eomt.inference.predict_files import find_images
     from eomt.tasks import task_of
-    from eomt.weights.export import check_form, export, metrics_of
-    from eomt.weights.folder import check_out
-    from eomt.weights.source import read_weights
+    from eomt.weights.load import read_weights
 
     # Before the weights are read, which may take long.
     check_out(cfg["out"], cfg["overwrite"])

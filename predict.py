@@ -11,8 +11,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from eomt.cli.main import command, log
 from eomt.errors import InputError
-from launch import command, log
 
 
 def main(cfg: DictConfig) -> None:
@@ -24,8 +24,8 @@ def main(cfg: DictConfig) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from datasets.class_list import read_classes
-    from eomt.inference.folder import INDEX, find_images, predict_files
+    from eomt.class_list import read_classes
+    from eomt.inference.predict_files import INDEX, find_images, predict_files
     from eomt.inference.segmenter import Segmenter
 
     cfg = OmegaConf.to_container(cfg, resolve=True)

@@ -9,12 +9,12 @@ python train.py weights=tue-mps/coco_panoptic_eomt_large_640 task=ade20k_panopti
 
 from omegaconf import DictConfig, OmegaConf
 
-from launch import command, log
+from eomt.cli.main import command, log
 
 
 def main(cfg: DictConfig) -> None:
     """Train and validate under a composed configuration."""
-    from eomt.signals import StopSignals
+    from eomt.training.signals import StopSignals
 
     with StopSignals() as signals:
         _train(cfg, signals)
@@ -23,7 +23,8 @@ def main(cfg: DictConfig) -> None:
 def _train(cfg: DictConfig, signals) -> None:
     import lightning
 
-    from assemble import (
+    from datasets.module import accumulation
+    from eomt.cli.build import (
         begin_with,
         build_callbacks,
         build_data,
@@ -35,11 +36,10 @@ def _train(cfg: DictConfig, signals) -> None:
         starting_point,
         typed_overrides,
     )
-    from datasets.module import accumulation
-    from eomt.callbacks import LastCheckpoint, WeightAverage, keep_best
-    from eomt.checkpoint import check_same_model, check_same_training, read_checkpoint
+    from eomt.cli.resume import choose_checkpoint, continue_logs
     from eomt.files import replacing
-    from resume import choose_checkpoint, continue_logs
+    from eomt.training.callbacks import LastCheckpoint, WeightAverage, keep_best
+    from eomt.weights.checkpoint import check_same_model, check_same_training, read_checkpoint
 
     check_numbers(cfg)
     choose_checkpoint(cfg, typed_overrides())

@@ -38,8 +38,8 @@ from pycocotools import mask as coco_mask
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from eomt.classes import Classes, SegmentClass
-from eomt.inference.segmentation import Instances
 from eomt.metrics.average_precision import AveragePrecision
+from eomt.postprocess.types import Instances
 from eomt.targets import ImageTargets, targets_from_rles
 
 HEIGHT, WIDTH = 480, 640

@@ -33,13 +33,13 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from datasets.ade20k import Ade20kSemantic
-from datasets.coco_instance import CocoInstance
-from datasets.coco_panoptic import CocoPanoptic
-from datasets.decode import decode_id_map, decode_label_map, decode_rgb
-from datasets.loading import use_one_thread
-from datasets.malloc import keep_freed_memory
-from datasets.reader import Reader
+from datasets.files.decode import decode_id_map, decode_label_map, decode_rgb
+from datasets.files.malloc import keep_freed_memory
+from datasets.loader import use_one_thread
+from datasets.readers.ade20k import Ade20kSemantic
+from datasets.readers.base import Reader
+from datasets.readers.coco_instance import CocoInstance
+from datasets.readers.coco_panoptic import CocoPanoptic
 from datasets.transforms import TrainTransform
 
 
@@ -82,10 +82,10 @@ CASES = {
 }
 
 
-Place = tuple[Reader, int]
+ImageKey = tuple[Reader, int]
 
 
-def decode_row(images: list[Place], case: Case) -> Callable:
+def decode_row(images: list[ImageKey], case: Case) -> Callable:
     files = [case.files(*place) for place in images]
 
     def run(place: int, turn: int) -> None:
@@ -97,7 +97,7 @@ def decode_row(images: list[Place], case: Case) -> Callable:
     return run
 
 
-def read_row(images: list[Place], case: Case) -> Callable:
+def read_row(images: list[ImageKey], case: Case) -> Callable:
     return lambda place, turn: images[place][0].read(images[place][1])
 
 
@@ -105,16 +105,16 @@ def _read_to_train(reader: Reader, index: int) -> tuple:
     return getattr(reader, "read_for_training", reader.read)(index)
 
 
-def read_to_train_row(images: list[Place], case: Case) -> Callable:
+def read_to_train_row(images: list[ImageKey], case: Case) -> Callable:
     return lambda place, turn: _read_to_train(*images[place])
 
 
-def train_row(images: list[Place], case: Case) -> Callable:
+def train_row(images: list[ImageKey], case: Case) -> Callable:
     transform = TrainTransform((case.size, case.size), case.scale_range, case.color_jitter)
     return lambda place, turn: transform(*_read_to_train(*images[place]), (turn, place))
 
 
-def per_mask_row(images: list[Place], case: Case) -> Callable:
+def per_mask_row(images: list[ImageKey], case: Case) -> Callable:
     """The same augmentation by torchvision."""
     size = case.size
     jitter = v2.RandomPhotometricDistort(
@@ -148,13 +148,13 @@ ROWS = {
 }
 
 
-def places(readers: list[Reader], count: int) -> list[Place]:
+def places(readers: list[Reader], count: int) -> list[ImageKey]:
     """`count` of those that training sees, spread over all of them."""
     seen = [(reader, int(index)) for reader in readers for index in reader.has_targets().nonzero()[0]]
     return [seen[k * len(seen) // count] for k in range(count)] if count < len(seen) else seen
 
 
-def open_places(task: str, root: str, count: int) -> list[Place]:
+def open_places(task: str, root: str, count: int) -> list[ImageKey]:
     return places([CASES[task].reader(root, split) for split in ("train", "val")], count)
 
 

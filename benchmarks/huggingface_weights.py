@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from eomt.network import EoMT
+from eomt.model.eomt import EoMT
 from eomt.weights.huggingface import from_huggingface, to_huggingface
 
 SIZES = {

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from sides import (
+from common import (
     NUM_CLASSES,
     PRECISIONS,
     SIZES,
@@ -29,10 +28,11 @@ from sides import (
     network_flops,
     our_network,
 )
+from PIL import Image
 from transformers import EomtImageProcessor
 
 from eomt.classes import Classes
-from eomt.inference.folder import find_images
+from eomt.inference.predict_files import find_images
 from eomt.inference.segmenter import Segmenter
 from eomt.tasks import task_of
 

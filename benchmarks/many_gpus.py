@@ -17,7 +17,7 @@ last column is how many cores per GPU decode and augment at the rate that benchm
 import argparse
 import math
 
-from sides import SIZES, our_network, step_flops
+from common import SIZES, our_network, step_flops
 
 from eomt.errors import InputError
 

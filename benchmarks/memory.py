@@ -36,10 +36,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from eomt.inference.geometry import Placement, cover_size, fit_size, window_starts
-from eomt.inference.instance import instance_segmentation
-from eomt.inference.panoptic import panoptic_segmentation
-from eomt.inference.semantic import semantic_segmentation
+from eomt.postprocess.geometry import Placement, cover_size, fit_size, window_starts
+from eomt.postprocess.instance import instance_segmentation
+from eomt.postprocess.panoptic import panoptic_segmentation
+from eomt.postprocess.semantic import semantic_segmentation
 
 KINDS = ("semantic", "instance", "panoptic", "panoptic crowded")
 

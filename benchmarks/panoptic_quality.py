@@ -35,8 +35,8 @@ from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQualit
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from eomt.classes import Classes, SegmentClass
-from eomt.inference.segmentation import Segmentation
 from eomt.metrics.panoptic_quality import PanopticQuality
+from eomt.postprocess.types import Segmentation
 from eomt.targets import ImageTargets, targets_from_id_map
 
 HEIGHT, WIDTH = 480, 640

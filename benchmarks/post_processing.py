@@ -15,14 +15,14 @@ import argparse
 from types import SimpleNamespace
 
 import torch
-from sides import interleaved
+from common import interleaved
 from transformers import EomtImageProcessor
 from transformers.models.eomt.image_processing_eomt import get_size_with_aspect_ratio
 
-from eomt.inference.geometry import Placement, cover_size, fit_size, window_starts
-from eomt.inference.instance import instance_segmentation
-from eomt.inference.panoptic import panoptic_segmentation
-from eomt.inference.semantic import semantic_segmentation
+from eomt.postprocess.geometry import Placement, cover_size, fit_size, window_starts
+from eomt.postprocess.instance import instance_segmentation
+from eomt.postprocess.panoptic import panoptic_segmentation
+from eomt.postprocess.semantic import semantic_segmentation
 
 
 def random_logits(options, kept: int, windows: int) -> tuple[torch.Tensor, torch.Tensor]:

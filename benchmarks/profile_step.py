@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from sides import PRECISIONS, SIZES, autocast, our_network, our_step, random_batch, synchronise
+from common import PRECISIONS, SIZES, autocast, our_network, our_step, random_batch, synchronise
 from torch.profiler import ProfilerActivity, profile
 
-from eomt.inference.geometry import Placement
-from eomt.inference.panoptic import panoptic_segmentation
-from eomt.losses import MaskClassificationLoss
+from eomt.loss.mask_classification import MaskClassificationLoss
+from eomt.postprocess.geometry import Placement
+from eomt.postprocess.panoptic import panoptic_segmentation
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import eval
-import launch
+from eomt.cli import main as launch
 from eomt.errors import InputError
 from eomt.files import replacing
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 import torch
-from sides import (
+from common import (
     PRECISIONS,
     SIZES,
     clock,
@@ -29,7 +29,7 @@ from sides import (
     synchronise,
 )
 
-from eomt.losses import MaskClassificationLoss
+from eomt.loss.mask_classification import MaskClassificationLoss
 
 GROWS = {
     "queries": (50, 100, 200, 400, 800),

@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 import torch
-from sides import (
+from common import (
     PRECISIONS,
     SIZES,
     autocast,
@@ -36,8 +36,8 @@ from sides import (
     step_flops,
 )
 
-from eomt.losses import MaskClassificationLoss
-from eomt.output import Prediction
+from eomt.loss.mask_classification import MaskClassificationLoss
+from eomt.model.outputs import QueryOutput
 
 
 def sides(options):
@@ -96,7 +96,7 @@ def loss_alone(options, dtype, batch, network, theirs, loss) -> dict:
 
     queries, classes = options.queries, network.num_classes + 1
     parts = [
-        Prediction(leaf(queries, dim, scale=dim**-0.5), leaf(side, side, dim), leaf(queries, classes))
+        QueryOutput(leaf(queries, dim, scale=dim**-0.5), leaf(side, side, dim), leaf(queries, classes))
         for _ in range(count)
     ]
     # Their features are channels first.

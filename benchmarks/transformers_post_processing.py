@@ -30,17 +30,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import transformers
 from transformers.models.eomt.image_processing_eomt import get_size_with_aspect_ratio
 
-from eomt.inference.answer import Answer
-from eomt.inference.folder import find_images
-from eomt.inference.images import load_image
+from eomt.export.export import export
+from eomt.inference.load_image import load_image
+from eomt.inference.predict_files import find_images
+from eomt.inference.result import Result
 from eomt.inference.segmenter import Segmenter
-from eomt.weights.export import export
-from eomt.weights.source import read_weights
+from eomt.weights.load import read_weights
 
 DRAWN_SCORE = 0.8  # from which on transformers paints an instance
 
 
-def our_map(answer: Answer, kind: str) -> np.ndarray:
+def our_map(answer: Result, kind: str) -> np.ndarray:
     """The class of each pixel, int [H, W], -1 for none; of instances, as transformers would paint them."""
     if kind != "instance":
         return answer.label_map

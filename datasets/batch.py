@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from eomt.inference.geometry import Placement
+from eomt.postprocess.geometry import Placement
 from eomt.targets import BatchTargets, ImageTargets, collate_targets
 
 

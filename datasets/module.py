@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datasets.batch import EvalBatch, TrainBatch
-from datasets.loading import (
+from datasets.loader import (
     MAX_BAD_IMAGES,
     TIMEOUT_SECONDS,
     EvaluationLoader,
@@ -17,12 +17,12 @@ from datasets.loading import (
     ResumableLoader,
     TrainingSet,
 )
-from datasets.reader import FirstImages, Reader
-from datasets.sampling import EpochBatchSampler
+from datasets.readers.base import FirstImages, Reader
+from datasets.sampler import EpochBatchSampler
 from datasets.transforms import TrainTransform
 from eomt.classes import Classes, difference
 from eomt.errors import InputError
-from eomt.inference.geometry import Geometry
+from eomt.postprocess.geometry import Geometry
 
 
 class SegmentationData(LightningDataModule):

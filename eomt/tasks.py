@@ -23,13 +23,13 @@ import torch
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.geometry import FIT_AND_PAD, WINDOWS, Geometry, Placement
-from eomt.inference.instance import instance_segmentation
-from eomt.inference.panoptic import panoptic_segmentation
-from eomt.inference.results import InstanceWriter, PanopticWriter, ResultWriter, SemanticWriter
-from eomt.inference.segmentation import Instances, Segmentation
-from eomt.inference.semantic import semantic_segmentation
-from eomt.output import Output
+from eomt.model.outputs import Logits
+from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS, Geometry, Placement
+from eomt.postprocess.instance import instance_segmentation
+from eomt.postprocess.panoptic import panoptic_segmentation
+from eomt.postprocess.semantic import semantic_segmentation
+from eomt.postprocess.types import Instances, Segmentation
+from eomt.postprocess.writers import InstanceWriter, PanopticWriter, ResultWriter, SemanticWriter
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -51,7 +51,7 @@ class Task(Protocol):
     geometry: ClassVar[Geometry]
 
     def predict(
-        self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes
+        self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes
     ) -> Segmentation | Instances:
         """The answer for one image, at its own size.
 
@@ -88,7 +88,7 @@ class SemanticTask:
     geometry: ClassVar[Geometry] = WINDOWS
     max_bytes: int = 2 * DEFAULT_MAX_BYTES
 
-    def predict(self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
+    def predict(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
         return semantic_segmentation(output.mask_logits, output.class_logits, placement, size, self.max_bytes)
 
     def metric(self, classes: Classes) -> Metric:
@@ -119,7 +119,7 @@ class InstanceTask:
     top_k: int = 100
     max_bytes: int = DEFAULT_MAX_BYTES
 
-    def predict(self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes) -> Instances:
+    def predict(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Instances:
         masks, logits = output.mask_logits[0], output.class_logits[0]
         return instance_segmentation(masks, logits, placement, size, self.top_k, self.max_bytes)
 
@@ -161,7 +161,7 @@ class PanopticTask:
     overlap_threshold: float = 0.8
     max_bytes: int = DEFAULT_MAX_BYTES
 
-    def predict(self, output: Output, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
+    def predict(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
         return panoptic_segmentation(
             output.mask_logits[0],
             output.class_logits[0],
@@ -236,7 +236,7 @@ def _import(name: str) -> type[Task]:
 
 def predict_images(
     task: Task,
-    output: Output,
+    output: Logits,
     counts: Sequence[int],
     placements: Sequence[Placement],
     size: tuple[int, int],
@@ -250,7 +250,7 @@ def predict_images(
         placements: of each image.
         size: height and width of the network's input.
     """
-    parts = (Output(*part) for part in zip(*(logits.split(list(counts)) for logits in output), strict=True))
+    parts = (Logits(*part) for part in zip(*(logits.split(list(counts)) for logits in output), strict=True))
     return [task.predict(part, placement, size, classes) for part, placement in zip(parts, placements, strict=True)]
 
 

@@ -19,13 +19,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from eomt.classes import Classes
-from eomt.inference.answer import Answer
-from eomt.inference.images import load_image
-from eomt.output import Output
+from eomt.inference.load_image import load_image
+from eomt.inference.result import Result
+from eomt.model.outputs import Logits
 from eomt.tasks import predict_images, task_of
 
 
-def segment(folder: str | Path, image: str | Path) -> Answer:
+def segment(folder: str | Path, image: str | Path) -> Result:
     """Segment an image file by the model in an exported folder."""
     about = json.loads(Path(folder, "eomt.json").read_text(encoding="utf-8"))
     classes, size = Classes.from_list(about["classes"]), tuple(about["network"]["image_size"])
@@ -36,10 +36,10 @@ def segment(folder: str | Path, image: str | Path) -> Answer:
     inputs, placement = task.geometry.prepare(load_image(image), size)
     output = run(session, inputs.numpy())
     (prediction,) = predict_images(task, output, [len(inputs)], [placement], size, classes)
-    return Answer(prediction, classes, image)
+    return Result(prediction, classes, image)
 
 
-def run(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> Output:
+def run(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> Logits:
     """Mask and class logits of inputs uint8 [N, 3, H, W]; a batch of fixed size is filled up with black ones."""
     batch = session.get_inputs()[0].shape[0]
     batch = batch if isinstance(batch, int) else len(inputs)
@@ -48,7 +48,7 @@ def run(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> Output:
         part = inputs[start : start + batch]
         padded = np.pad(part, ((0, batch - len(part)), (0, 0), (0, 0), (0, 0)))
         parts.append([logits[: len(part)] for logits in session.run(None, {"images": padded})])
-    return Output(*(torch.from_numpy(np.concatenate(logits)) for logits in zip(*parts, strict=True)))
+    return Logits(*(torch.from_numpy(np.concatenate(logits)) for logits in zip(*parts, strict=True)))
 
 
 def main(folder: str, image: str, picture: str = "segments.png") -> None:

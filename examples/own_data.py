@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from datasets.shapes import ensure_shapes
+from datasets.shapes.dataset import ensure_shapes
 from eomt.classes import Classes
 
 

@@ -46,7 +46,7 @@ def golden_tensors(name):
 
 def golden_network(name, dtype=torch.float32):
     """The recorded tiny network with the original's weights."""
-    from eomt.network import EoMT
+    from eomt.model.eomt import EoMT
     from eomt.weights.original import from_original
 
     spec = golden_json(name)
@@ -65,7 +65,7 @@ def golden_network(name, dtype=torch.float32):
 
 def configured(folder, *overrides, name="train"):
     """A composed configuration whose run folder is `folder`."""
-    import launch
+    from eomt.cli import main as launch
 
     with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
         return compose(name, overrides=[*overrides, f"run_folder='{folder}'"])
@@ -75,7 +75,7 @@ def configured(folder, *overrides, name="train"):
 def shapes(tmp_path_factory):
     """24 training and 10 validation images, and a cache of their own."""
     folder = tmp_path_factory.mktemp("cache")
-    from datasets.shapes import ensure_shapes
+    from datasets.shapes.dataset import ensure_shapes
 
     patch = pytest.MonkeyPatch()
     patch.setenv("EOMT_CACHE", str(folder))

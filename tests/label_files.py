@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.label_maps import VOID
+from datasets.readers.label_maps import VOID
 
 
 def photo(height, width, seed=0, kind="JPEG"):

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 from eomt.classes import Classes
-from eomt.inference.folder import find_images, predict_files
+from eomt.inference.predict_files import find_images, predict_files
 from eomt.inference.segmenter import Segmenter
-from eomt.network import EoMT
+from eomt.model.eomt import EoMT
 
 classes = Classes.from_categories([{"id": 1, "name": "cat"}, {"id": 7, "name": "sky", "isthing": 0}])
 options = {"embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -17,14 +17,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import eval as evaluation
-import launch
 import train
-from eomt.checkpoint import FORMAT, foreign_code, read_checkpoint
 from eomt.classes import Classes
+from eomt.cli import main as launch
 from eomt.errors import InputError
-from eomt.inference.geometry import FIT_AND_PAD, WINDOWS
-from eomt.output import Output
+from eomt.model.outputs import Logits
+from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, predict_images, task_of
+from eomt.weights.checkpoint import FORMAT, foreign_code, read_checkpoint
 from tests.conftest import ROOT, SMALL, configured
 
 CLASSES = Classes.from_categories([{"id": 3, "name": "cat"}, {"id": 5, "name": "sky", "isthing": 0}])
@@ -73,13 +73,13 @@ def test_images_of_a_batch_are_answered_one_by_one(kind, geometry):
         counts.append(len(shown))
         placements.append(placement)
         inputs += len(shown)
-    output = Output(
+    output = Logits(
         5 * torch.randn(inputs, 6, 8, 8, generator=generator), 5 * torch.randn(inputs, 6, 3, generator=generator)
     )
     answers = predict_images(task, output, counts, placements, (32, 32), CLASSES)
     start = 0
     for answer, count, placement in zip(answers, counts, placements, strict=True):
-        alone = task.predict(Output(*(x[start : start + count] for x in output)), placement, (32, 32), CLASSES)
+        alone = task.predict(Logits(*(x[start : start + count] for x in output)), placement, (32, 32), CLASSES)
         assert answer.size == placement[:2]
         assert torch.equal(answer.masks(), alone.masks())
         assert torch.equal(answer.scores, alone.scores)

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eomt.checkpoint import foreign_code
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.answer import Answer, on_host
-from eomt.inference.geometry import Placement
-from eomt.inference.images import ImageSource, load_image
-from eomt.inference.unpadded import run_unpadded
-from eomt.network import EoMT
-from eomt.output import Output
+from eomt.inference.load_image import ImageSource, load_image
+from eomt.inference.result import Result, on_host
+from eomt.model.eomt import EoMT
+from eomt.model.outputs import Logits
+from eomt.postprocess.geometry import Placement
+from eomt.postprocess.unpadded import run_unpadded
 from eomt.tasks import Task, predict_images, task_of
-from eomt.weights.source import read_weights
+from eomt.weights.checkpoint import foreign_code
+from eomt.weights.load import read_weights
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -39,7 +39,7 @@ class Segmenter:
         classes: of the network.
         device: such as "cuda:1" or "cpu"; default a GPU if there is one.
         precision: "32", or "bf16" or "16" for mixed precision; default bf16 on a GPU, 32 on a CPU.
-        unpadded: leave the patches out that only show padding; see `eomt.inference.unpadded`. Faster, and answers
+        unpadded: leave the patches out that only show padding; see `eomt.postprocess.unpadded`. Faster, and answers
             move a little, unless an image fills the input. Sets how `network` places smaller images.
 
     Raises:
@@ -93,7 +93,7 @@ class Segmenter:
 
         Args:
             source: a checkpoint such as RUN/checkpoints/best.ckpt, an exported folder, an original file, a Hugging
-                Face folder or a Hub id, see `eomt.weights.source.read_weights`.
+                Face folder or a Hub id, see `eomt.weights.load.read_weights`.
             device, precision, unpadded: as above.
             trust_code: whether a task of someone's own, which the source names, may be imported.
             kind, classes, network, backbone: what the source does not say, see there.
@@ -119,7 +119,7 @@ class Segmenter:
 
     def __call__(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int = 8, num_workers: int = 0
-    ) -> Answer | list[Answer]:
+    ) -> Result | list[Result]:
         """Segment an image, or several.
 
         Args:
@@ -145,7 +145,7 @@ class Segmenter:
         batch_size: int = 8,
         num_workers: int = 0,
         on_error: Callable[[ImageSource, InputError], None] | None = None,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Result]:
         """Segment images one after the other, without holding more of them than are needed at a time.
 
         Args:
@@ -175,7 +175,7 @@ class Segmenter:
                 placed.append((source, len(parts), placement))
                 yield from ((part, placement) for part in parts)
 
-        outputs: deque[Output] = deque()
+        outputs: deque[Logits] = deque()
         waiting = inputs()
         while batch := list(islice(waiting, batch_size)):
             outputs += self._run(*zip(*batch, strict=True))
@@ -208,7 +208,7 @@ class Segmenter:
         return self.task.geometry.prepare(load_image(image), self.network.image_size)
 
     @torch.inference_mode()
-    def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement]) -> list[Output]:
+    def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement]) -> list[Logits]:
         """The network's outputs for N inputs uint8 [3, H, W], apart: N outputs of one input each."""
         inputs = torch.stack(parts)
         dtype = PRECISIONS[self.precision]
@@ -223,14 +223,14 @@ class Segmenter:
                     output = self._output(inputs)
         except torch.OutOfMemoryError as error:
             raise InputError(f"batch_size={len(inputs)} does not fit into the memory of {self.device}") from error
-        return [Output(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
+        return [Logits(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
 
-    def _output(self, images: Tensor, places: Tensor | None = None) -> Output:
+    def _output(self, images: Tensor, places: Tensor | None = None) -> Logits:
         return self.network(images)[-1].logits()
 
     @torch.inference_mode()
-    def _answer(self, outputs: list[Output], placement: Placement, source: ImageSource) -> Answer:
-        output = Output(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+    def _answer(self, outputs: list[Logits], placement: Placement, source: ImageSource) -> Result:
+        output = Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
         size = self.network.image_size
         (prediction,) = predict_images(self.task, output, [len(outputs)], [placement], size, self.classes)
-        return Answer(on_host(prediction), self.classes, source)
+        return Result(on_host(prediction), self.classes, source)

@@ -10,10 +10,10 @@ from torchmetrics import Metric
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.segmentation import Instances
 from eomt.metrics.coco_matching import Pairs
 from eomt.metrics.coco_protocol import Detections, Truths, precision_and_recall
 from eomt.metrics.run_lengths import Codes, RunLengths, run_lengths
+from eomt.postprocess.types import Instances
 from eomt.targets import ImageTargets
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from eomt.classes import Classes
-from eomt.inference.segmentation import Segmentation
 from eomt.metrics.panoptic_quality import shared_pixels
+from eomt.postprocess.types import Segmentation
 from eomt.targets import ImageTargets
 
 

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.segmentation import Segmentation
+from eomt.postprocess.types import Segmentation
 from eomt.targets import ImageTargets
 
 IOU, TP, FP, FN = range(4)

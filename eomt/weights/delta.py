@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from eomt.errors import InputError
-from eomt.weights.blocks import block_to_transformers, convert_blocks
+from eomt.weights.key_maps import block_to_transformers, convert_blocks
 from eomt.weights.original import BACKBONE
 
 _PIXEL = ("network.encoder.pixel_mean", "network.encoder.pixel_std")

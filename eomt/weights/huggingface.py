@@ -14,7 +14,6 @@ from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.weights.blocks import block_to_timm, block_to_transformers, convert_blocks
 from eomt.weights.huggingface_config import (
     DINOV3,
     MODEL_TYPES,
@@ -23,7 +22,8 @@ from eomt.weights.huggingface_config import (
     network_options,
     preprocessor_of,
 )
-from eomt.weights.shapes import network_of
+from eomt.weights.key_maps import block_to_timm, block_to_transformers, convert_blocks
+from eomt.weights.spec import network_of
 
 __all__ = ["classes_of", "from_huggingface", "to_huggingface"]
 

@@ -11,10 +11,10 @@ from timm.layers import LayerScale
 from timm.models import Eva
 from torch import Tensor, nn
 
-from eomt.backbone import Backbone
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.weights.blocks import is_gated
+from eomt.model.backbone import Backbone
+from eomt.weights.key_maps import is_gated
 
 DINOV2, DINOV3 = "eomt", "eomt_dinov3"
 MODEL_TYPES = {DINOV2: "EomtForUniversalSegmentation", DINOV3: "EomtDinov3ForUniversalSegmentation"}

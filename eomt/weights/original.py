@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eomt.weights.blocks import block_to_timm, block_to_transformers, convert_blocks
-from eomt.weights.shapes import network_of
+from eomt.weights.key_maps import block_to_timm, block_to_transformers, convert_blocks
+from eomt.weights.spec import network_of
 
 BACKBONE = "network.encoder.backbone."
 # The original stores these beside the weights; in delta files the pixel statistics are even wrong.

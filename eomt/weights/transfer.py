@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.network import EoMT
+from eomt.model.eomt import EoMT
 from eomt.weights.weights import Weights
 
 LOADED, RESIZED, NEW, IGNORED = "loaded", "resized", "new", "ignored"

@@ -24,7 +24,7 @@ class Weights:
         config: the training run's configuration; empty where the source has none.
         overrides: what was typed to start that run.
         step: optimizer steps that the weights have seen; 0 where the source does not say.
-        mask_probabilities: how likely each masked block still masks its attention, see `eomt.annealing`; None where
+        mask_probabilities: per masked block, see `eomt.training.annealing`; None where
             the source does not say.
         guessed: entries of `network` that the source does not tell for sure.
         resumable: whether a training run can go on from it, with optimizer and place in the data.

@@ -15,7 +15,7 @@ from eomt.tasks import PanopticTask
 
 
 class Circles:
-    """A `datasets.reader.Reader`: a bright disc somewhere on a dark ground."""
+    """A `datasets.readers.base.Reader`: a bright disc somewhere on a dark ground."""
 
     def __init__(self, split: str, count: int, size: int = 64):
         self.classes = Classes.from_categories(

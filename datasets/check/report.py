@@ -1,0 +1,211 @@
+"""What a check of a dataset found: named findings and the classes' histogram, for the log and as JSON."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from eomt.classes import Classes
+from eomt.files import write_json
+
+log = logging.getLogger("eomt")
+
+ERROR, WARNING = "error", "warning"
+
+# What can be found: how grave it is, and in words.
+KINDS = {
+    "not_opened": (ERROR, "faults that keep a set from being opened; its images are not read until they are mended"),
+    "unreadable": (ERROR, "images that cannot be read with their ground truth"),
+    "bad_targets": (ERROR, "targets that are not as datasets.readers.base.Reader says"),
+    "same_identity": (ERROR, "image names or ids that stand for several images, whose results would mix"),
+    "different_classes": (ERROR, "training and validation differ in their classes"),
+    "nothing_to_train": (ERROR, "no training image has a segment"),
+    "leak": (WARNING, "images of validation whose pixels are also in training: scores come out too high"),
+    "duplicate": (WARNING, "images with the same pixels as an earlier one of their set"),
+    "no_segment": (WARNING, "images without any segment: there is nothing to learn from them"),
+    "empty_segment": (WARNING, "images with segments that have no pixel"),
+    "tiny_segment": (WARNING, "images with tiny segments"),
+    "many_segments": (WARNING, "images with more segments than model.num_queries, which cannot all be matched"),
+    "small_image": (WARNING, "images with a very short side"),
+    "long_image": (WARNING, "images of extreme proportions"),
+    "outside": (WARNING, "images with boxes or polygons that reach beyond the image"),
+    "box": (WARNING, "images with boxes that do not fit their masks (training looks at the masks alone)"),
+    "area": (WARNING, "images with areas that do not fit their masks (average precision sorts objects by the areas)"),
+    "unseen_class": (WARNING, "classes that a set never shows"),
+    "unused_file": (WARNING, "files beside the images or the ground truth that neither set uses"),
+}
+
+
+class Finding(NamedTuple):
+    """One thing that is broken or odd.
+
+    Attributes:
+        split: "train" or "val", or "" for both together.
+        name: of the image, file or class; may be empty.
+        what: is the matter.
+    """
+
+    split: str
+    name: str
+    what: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in self if part)
+
+
+@dataclass
+class Tally:
+    """Counts of one set, of the images that could be read.
+
+    Args:
+        classes: of the set.
+
+    Attributes:
+        images, segments, pixels: int64 [C], by class: images that show it, its segments and their pixels, without
+            crowds.
+        sizes: (height, width) of each image.
+        counts: segments of each image, without crowds.
+        unlabelled: pixels in no segment, or in a crowd alone.
+    """
+
+    classes: Classes
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    unlabelled: int = 0
+
+    def __post_init__(self):
+        self.images, self.segments, self.pixels = (np.zeros(len(self.classes), dtype=np.int64) for _ in range(3))
+
+    def add(self, size: tuple[int, int], labels: np.ndarray, pixels: np.ndarray, unlabelled: int) -> None:
+        """Count an image: the class and pixels of each segment that is no crowd."""
+        self.sizes.append(size)
+        self.counts.append(len(labels))
+        self.images[np.unique(labels[pixels > 0])] += 1
+        self.segments += np.bincount(labels, minlength=len(self.classes))
+        np.add.at(self.pixels, labels, pixels)
+        self.unlabelled += unlabelled
+
+    def shares(self) -> tuple[np.ndarray, float]:
+        """Percent of all pixels, by class [C] and unlabelled. Objects that overlap count more than once."""
+        total = max(sum(height * width for height, width in self.sizes), 1)
+        return 100 * self.pixels / total, 100 * self.unlabelled / total
+
+    def summary(self) -> dict:
+        """Plain values: smallest, middle and largest of sides and of segments per image."""
+        if not self.sizes:
+            return {"images": 0}
+        heights, widths = zip(*self.sizes, strict=True)
+        columns = {"height": heights, "width": widths, "segments_per_image": self.counts}
+        spread = {
+            name: {"min": int(min(values)), "median": float(np.median(values)), "max": int(max(values))}
+            for name, values in columns.items()
+        }
+        return {"images": len(self.sizes), **spread, "unlabelled_percent": round(self.shares()[1], 3)}
+
+
+class Report:
+    """Gathers findings and counts.
+
+    Attributes:
+        findings: by kind.
+        tallies: by set.
+    """
+
+    def __init__(self):
+        self.findings: dict[str, list[Finding]] = defaultdict(list)
+        self.tallies: dict[str, Tally] = {}
+
+    def add(self, kind: str, split: str, name: str, what: str) -> None:
+        self.findings[kind].append(Finding(split, name, what))
+
+    def count(self, level: str) -> int:
+        """The number of errors or warnings."""
+        return sum(len(found) for kind, found in self.findings.items() if KINDS[kind][0] == level)
+
+    def write(self, path: str | Path) -> None:
+        """All of it as JSON."""
+        found = {
+            kind: {
+                "level": level,
+                "meaning": meaning,
+                "count": len(self.findings[kind]),
+                "items": [finding._asdict() for finding in self.findings[kind]],
+            }
+            for kind, (level, meaning) in KINDS.items()
+            if self.findings.get(kind)
+        }
+        write_json(
+            path,
+            {
+                "errors": self.count(ERROR),
+                "warnings": self.count(WARNING),
+                "findings": found,
+                "sets": {split: tally.summary() for split, tally in self.tallies.items()},
+                "classes": self._histogram(),
+            },
+        )
+
+    def log(self, shown: int) -> None:
+        """The histogram and the first `shown` findings of each kind."""
+        for line in self._table():
+            log.info("%s", line)
+        for split, tally in self.tallies.items():
+            log.info("%s: %s", split, _sentence(tally.summary()))
+        for level, write in ((WARNING, log.warning), (ERROR, log.error)):
+            for kind, (its_level, meaning) in KINDS.items():
+                found = self.findings.get(kind, [])
+                if its_level != level or not found:
+                    continue
+                write("%s (%d): %s", level, len(found), meaning)
+                for finding in found[:shown]:
+                    write("  %s", finding)
+                if len(found) > shown:
+                    write("  and %d more, all of them in report.json", len(found) - shown)
+
+    def _histogram(self) -> list[dict]:
+        """A row for each class, with the counts of each set that has it."""
+        rows: dict[tuple, dict] = {}
+        for split, tally in self.tallies.items():
+            shares, _ = tally.shares()
+            for k, item in enumerate(tally.classes):
+                row = {"id": item.id, "name": item.name, "isthing": int(item.is_thing)}
+                rows.setdefault(tuple(row.values()), row)[split] = {
+                    "images": int(tally.images[k]),
+                    "segments": int(tally.segments[k]),
+                    "pixels": int(tally.pixels[k]),
+                    "pixels_percent": round(float(shares[k]), 4),
+                }
+        return list(rows.values())
+
+    def _table(self) -> list[str]:
+        rows = self._histogram()
+        if not rows:
+            return []
+        width = max(8, *(len(row["name"]) for row in rows))
+        lines = [
+            " " * width + "".join(split.rjust(30) for split in self.tallies),
+            "class".ljust(width) + len(self.tallies) * "    images  segments  pixels %",
+        ]
+        for row in rows:
+            cells = (_cells(row[split]) if split in row else " " * 30 for split in self.tallies)
+            lines.append(row["name"].ljust(width) + "".join(cells).rstrip())
+        none = (f"{tally.shares()[1]:>30.2f}" for tally in self.tallies.values())
+        return [*lines, "none".ljust(width) + "".join(none)]
+
+
+def _cells(counts: dict) -> str:
+    return f"{counts['images']:>10}{counts['segments']:>10}{counts['pixels_percent']:>10.2f}"
+
+
+def _sentence(summary: dict) -> str:
+    if not summary["images"]:
+        return "no image could be read"
+    parts = [f"{summary['images']} images read"]
+    for name in ("height", "width", "segments_per_image"):
+        parts.append("{} {min} to {max}, median {median:g}".format(name.replace("_", " "), **summary[name]))
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""Files of datasets: archives, cached indices, decoding."""

@@ -1,0 +1,135 @@
+"""ADE20K, the scene-parsing benchmark with 150 classes: semantic and panoptic segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files.archive import Folder, Source, find_source
+from datasets.files.decode import decode_id_map
+from datasets.readers.coco_files import open_root
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, check_size, runs, targets_from_runs
+from datasets.readers.paired_files import PairedFiles
+from eomt.errors import InputError
+from eomt.known_classes import ADE20K
+from eomt.targets import ImageTargets
+
+_NAME, _INSTANCES = "ADEChallengeData2016", "annotations_instance"
+_FOLDERS = {"train": "training", "val": "validation"}
+
+_TABLE = LabelTable(
+    {0: VOID} | {value: k for k, value in enumerate(ADE20K.ids)},
+    f"a semantic PNG of ADE20K holds 0 (void) to {len(ADE20K)}; download {_NAME}.zip again",
+)
+_IS_STUFF = ~np.array(ADE20K.is_thing)
+_THINGS = np.flatnonzero(ADE20K.is_thing)
+
+
+class Ade20kSemantic(LabelMaps):
+    """Semantic segmentation: class k is the value k + 1 of a PNG; 0 is void.
+
+    `root` holds `ADEChallengeData2016.zip` as downloaded, or `ADEChallengeData2016/`, or is that folder. In it
+    are `images/{training,validation}/*.jpg` and `annotations/{training,validation}/*.png`.
+
+    Args:
+        root: the folder.
+        split: "train" or "val".
+
+    Raises:
+        InputError: if no folder is given, or if a file is missing or damaged.
+    """
+
+    def __init__(self, root: str | Path | None, split: str = "train"):
+        super().__init__(_paired(root, split), ADE20K, _TABLE)
+
+
+class Ade20kPanoptic(LabelMaps):
+    """Panoptic segmentation: the same 150 classes in the same order, 100 of them things.
+
+    Beside the files of `Ade20kSemantic`, `root` (or the folder `ADEChallengeData2016/` in it) holds the instance
+    annotations as `annotations_instance.zip` or `annotations_instance/`, with `{training,validation}/*.png` in it.
+    They are published as a tar: pack it anew as zip, or extract it.
+
+    Segments are the stuff classes of the semantic PNG, by class, and after them the things of the instance PNG, by
+    instance id: red is the thing's class as 1..100, the k-th that is not stuff, green its id, 0 for none. An
+    instance hides stuff. A pixel of a thing's class without an instance is void. There are no crowds. An instance
+    PNG in which an id has more than one class is refused: the published ones have none.
+
+    Args:
+        root: the folder.
+        split: "train" or "val".
+
+    Raises:
+        InputError: if no folder is given, or if a file is missing or damaged.
+    """
+
+    def __init__(self, root: str | Path | None, split: str = "train"):
+        super().__init__(_paired(root, split, instances=True), ADE20K, _TABLE)
+
+    def _targets(self, index: int, size: tuple[int, int], image: str) -> ImageTargets:
+        (semantic, where), (instances, where_instances) = (self._files.truth(kind, index) for kind in (0, 1))
+        semantic, instances = self._table.decode(semantic, where), decode_id_map(instances, where_instances)
+        check_size(semantic.shape, size, where, image)
+        check_size(instances.shape, size, where_instances, image)
+
+        # Green, red, value: one integer for all that a pixel has.
+        pixels, lengths = runs((instances & 0xFFFF) << 16 | semantic)
+        green, red, values = pixels >> 24, pixels >> 16 & 255, pixels & 0xFFFF
+        classes = self._table.classes(values, where)
+        is_thing = green > 0
+        _check_instances(green[is_thing], red[is_thing], where_instances)
+        stuff = np.where(_IS_STUFF[classes], classes, VOID)
+        labels = np.where(is_thing, _THINGS[np.where(is_thing, red - 1, 0)], stuff)
+        return targets_from_runs(np.where(is_thing, len(ADE20K) + green, stuff), labels, lengths, size)
+
+
+def _check_instances(ids: np.ndarray, categories: np.ndarray, where: str) -> None:
+    """InputError unless each id has one category, 1..100."""
+    remedy = "it is damaged or no instance annotation of ADE20K; fetch it again"
+    wrong = np.flatnonzero((categories < 1) | (categories > len(_THINGS)))
+    if len(wrong):
+        raise InputError(
+            f"{where} has the instance {ids[wrong[0]]} (green) of the category {categories[wrong[0]]} (red), which is "
+            f"none of 1 to {len(_THINGS)}: {remedy}"
+        )
+    pairs = np.unique(ids << 8 | categories)
+    twice = np.flatnonzero(np.diff(pairs >> 8) == 0)
+    if len(twice):
+        one, other = pairs[twice[0] : twice[0] + 2]
+        raise InputError(
+            f"{where} has the instance {one >> 8} (green) with the categories {one & 255} and {other & 255} (red): "
+            f"{remedy}"
+        )
+
+
+def _paired(root: str | Path | None, split: str, instances: bool = False) -> PairedFiles:
+    """Images with their semantic PNGs and, if wanted, their instance PNGs."""
+    if split not in _FOLDERS:
+        raise InputError(f"ADE20K has the splits train and val, not {split!r}")
+    folder = _FOLDERS[split]
+    root = open_root(root, f"{_NAME}.zip")
+    challenge = _challenge(root)
+    truths = [(challenge.below(f"annotations/{folder}"), ".png")]
+    if instances:
+        truths.append((_instances(root).below(folder), ".png"))
+    return PairedFiles(challenge.below(f"images/{folder}"), [".jpg"], truths)
+
+
+def _challenge(root: Path) -> Source:
+    found = find_source(root, _NAME)
+    if found is None and all((root / name).is_dir() for name in ("images", "annotations")):
+        found = Folder(root)
+    if found is None:
+        raise InputError(f"data.root: {root} lacks {_NAME}.zip or {_NAME}/; download it, no need to unpack it")
+    return found
+
+
+def _instances(root: Path) -> Source:
+    found = find_source(root, _INSTANCES) or find_source(root / _NAME, _INSTANCES)
+    if found is None:
+        raise InputError(
+            f"data.root: {root} lacks {_INSTANCES}.zip or {_INSTANCES}/: download {_INSTANCES}.tar of the "
+            "scene-parsing benchmark and extract it, or pack its folder as a zip"
+        )
+    return found

@@ -1,0 +1,130 @@
+"""A user's own data for semantic segmentation: a folder of images and a folder of label PNGs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files.archive import Source, find_source
+from datasets.readers.coco_files import open_root
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, runs
+from datasets.readers.paired_files import PairedFiles
+from eomt.class_list import FORMS, is_color, is_list, read_classes, whole
+from eomt.classes import Classes
+from eomt.errors import InputError
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+# Label files to look into when the classes are not given.
+_SAMPLE = 8
+
+
+class FolderSemantic(LabelMaps):
+    """Images with label PNGs of the same names: `images/a/1.jpg` belongs to `labels/a/1.png`.
+
+    A label PNG is grey of up to 16 bits or of a palette, and its values stand for classes; or, with
+    `color_labels`, its colours do.
+
+    Args:
+        root: the folder that holds the others.
+        images: the folder with the images below `root`, or the archive of that name with `.zip`.
+        labels: the same for the label PNGs.
+        classes: a file below `root`, or plain values: see `class_list.read_classes`. The network's outputs are in
+            the order of the values. With `color_labels` every class has a colour, and values do not matter.
+        ignore: what is void: a value, several, or None. With `color_labels` a colour [red, green, blue], several,
+            or the level of a grey: 255 is white, 0 black.
+        color_labels: the colours of the label PNGs stand for classes.
+
+    Raises:
+        InputError: if a value is missing or not of these forms, a file is missing or damaged, an image has no label
+            PNG, or a class is also void. Label PNGs without an image are left out with a warning.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        images: str,
+        labels: str,
+        classes: str | Path | Sequence | Mapping | None,
+        ignore: int | Sequence | None = 255,
+        color_labels: bool = False,
+    ):
+        root = open_root(root, "folders or archives of images and of label PNGs")
+        photos, truth = _find(root, "images", images), _find(root, "labels", labels)
+        files = PairedFiles(photos, IMAGE_ENDINGS, [(truth, ".png")])
+        if classes is None:
+            raise InputError(_ask_for_classes(files, color_labels))
+        listed = read_classes(classes, root, color_labels)
+        super().__init__(files, listed, _table(listed, ignore, color_labels))
+
+
+def _find(root: Path, key: str, name: str) -> Source:
+    if name is None:
+        raise InputError(f"{key} of data.train or data.val is not set: name the folder or archive below data.root")
+    name = str(name).removesuffix(".zip")
+    found = find_source(root, name)
+    if found is None:
+        raise InputError(f"{key}: there is neither a folder {root / name} nor an archive of that name with .zip")
+    return found
+
+
+def _table(classes: Classes, ignore: int | Sequence | None, color_labels: bool) -> LabelTable:
+    remedy = "add what it stands for to data.classes, or it to data.ignore if it is void"
+    if color_labels:
+        values = [_code(item.color) for item in classes]
+        void = [_code(color) for color in _void_colors(ignore)]
+    else:
+        values, void = classes.ids, _void_values(ignore)
+    both = [k for k, value in enumerate(values) if value in void]
+    if both:
+        raise InputError(
+            f"data.ignore={ignore} is also the {'colour' if color_labels else 'value'} of the class "
+            f"{classes[both[0]].name!r}: set data.ignore to what is void in the label files, or to null"
+        )
+    return LabelTable(dict.fromkeys(void, VOID) | {value: k for k, value in enumerate(values)}, remedy, color_labels)
+
+
+def _code(color: Sequence[int]) -> int:
+    """A colour as `decode_color_map` gives it."""
+    red, green, blue = color
+    return red | green << 8 | blue << 16
+
+
+def _void_values(ignore: int | Sequence | None) -> list[int]:
+    values = [] if ignore is None else list(ignore) if is_list(ignore) else [ignore]
+    if not all(whole(value, 0xFFFF) for value in values):
+        raise InputError(f"data.ignore={ignore} must be a value of the label files, 0 to 65535, or a list of them")
+    return values
+
+
+def _void_colors(ignore: int | Sequence | None) -> list[Sequence[int]]:
+    if whole(ignore, 255):
+        return [[ignore] * 3]
+    colors = [] if ignore is None else list(ignore) if is_list(ignore) and not is_color(ignore) else [ignore]
+    if not all(is_color(color) for color in colors):
+        raise InputError(
+            f"data.ignore={ignore} must be a colour [red, green, blue], each 0 to 255, a list of colours, or the level "
+            "of a grey: data.color_labels is set"
+        )
+    return colors
+
+
+def _ask_for_classes(files: PairedFiles, color_labels: bool) -> str:
+    """The message for classes that are not given, with what the first label files hold."""
+    table = LabelTable({}, "", color_labels)
+    count = min(len(files), _SAMPLE)
+    found = np.unique(np.concatenate([runs(table.decode(*files.truth(0, k)))[0] for k in range(count)]))
+    first = [int(value) for value in found[:2]]
+    if color_labels:
+        colors = [[value & 255, value >> 8 & 255, value >> 16] for value in first]
+        example = json.dumps([{"name": f"name {k}", "color": color} for k, color in enumerate(colors)])
+    else:
+        example = json.dumps({str(value): f"name of {value}" for value in first})
+    return (
+        f"data.classes is not set: the first {count} label files hold the {'colours' if color_labels else 'values'} "
+        f"{table.describe(found, 30)}; give data.classes={FORMS}, or a file of that, as classes.json with {example}, "
+        "or classes.txt with one name a line"
+    )

@@ -1,0 +1,1 @@
+"""The command line: configuration, objects, errors in one line."""

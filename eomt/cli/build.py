@@ -1,0 +1,305 @@
+"""Objects from a configuration: data, model and trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from datasets.module import SegmentationData
+from eomt.classes import Classes
+from eomt.errors import InputError
+from eomt.model.eomt import EoMT
+from eomt.tasks import task_of
+from eomt.training.callbacks import LastCheckpoint, RankWatch
+from eomt.training.checkpoint_io import AtomicCheckpointIO
+from eomt.training.module import EoMTModule
+from eomt.training.sharding import ShardedStrategy
+from eomt.weights.load import read_weights
+from eomt.weights.transfer import table, transfer
+from eomt.weights.weights import Weights
+
+log = logging.getLogger("eomt")
+
+# Keys of `data` that are there for both readers to refer to.
+READER_KEYS = ("root", "classes", "ignore", "color_labels")
+
+STAGED_ROOT = "EOMT_STAGED_ROOT"
+"""The environment variable that names a node's own copy of `data.root`, as slurm/train.sbatch sets it."""
+
+
+def build_data(cfg: DictConfig) -> SegmentationData:
+    """The data module of a configuration; `data.root` is for its readers.
+
+    A copy of it that the environment names is read in its place. The configuration, which checkpoints keep, goes on
+    to say where the data lies outside this job.
+    """
+    settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
+    for name in READER_KEYS:
+        value = settings.pop(name, None)
+        if name == "root" and value is not None:
+            value = os.environ.get(STAGED_ROOT) or value
+        for split in ("train", "val"):
+            # A checkpoint's configuration is resolved; what is given now goes over it.
+            if value is not None and name in settings[split]:
+                settings[split][name] = value
+    # Called here: Hydra would take the geometry, a named tuple, for a list of settings.
+    return instantiate(settings, _convert_="all")(geometry=task_of(cfg.kind).geometry)
+
+
+def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> EoMTModule:
+    """A new network with its loss and recipe."""
+    check_numbers(cfg)
+    if cfg.loss.ignore_void and cfg.kind == "instance":
+        raise InputError("loss.ignore_void=true is not for instances: there, what belongs to no object is background")
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    pretrained = model.pop("pretrained")
+    # A checkpoint's configuration may be older than these.
+    freeze, lora = model.pop("freeze_backbone", False), model.pop("lora", None)
+    network = EoMT(image_size=image_size, num_classes=len(classes), **model)
+    network.activation_checkpointing = cfg.activation_checkpointing
+    return EoMTModule(
+        network=network,
+        task=task_of(cfg.kind, cfg.postprocess),
+        classes=classes,
+        loss=instantiate(cfg.loss),
+        annealing_windows=OmegaConf.to_container(cfg.annealing.windows, resolve=True)
+        if cfg.annealing.windows is not None
+        else None,
+        annealing_span=cfg.annealing.span,
+        annealing_power=cfg.annealing.power,
+        validate_masked=cfg.annealing.validate_masked,
+        pretrained=pretrained,
+        freeze=freeze,
+        lora=lora if lora and lora["rank"] else None,
+        seed=cfg.seed,
+        run={"config": OmegaConf.to_container(cfg, resolve=True), "overrides": typed_overrides()},
+        **OmegaConf.to_container(cfg.optim, resolve=True),
+    )
+
+
+def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int]) -> EoMTModule:
+    """A trained network, ready to evaluate under `cfg`.
+
+    Args:
+        weights: of the network.
+        cfg: the settings.
+        image_size: height and width of the network's input.
+    """
+    module = EoMTModule(
+        network=EoMT(**{**weights.network, "image_size": image_size}),
+        task=task_of(cfg.kind, cfg.get("postprocess")),
+        classes=weights.classes,
+        loss=instantiate(cfg.loss),
+        annealing_windows=None,
+        validate_masked=cfg.annealing.validate_masked,
+        seed=cfg.seed,
+        unpadded=cfg.get("unpadded", False),
+    )
+    module.network.load_state_dict(weights.state)
+    if weights.mask_probabilities is not None:
+        module.mask_probabilities.copy_(weights.mask_probabilities)
+    module.trained_steps = weights.step
+    return module
+
+
+def compile_network(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | None) -> None:
+    """Compile the network by `torch.compile`, in place, where it is wanted; None: on a GPU.
+
+    On a CPU it was measured to gain nothing; see benchmarks/README.md. What is sharded is gathered between blocks,
+    where a compiled network would break into pieces.
+    """
+    by_default = trainer.strategy.root_device.type == "cuda" and not isinstance(trainer.strategy, ShardedStrategy)
+    if by_default if wanted is None else wanted:
+        module.network.compile()
+
+
+def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
+    """The checkpoint to resume from, or the weights to begin with; one of them, or neither."""
+    source = cfg.ckpt or cfg.weights
+    if not source:
+        return None, None
+    weights = read_weights(source, backbone=cfg.delta_base, complete=False)
+    if cfg.ckpt and weights.resumable:
+        return cfg.ckpt, None
+    if cfg.ckpt:
+        log.info("ckpt= holds weights, but no run to go on with: training begins with those")
+    return None, weights
+
+
+def begin_with(module: EoMTModule, weights: Weights, strict: bool = False) -> None:
+    """Load weights of any source into a new model in place of those of a pretrained backbone.
+
+    Raises:
+        InputError: if they cannot be had, are of another backbone, or do not fit as they are and `strict`.
+    """
+    rows = transfer(module.network, module.classes, weights, strict)
+    module.pretrained = False
+    log.info("begins with %s:\n%s", weights.origin, table(rows))
+
+
+def build_callbacks(cfg: DictConfig) -> list:
+    """The callbacks of a configuration; one that may be off is, where its decay or patience is null."""
+    wanted = [
+        c for c in cfg.callbacks.values() if c and not any(c.get(key, 0) is None for key in ("decay", "patience"))
+    ]
+    return [instantiate(callback) for callback in wanted]
+
+
+def build_loggers(cfg: DictConfig) -> list:
+    """The loggers of a configuration.
+
+    Raises:
+        InputError: if a logger's package is not installed.
+    """
+    loggers = []
+    for name, settings in (cfg.logger or {}).items():
+        try:
+            loggers.append(instantiate(settings))
+        except InstantiationException as error:
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise InputError(f"logger={name} is not installed: pip install -e '.[train,{name}]'") from None
+            raise
+    return loggers
+
+
+def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lightning.Trainer:
+    """The Lightning trainer."""
+    settings = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if settings["max_epochs"] is None:
+        if settings["max_steps"] == -1 and not settings["max_time"] and not settings["fast_dev_run"]:
+            raise InputError("the run has no end: set trainer.max_epochs, trainer.max_steps or trainer.max_time")
+        settings["max_epochs"] = -1
+    if settings["precision"] is None:
+        on_gpu = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
+        settings["precision"] = "bf16-mixed" if on_gpu else "32-true"
+    unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
+    unwanted += [] if settings["enable_checkpointing"] else [ModelCheckpoint, LastCheckpoint]
+    callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+    callbacks.append(RankWatch())
+    # Its messages go where all others go, once.
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
+        logging.getLogger(name).handlers.clear()
+    # Two lines for each retry of each file; what comes of it is said in the end.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Lightning's advertisements, and its remark on `weights_only`, which our checkpoint reader always sets.
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    ):
+        logging.getLogger(name).addFilter(_is_news)
+    if settings["strategy"] == "fsdp2":
+        settings["strategy"] = ShardedStrategy()
+    plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
+    # Starting one process by hand where srun exists is nothing to warn of.
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")
+    if SLURMEnvironment.detect():
+        # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision(cfg.matmul_precision)
+    # What we count on and Lightning warns of: our loaders shard by themselves, and few steps may be wanted.
+    for words in (
+        "does not have many workers",
+        "the number of training batches",
+        "exists and is not empty",
+        "LeafSpec",
+        "srun. command is available",
+    ):
+        warnings.filterwarnings("ignore", f".*{words}.*")
+    try:
+        trainer = lightning.Trainer(
+            **settings, callbacks=callbacks, logger=loggers, plugins=plugins, use_distributed_sampler=False
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        chosen = ", ".join(f"trainer.{key}={settings[key]}" for key in ("accelerator", "devices", "strategy"))
+        raise InputError(f"trainer: {error} ({chosen}; auto takes what is there)") from error
+    return trainer
+
+
+def typed_overrides() -> list[str]:
+    """What was typed to start this run, without Hydra's own keys."""
+    if not HydraConfig.initialized():
+        return []
+    return [o for o in HydraConfig.get().overrides.task if not o.startswith(("ckpt=", "prefetch="))]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(words in message for words in ("litlogger", "litmodels", "`weights_only` was not set"))
+
+
+# What must be a number, and whether a whole one.
+NUMBERS = {
+    "seed": int,
+    "data.batch_size": int,
+    "data.global_batch": int,
+    "data.eval_batch_size": int,
+    "data.num_workers": int,
+    "data.max_images": int,
+    "data.max_bad_images": int,
+    "data.timeout": float,
+    "model.patch_size": int,
+    "model.num_queries": int,
+    "model.num_masked_blocks": int,
+    "annealing.power": float,
+    "optim.lr": float,
+    "optim.weight_decay": float,
+    "optim.layer_decay": float,
+    "optim.schedule_power": float,
+    "optim.max_skipped_steps": int,
+    "trainer.max_epochs": int,
+    "trainer.max_steps": int,
+}
+
+
+# What must be true or false; null where a default hangs on something else.
+SWITCHES = (
+    "compile",
+    "activation_checkpointing",
+    "unpadded",
+    "save_predictions",
+    "strict",
+    "prefetch",
+    "data.color_jitter",
+    "loss.ignore_void",
+    "loss.global_normaliser",
+    "optim.decay_masked_blocks",
+    "annealing.validate_masked",
+)
+
+
+def check_types(cfg: DictConfig) -> None:
+    """Raise InputError for anything but true or false where that belongs, and for text where a number does."""
+    for key in SWITCHES:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not isinstance(value, bool):
+            raise InputError(f"{key}={value} must be true or false")
+    for key, kind in NUMBERS.items():
+        value = OmegaConf.select(cfg, key)
+        wanted = int if kind is int else int | float
+        if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
+            raise InputError(f"{key}={value} must be a {'whole ' if kind is int else ''}number")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """As `check_types`, and raise InputError for negative rates and for a warm-up that is no pair of steps."""
+    check_types(cfg)
+    if cfg.optim.lr < 0 or cfg.optim.weight_decay < 0:
+        raise InputError(
+            f"optim.lr={cfg.optim.lr} and optim.weight_decay={cfg.optim.weight_decay} must not be negative"
+        )
+    steps = cfg.optim.warmup_steps
+    pair = isinstance(steps, ListConfig) and len(steps) == 2 and all(isinstance(s, int) and s >= 0 for s in steps)
+    if not pair:
+        raise InputError(f"optim.warmup_steps={steps} must be two whole numbers: [steps of heads, steps of backbone]")

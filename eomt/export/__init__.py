@@ -1,0 +1,1 @@
+"""Trained weights in forms that others read."""

@@ -1,0 +1,175 @@
+"""The mask-free network as a graph that runs without our code: ONNX and torch.export, checked against PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from eomt.errors import InputError
+from eomt.model.eomt import EoMT
+from eomt.model.outputs import Logits
+
+# The first that has GELU as one operator; onnxruntime reads it since 1.17.
+OPSET = 20
+# How far logits may be off.
+TOLERANCE = 1e-3
+# In half precision, where every operation rounds by up to 0.0005 of its result (bfloat16: 0.004), and a graph's
+# operations are not those of PyTorch: in parts of the largest logit.
+HALF_TOLERANCE = 0.05
+
+Run = Callable[[Tensor], Logits]
+
+
+class Check(NamedTuple):
+    """A graph's logits against the network's.
+
+    Attributes:
+        inputs: how many were compared.
+        difference: the largest, absolute.
+        largest: the network's largest logit, absolute.
+    """
+
+    inputs: int
+    difference: float
+    largest: float
+
+
+class FinalOutput(nn.Module):
+    """The answer of the network without attention masks: mask and class logits in float32."""
+
+    def __init__(self, network: EoMT):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, 3, H, W] to [B, Q, h, w] and [B, Q, C + 1]."""
+        output = self.network(images)[-1]
+        return output.mask_logits.float(), output.class_logits.float()
+
+
+def write_onnx(network: EoMT, path: Path, batch: int | None) -> Run:
+    """Write an ONNX graph; weights of more than 2 GB go into a file beside it.
+
+    Args:
+        network: on the CPU, in evaluation; float32 or float16.
+        path: of the file.
+        batch: how many images the graph takes at a time; None for any number.
+
+    Returns:
+        What runs the file, by onnxruntime on the CPU.
+
+    Raises:
+        InputError: if the packages that this needs are not installed.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ImportError as error:
+        raise InputError(f"format=onnx needs {error.name}: pip install -e '.[export]'") from error
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            FinalOutput(network),
+            (_noise(network, batch or 2),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["mask_logits", "class_logits"],
+            dynamic_shapes=_dynamic_shapes(batch),
+            verbose=False,
+        )
+        # The exporter notes where in which file of this machine each node comes from.
+        for node in program.model.graph:
+            node.metadata_props.clear()
+        program.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: Logits(*map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
+
+
+def write_torch_export(network: EoMT, path: Path, batch: int | None) -> Run:
+    """Write an archive of `torch.export`. As `write_onnx`, in any precision; returns what runs the file."""
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(
+            FinalOutput(network), (_noise(network, batch or 2),), dynamic_shapes=_dynamic_shapes(batch), strict=False
+        )
+        # As above.
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)
+        torch.export.save(program, path)
+        loaded = torch.export.load(path).module()
+    return lambda images: Logits(*loaded(images))
+
+
+@torch.no_grad()
+def check_graph(network: EoMT, run: Run, batch: int | None, images: Iterable[Tensor] = (), half: bool = False) -> Check:
+    """Compare a written graph with its network, on noise and on images.
+
+    Args:
+        network: with the weights that were written.
+        run: what runs the graph.
+        batch: how many images the graph takes at a time; None for any number, of which 1, 2 and 3 are tried.
+        images: inputs uint8 [N, 3, H, W].
+        half: whether the graph computes in half precision.
+
+    Raises:
+        InputError: if logits differ by more than is allowed.
+    """
+    noise = [_noise(network, size, seed) for seed, size in enumerate((1, 2, 3) if batch is None else (batch,))]
+    count, difference, largest = 0, 0.0, 0.0
+    for inputs in (*noise, *images):
+        reference = FinalOutput(network)(inputs)
+        found = run_in_batches(run, inputs, batch)
+        count += len(inputs)
+        for ours, theirs in zip(reference, found, strict=True):
+            gap = (ours - theirs).abs().max().item()
+            # A gap that is no number is larger than any other.
+            difference = max(difference, gap if gap == gap else float("inf"))
+            largest = max(largest, ours.abs().max().item())
+    allowed = HALF_TOLERANCE * largest if half else TOLERANCE
+    if difference > allowed:
+        raise InputError(
+            f"the exported graph's logits differ from PyTorch's by up to {difference:.2g}, more than {allowed:.2g}: "
+            "nothing was written; try precision=32, other versions of torch and onnxruntime, or format=hf"
+        )
+    return Check(count, difference, largest)
+
+
+def run_in_batches(run: Run, inputs: Tensor, batch: int | None) -> Logits:
+    """Run a graph that takes `batch` images at a time on any number, by filling up with black ones."""
+    parts = []
+    for part in inputs.split(batch or len(inputs)):
+        padded = functional.pad(part, (0, 0, 0, 0, 0, 0, 0, (batch or len(part)) - len(part)))
+        parts.append([logits[: len(part)] for logits in run(padded)])
+    return Logits(*(torch.cat(logits) for logits in zip(*parts, strict=True)))
+
+
+def _noise(network: EoMT, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, *network.image_size), dtype=torch.uint8, generator=generator)
+
+
+def _dynamic_shapes(batch: int | None) -> tuple | None:
+    return ({0: torch.export.Dim("batch")},) if batch is None else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks, which tell a user nothing that can be acted upon."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,218 @@
+"""Segmenting files: which are meant, what their results are called, and writing those."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePath
+
+from eomt.errors import InputError
+from eomt.files import replacing, write_json
+from eomt.inference.result import Result
+from eomt.inference.segmenter import Segmenter
+from eomt.postprocess.writers import flat_name, shortened
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURES, PREDICTIONS, INDEX = "pictures", "predictions", "images.json"
+LONGEST_JPEG = 65535  # pixels of a side
+
+
+def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list[Path]]:
+    """The image files that a user means.
+
+    Args:
+        given: a file, a folder (with all below it), a pattern such as `photos/*.jpg` or `photos/**/*.png`, or
+            several of these. What is hidden, and in folders and patterns what is not called like an image, is
+            not meant. A name that exists is no pattern, whatever characters it has.
+        out: where `predict_files` writes: what it wrote there is not meant.
+
+    Returns:
+        The folder that they have in common, and their absolute paths, each once.
+
+    Raises:
+        InputError: if an entry stands for no image.
+    """
+    entries = [given] if isinstance(given, str) else [str(entry) for entry in given]
+    if not entries:
+        raise InputError("images=[] is empty: give a file, a folder, a pattern, or a list of these")
+    written = [Path(os.path.abspath(out), name) for name in (PICTURES, PREDICTIONS)]
+    folders, files = [], {}
+    for entry in entries:
+        folder, found = _expand(entry)
+        found = [path for path in found if not any(path.is_relative_to(own) for own in written)]
+        if not found:
+            raise InputError(f"images={entry} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}")
+        folders.append(folder)
+        files |= dict.fromkeys(found)
+    return Path(os.path.commonpath(folders)), list(files)
+
+
+def _expand(entry: str) -> tuple[Path, list[Path]]:
+    """An entry's folder, and the files that it stands for."""
+    path = Path(os.path.abspath(os.path.expanduser(entry)))
+    if path.is_file():
+        return path.parent, [path]
+    if path.is_dir():
+        return path, sorted(_below(path))
+    # The part of a pattern that exists is no pattern: folders may be called "set [1]".
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    pattern = str(path.relative_to(folder))
+    if not glob.has_magic(pattern):
+        raise InputError(f"images={entry}: no such file or folder")
+    found = (folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True))
+    return folder, sorted(file for file in found if _is_image(file))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename}: {error.strerror}") from error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith(".") and _is_image(Path(parent, name)))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def result_names(files: Sequence[PurePath]) -> list[PurePath]:
+    """What the results of images are called: their relative paths without suffix.
+
+    Names stay different from each other when folders are written into them (`flat_name`) and capitals count as
+    small letters. Where suffixes alone tell images apart they are kept: x.jpg and x.png become x_jpg and x_png.
+
+    Args:
+        files: relative paths.
+    """
+    alike = Counter(flat_name(file.with_suffix("")).casefold() for file in files)
+    taken: set[str] = set()
+    names = []
+    for file in files:
+        stem = file.with_suffix("")
+        if alike[flat_name(stem).casefold()] > 1:
+            stem = stem.with_name(f"{stem.name}_{file.suffix[1:]}")
+        name, number = stem, 1
+        while flat_name(name).casefold() in taken:
+            number += 1
+            name = stem.with_name(f"{stem.name}-{number}")
+        taken.add(flat_name(name).casefold())
+        names.append(name.with_name(shortened(name.name)))
+    return names
+
+
+def predict_files(
+    segmenter: Segmenter,
+    folder: Path,
+    files: Sequence[Path],
+    out: str | Path,
+    batch_size: int = 8,
+    num_workers: int = 4,
+    threshold: float | None = None,
+) -> Iterator[tuple[Path, InputError | None]]:
+    """Segment files, and write what they show.
+
+    `pictures/` gets a picture per image, in the images' own folders; `predictions/` the official result files
+    of the kind of segmentation, in which images have numbers and names by `flat_name`; and at the end
+    `images.json` says which image has which number: COCO's `images` and `categories`, so that it serves
+    pycocotools as the data set that the results are of. Sizes are those of the upright image.
+
+    Args:
+        segmenter: what segments.
+        folder, files: of `find_images`.
+        out: the folder for all this; made if it is not there. What an earlier run left there, by its `images.json`,
+            is removed first: its pictures and `predictions/`, nothing else.
+        batch_size, num_workers: see `Segmenter.stream`; as many threads more paint the pictures.
+        threshold: leave segments with lower scores out of pictures and results. Default: pictures show
+            instances from 0.5, and results have all.
+
+    Yields:
+        Each file when it is done, with the error if it could not be read; their order may differ.
+
+    Raises:
+        InputError: if results cannot be written there, or an `images.json` is in the way that is none of ours.
+    """
+    out = Path(out)
+    _remove_results(out)
+    names = dict(zip(files, result_names([file.relative_to(folder) for file in files]), strict=True))
+    writer = segmenter.task.writer(out / PREDICTIONS, segmenter.classes)
+    rows: list[dict] = []
+    unread: deque[tuple[Path, InputError]] = deque()
+    painting: deque[Future] = deque()
+    answers = segmenter.stream(files, batch_size, num_workers, lambda file, error: unread.append((file, error)))
+    with ThreadPoolExecutor(max(1, num_workers)) as painters:
+        for answer in answers:
+            name = names[answer.source]
+            height, width = answer.size
+            suffix = ".jpg" if max(answer.size) <= LONGEST_JPEG else ".png"
+            picture = Path(PICTURES, name.with_name(name.name + suffix))
+            painting.append(painters.submit(_paint, answer, out / picture, threshold))
+            # Answers and canvases of large images are large: no more wait than are painted.
+            if len(painting) > num_workers:
+                painting.popleft().result()
+            image_id = len(rows) + 1
+            shown = answer if threshold is None else answer.above(threshold)
+            writer.add(shown.prediction, f"{flat_name(name)}.png", image_id)
+            rows.append(
+                {
+                    "id": image_id,
+                    "file_name": answer.source.relative_to(folder).as_posix(),
+                    "height": height,
+                    "width": width,
+                    "picture": picture.as_posix(),
+                }
+            )
+            yield answer.source, None
+            while unread:
+                yield unread.popleft()
+        for future in painting:
+            future.result()
+    writer.flush()
+    writer.close()
+    write_json(
+        out / INDEX,
+        {"info": {"folder": str(folder)}, "images": rows, "categories": segmenter.classes.to_list()},
+    )
+    yield from unread
+
+
+def _remove_results(out: Path) -> None:
+    """Remove what an earlier `predict_files` wrote, so that a folder holds the results of one run."""
+    index = out / INDEX
+    if not index.exists():
+        return
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        pictures = [PurePath(row["picture"]) for row in found["images"]]
+        ours = isinstance(found["info"]["folder"], str)
+    except (ValueError, KeyError, TypeError):
+        ours = False
+    # A file that others have written must not name what is removed.
+    if not ours or any(picture.parts[:1] != (PICTURES,) or ".." in picture.parts for picture in pictures):
+        raise InputError(f"{index} was not written by predict.py, and would be replaced: choose another folder by out=")
+    try:
+        for picture in pictures:
+            (out / picture).unlink(missing_ok=True)
+        for folder in sorted({parent for picture in pictures for parent in picture.parents[:-1]}, reverse=True):
+            if (out / folder).is_dir() and not any((out / folder).iterdir()):
+                (out / folder).rmdir()
+        if (out / PREDICTIONS).exists():
+            shutil.rmtree(out / PREDICTIONS)
+        # Last: it says what there is to remove, should this be interrupted.
+        index.unlink()
+    except OSError as error:
+        raise InputError(
+            f"the earlier results in {out} cannot be removed ({error.strerror or error}): choose another folder by out="
+        ) from error
+
+
+def _paint(answer: Result, path: Path, threshold: float | None) -> None:
+    picture = answer.picture(threshold=threshold)
+    with replacing(path) as draft:
+        # Colours at full resolution: names and outlines stay sharp.
+        picture.save(draft, **({"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {}))

@@ -1,0 +1,168 @@
+"""What a `Segmenter` returns for an image: plain arrays on the host, pictures, and COCO's result rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+
+from eomt.classes import Classes
+from eomt.errors import InputError
+from eomt.inference.load_image import ImageSource, load_image
+from eomt.postprocess.coco_format import areas_and_boxes, boxes_of, ids_to_rgb, object_rows, panoptic_row
+from eomt.postprocess.draw import DRAWN_SCORE, draw_segments
+from eomt.postprocess.instance import encode_masks
+from eomt.postprocess.types import Instances, Segmentation
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """The S segments of one image: classes present, objects, or panoptic segments.
+
+    Attributes:
+        prediction: as post-processing gives it, on the host.
+        classes: of the network.
+        source: the image as it was given: a path, or the caller's own object, which lives as long as the answer.
+    """
+
+    prediction: Segmentation | Instances
+    classes: Classes
+    source: ImageSource | None = None
+
+    def __len__(self) -> int:
+        return len(self.prediction.labels)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        found = ", ".join(f"{count} {name}" for name, count in Counter(self.names).items())
+        return f"Result({height}x{width}: {found or 'nothing'})"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.prediction.size
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [S]: the class of each segment, an index into `classes`."""
+        return self.prediction.labels.numpy()
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each segment's class."""
+        return [self.classes[label].name for label in self.labels.tolist()]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float32 [S], 0..1: see `Segmentation` and `Instances`."""
+        return self.prediction.scores.numpy()
+
+    @property
+    def areas(self) -> np.ndarray:
+        """int64 [S]: pixels."""
+        return self._extents[0]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """int64 [S, 4]: left, top, right, bottom; right and bottom are the first pixels outside. Of an empty
+        mask all are 0."""
+        boxes = self._extents[1]
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+    @property
+    def masks(self) -> np.ndarray:
+        """bool [S, H, W], made anew at each call."""
+        return self.prediction.masks().numpy()
+
+    @property
+    def map(self) -> np.ndarray:
+        """int32 [H, W]: s + 1 where segment s is, 0 where none is. Smaller instances hide larger ones; of equal
+        areas the higher score shows."""
+        return self.prediction.flat().ids.numpy()
+
+    @property
+    def label_map(self) -> np.ndarray:
+        """int32 [H, W]: the class of each pixel, -1 where no segment is."""
+        return np.concatenate([[-1], self.labels]).astype(np.int32)[self.map]
+
+    def above(self, threshold: float) -> Result:
+        """The segments with a score of at least `threshold`."""
+        return replace(self, prediction=self.prediction.above(threshold))
+
+    def picture(
+        self, image: ImageSource | None = None, alpha: float = 0.5, threshold: float | None = None
+    ) -> Image.Image:
+        """The segments painted over the image, with outlines, names and scores.
+
+        Args:
+            image: what to paint on; default the image that was given, a file being read again.
+            alpha: 0 shows the image alone, 1 the colours alone.
+            threshold: segments with lower scores are left out; default 0.5 for instances, otherwise 0.
+
+        Returns:
+            RGB, of the image's size; images smaller than 384 pixels are enlarged by a whole factor.
+
+        Raises:
+            InputError: if there is no image, or it cannot be read or has another size.
+        """
+        source = self.source if image is None else image
+        if source is None:
+            raise InputError("this answer has no image: give one, as in picture(image)")
+        pixels = load_image(source)
+        if pixels.shape[:2] != self.size:
+            raise InputError(f"picture() needs an image of {self.size}, height and width, found {pixels.shape[:2]}")
+        objects = isinstance(self.prediction, Instances)
+        shown = self.prediction.above((DRAWN_SCORE if objects else 0) if threshold is None else threshold)
+        flat = shown.flat()
+        return Image.fromarray(draw_segments(pixels, flat.ids, flat.labels, self.classes, flat.scores, alpha))
+
+    def to_coco(self, image_id: int | str) -> list[dict]:
+        """A row per segment in COCO's result format, plain values fit for JSON.
+
+        Returns:
+            `image_id`, `category_id` (the dataset's own), `segmentation` (compressed run lengths, a string),
+            `bbox` (left, top, width, height) and `score`.
+        """
+        return object_rows(self._rles(), self.labels.tolist(), self.scores.tolist(), self.classes, image_id)
+
+    def to_coco_panoptic(self, image_id: int | str, file_name: str) -> tuple[dict, np.ndarray]:
+        """COCO's panoptic format.
+
+        Args:
+            image_id: of the image.
+            file_name: under which the second result will be saved, as PNG.
+
+        Returns:
+            The image's row: `image_id`, `file_name`, `segments_info`, plain values fit for JSON; and uint8
+            [H, W, 3], segment ids as colours.
+
+        Raises:
+            InputError: of instances, which may overlap.
+        """
+        if isinstance(self.prediction, Instances):
+            raise InputError("instances may overlap, which COCO's panoptic format cannot hold: use to_coco")
+        return panoptic_row(self.prediction, self.classes, image_id, file_name), ids_to_rgb(self.map)
+
+    @cached_property
+    def _extents(self) -> tuple[np.ndarray, np.ndarray]:
+        """Areas int64 [S] and boxes int64 [S, 4]: left, top, width, height."""
+        if isinstance(self.prediction, Instances):
+            return self.prediction.areas.numpy(), boxes_of(self.prediction.rles)
+        areas, boxes = areas_and_boxes(self.map, len(self))
+        return np.array(areas, dtype=np.int64), np.reshape(boxes, (-1, 4)).astype(np.int64)
+
+    def _rles(self) -> list[dict]:
+        if isinstance(self.prediction, Instances):
+            return self.prediction.rles
+        ids = self.prediction.ids
+        # One mask at a time: all those of a large image would take gigabytes.
+        return [encode_masks((ids == s + 1)[None])[0] for s in range(len(self))]
+
+
+def on_host(prediction: Segmentation | Instances) -> Segmentation | Instances:
+    """With all tensors in the host's memory."""
+    return type(prediction)(*(part.cpu() if isinstance(part, torch.Tensor) else part for part in prediction))

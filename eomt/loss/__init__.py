@@ -1,0 +1,1 @@
+"""The mask classification loss: matching, point sampling, terms."""

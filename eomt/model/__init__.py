@@ -1,0 +1,1 @@
+"""The network: backbone, queries, masked attention, heads."""

@@ -1,0 +1,1 @@
+"""From logits to segments, label maps, result files and pictures."""

@@ -1,0 +1,1 @@
+"""The LightningModule, its recipe, checkpoints and callbacks."""

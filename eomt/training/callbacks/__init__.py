@@ -1,0 +1,25 @@
+"""What a run leaves behind besides weights: numbers, curves, pictures; and a clean stop."""
+
+from eomt.training.callbacks.best import keep_best
+from eomt.training.callbacks.curves import CurvePlot
+from eomt.training.callbacks.early_stopping import EarlyStop
+from eomt.training.callbacks.ema import WeightAverage
+from eomt.training.callbacks.last import LastCheckpoint
+from eomt.training.callbacks.metrics_file import MetricsFile
+from eomt.training.callbacks.pictures import PredictionPictures
+from eomt.training.callbacks.progress import Progress
+from eomt.training.callbacks.ranks import RankWatch
+from eomt.training.callbacks.results import SavePredictions
+
+__all__ = [
+    "CurvePlot",
+    "EarlyStop",
+    "LastCheckpoint",
+    "MetricsFile",
+    "PredictionPictures",
+    "Progress",
+    "RankWatch",
+    "SavePredictions",
+    "WeightAverage",
+    "keep_best",
+]

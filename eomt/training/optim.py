@@ -1,0 +1,104 @@
+"""The optimisation recipe: layer-wise learning-rate decay and a warm-up in two stages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from eomt.errors import InputError
+from eomt.model.eomt import EoMT
+
+
+def parameter_groups(
+    network: EoMT, lr: float, layer_decay: float = 0.8, decay_masked_blocks: bool = True
+) -> list[dict]:
+    """The network's parameters in a few groups of one learning rate and one schedule each.
+
+    Block i of N learns at `lr * layer_decay ** (N - 1 - i)`, the patch, position, class and register
+    embeddings at block 0's rate, the final norm, queries and heads at the full rate.
+
+    Args:
+        network: whose parameters are grouped; frozen ones are left out.
+        lr: the full rate.
+        layer_decay: the factor from a block to the one before it.
+        decay_masked_blocks: False puts the last L2 blocks, which the queries pass, at the full rate; the
+            others keep theirs.
+
+    Returns:
+        groups for a torch optimizer: `params`, `lr`, `name`, and `stage`, which is "head" or "backbone".
+    """
+    groups: dict[tuple[float, str], dict] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        stage = "backbone" if name.startswith("backbone.") else "head"
+        rate = lr * _lr_scale(name, network, layer_decay, decay_masked_blocks)
+        label = f"{stage} {rate:.3g}"
+        group = groups.setdefault((rate, stage), {"params": [], "lr": rate, "name": label, "stage": stage})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def freeze_backbone(network: EoMT, frozen: bool | int) -> None:
+    """Take parameters of the backbone out of the training: they have no gradient and no optimizer state.
+
+    Args:
+        network: whose parameters are frozen.
+        frozen: True, all of the backbone: embeddings, all blocks and the final norm, so that queries and heads alone
+            learn. A number K > 0, the embeddings and the first K blocks; of N blocks, the last L2 are those that the
+            queries pass, which K = N - L2 leaves to learn. False or 0, nothing.
+
+    Raises:
+        InputError: if it is neither, or there are fewer blocks.
+    """
+    backbone = network.backbone
+    if type(frozen) not in (bool, int) or not 0 <= frozen <= len(backbone.blocks):
+        raise InputError(
+            f"model.freeze_backbone={frozen} must be true, false or a number of blocks, up to {len(backbone.blocks)}"
+        )
+    if not frozen:
+        return
+    learning = [] if frozen is True else [*backbone.blocks[frozen:], backbone.norm]
+    learning = {parameter for module in learning for parameter in module.parameters()}
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(parameter in learning)
+
+
+def two_stage_warmup(
+    stage: str, warmup_steps: Sequence[int], total_steps: int, power: float = 0.9
+) -> Callable[[int], float]:
+    """The learning-rate multiplier of a stage, as a function of the optimizer steps done.
+
+    The head warms up linearly over the first number of steps. The backbone stays at 0 for those, then
+    warms up over the second number. Each then falls as `(1 - t / remaining) ** power` to 0 at the end.
+
+    Args:
+        stage: "head" or "backbone".
+        warmup_steps: (head, backbone).
+        total_steps: optimizer steps of the run.
+        power: of the polynomial decay.
+    """
+    wait, length = (0, warmup_steps[0]) if stage == "head" else tuple(warmup_steps)
+
+    def multiplier(step: int) -> float:
+        if step < wait:
+            return 0.0
+        if step < wait + length:
+            return (step - wait) / length
+        remaining = max(1, total_steps - wait - length)
+        return max(0.0, 1 - (step - wait - length) / remaining) ** power
+
+    return multiplier
+
+
+def _lr_scale(name: str, network: EoMT, layer_decay: float, decay_masked_blocks: bool) -> float:
+    blocks = len(network.backbone.blocks)
+    found = re.match(r"backbone\.vit\.blocks\.(\d+)\.", name)
+    if found:
+        index = int(found[1])
+        if not decay_masked_blocks and index >= blocks - network.num_masked_blocks:
+            return 1.0
+        return layer_decay ** (blocks - 1 - index)
+    if name.startswith("backbone.") and not name.startswith("backbone.vit.norm."):
+        return layer_decay ** (blocks - 1)
+    return 1.0

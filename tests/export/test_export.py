@@ -1,0 +1,389 @@
+"""export.py: weights in the forms that others read, and graphs that compute what the network computes."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from safetensors.torch import load_file
+
+import export as entry
+from eomt.classes import Classes
+from eomt.cli import main as launch
+from eomt.errors import InputError
+from eomt.export.export import export, metrics_of
+from eomt.export.model_card import model_card
+from eomt.export.redact import LOCAL, portable_config
+from eomt.inference.segmenter import Segmenter
+from eomt.model.eomt import EoMT
+from eomt.tasks import task_of
+from eomt.weights import graph
+from eomt.weights.load import read_weights
+from eomt.weights.original import to_original
+from eomt.weights.weights import Weights
+from tests.conftest import ROOT, golden_network
+from tests.inference.test_segmenter import CLASSES, OPTIONS, assert_same, random_image, random_network, write_checkpoint
+
+SEVEN = Classes.from_categories([{"id": k, "name": f"class {k}", "isthing": k % 2} for k in range(7)])
+TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+CONFIG = {
+    "task_name": "coco_panoptic",
+    "run_folder": "/home/someone/runs/1",
+    "data": {"_target_": "datasets.module.SegmentationData", "root": "relative", "train": {"root": "/data/coco"}},
+    "logger": {"wandb": {"entity": "someone"}},
+    "model": {"pretrained": "/home/someone/dinov2.pth", "token": "hidden", "mine": "given"},
+    "paths": ["a", "/b", None, "c:\\d"],
+    "optim": {"lr": 1e-4},
+}
+OVERRIDES = [
+    "task=coco_panoptic",
+    "data.root=relative",
+    "model.pretrained='/home/someone/dinov2.pth'",
+    "+model.mine=${oc.env:MINE}",
+    "+paths=[a,/b]",
+    "logger.wandb.project=x",
+    "model.token=hidden",
+    "optim.lr=1e-4",
+]
+
+
+def run(*typed):
+    """What `python export.py *typed` does, up to the way its errors are shown."""
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        entry.main(compose("export", overrides=launch.quote_paths([str(t) for t in typed])))
+
+
+def weights_of(network, classes=SEVEN, kind="panoptic", **more):
+    return Weights("a test's", network.state_dict(), network.spec, kind, classes, **more)
+
+
+def dinov3_network():
+    torch.manual_seed(1)
+    return EoMT("vit_small_patch16_dinov3_qkvb", 32, len(SEVEN), 6, 1, 8, TINY).eval()
+
+
+def assert_equal_states(one, other):
+    assert one.keys() == other.keys()
+    assert [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])] == []
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run's folder with a checkpoint, its scores, and what Hydra leaves there."""
+    folder = tmp_path / "a run, (1)"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text("model:\n  token: ${oc.env:TOKEN}\n  mine: given\n")
+    (folder / "metrics.json").write_text(json.dumps({"pq": 51.25, "pq_stuff": None, "step": 7, "mask_free": True}))
+    return write_checkpoint(folder / "checkpoints" / "best.ckpt", "panoptic", config=CONFIG, overrides=OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tmp_path_factory):
+    """A network of ours as ONNX for any batch: its checkpoint and the exported folder."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder = tmp_path_factory.mktemp("onnx")
+    Image.fromarray(random_image(20, 70)).save(folder / "image.png")
+    checkpoint = write_checkpoint(folder / "model.ckpt", "semantic")
+    run(f"ckpt={checkpoint}", "format=onnx", f"out={folder / 'out'}", "dynamic_batch=true", f"images={folder}")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny"])
+@pytest.mark.parametrize("format", ["eomt", "original"])
+def test_weights_come_back_bit_by_bit(format, name, tmp_path):
+    network = golden_network(name)
+    export(weights_of(network), format, tmp_path / "out")
+    assert_equal_states(read_back(tmp_path / "out", network), network.state_dict())
+    for precision, dtype in (("16", torch.float16), ("bf16", torch.bfloat16)):
+        export(weights_of(network), format, tmp_path / precision, precision=precision)
+        rounded = {key: value.to(dtype) for key, value in network.state_dict().items()}
+        assert_equal_states(read_back(tmp_path / precision, network), rounded)
+
+
+def read_back(folder, network):
+    back = read_weights(folder)
+    assert (back.kind, back.classes, back.network) == ("panoptic", SEVEN, network.spec)
+    return dict(back.state)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_the_originals_form_keeps_what_its_keys_do_not_say(name, tmp_path):
+    """Heads, classes, kind and configuration; by the folder and by its file."""
+    torch.manual_seed(0)
+    network = EoMT(name, 32, len(SEVEN), 6, 1, 8, {"embed_dim": 128, "depth": 2, "num_heads": 4}).eval()
+    export(weights_of(network, step=7, config=CONFIG), "original", tmp_path / "out", metrics={"pq": 51.25})
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    for source in (tmp_path / "out", tmp_path / "out" / "pytorch_model.bin"):
+        back = read_weights(source)
+        assert (back.kind, back.classes, back.network, back.step) == ("panoptic", SEVEN, network.spec, 7)
+        assert back.config["task_name"] == "coco_panoptic"
+        assert_equal_states(dict(back.state), network.state_dict())
+        assert back.mask_probabilities.tolist() == [0]
+        assert metrics_of(source)[1] == {"pq": 51.25}
+        other = EoMT(**back.network).eval()
+        other.load_state_dict(back.state)
+        with torch.no_grad():
+            for one, two in zip(network(images)[-1], other(images)[-1], strict=True):
+                assert torch.equal(one, two)
+    # Other files there are not described by it.
+    stranger = (tmp_path / "out" / "pytorch_model.bin").rename(tmp_path / "out" / "other.bin")
+    assert metrics_of(stranger) == (None, {})
+    with pytest.raises(InputError, match=r"other\.bin: .* its number of heads cannot be seen"):
+        read_weights(stranger)
+
+
+def test_what_a_file_does_not_say_can_be_given(tmp_path):
+    network = random_network()
+    torch.save(to_original(network.state_dict(), network.spec), tmp_path / "x.bin")
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES.to_list()))
+    typed = [f"ckpt={tmp_path / 'x.bin'}", "network.backbone_options={num_heads: 2}"]
+    for name, *more in (
+        ("file", "kind=panoptic", f"classes={tmp_path / 'classes.json'}"),
+        ("list", "kind=semantic", "classes=[cup,dog,sky]"),
+    ):
+        run(*typed, *more, f"out={tmp_path / name}")
+        back = read_weights(tmp_path / name)
+        assert (f"kind={back.kind}", back.classes.names, back.network) == (more[0], CLASSES.names, network.spec)
+    assert read_weights(tmp_path / "file").classes.ids == [3, 5, 11]
+    for message, *more in (
+        ("kind=odd is no kind of segmentation", "kind=odd", "classes=[a,b,c]"),
+        ("tells 3 classes apart, and 2 were chosen", "kind=panoptic", "classes=[a,b]"),
+        ("^classes: cannot read .*none.txt", "kind=panoptic", "classes=none.txt"),
+        ("or give classes=", "kind=panoptic"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(*typed, *more, f"out={tmp_path / 'out'}")
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        keys = [set(compose(name).network) for name in ("export", "predict")]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("network", [random_network, dinov3_network])
+def test_transformers_loads_and_computes_the_same(network, tmp_path):
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    network = network().eval()
+    classes = CLASSES if network.num_classes == len(CLASSES) else SEVEN
+    export(weights_of(network, classes), "hf", tmp_path / "out")
+    back = read_weights(tmp_path / "out")
+    assert_equal_states(dict(back.state), network.state_dict())
+    assert (back.kind, back.classes, dict(back.network)) == ("panoptic", classes, network.spec)
+
+    model_class = json.loads((tmp_path / "out" / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, model_class).from_pretrained(tmp_path / "out").eval()
+    assert list(model.config.id2label.values()) == classes.names
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    image = random_image(32, 32)
+    with torch.no_grad():
+        theirs = model(**processor(images=Image.fromarray(image), return_tensors="pt"))
+        ours = network(torch.from_numpy(image).permute(2, 0, 1)[None])[-1]
+    assert (theirs.masks_queries_logits - ours.mask_logits).abs().max() < 1e-4
+    assert (theirs.class_queries_logits - ours.class_logits).abs().max() < 1e-4
+
+
+def test_a_folder_of_ours_segments_and_tells_nothing_of_the_machine(trained, tmp_path):
+    run(f"ckpt={trained}", f"out={tmp_path / 'out'}")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "eomt.json", "model.safetensors"]
+    about = json.loads((tmp_path / "out" / "eomt.json").read_text())
+    assert about["metrics"]["pq"] == 51.25
+    assert about["config"]["model"] == {"pretrained": None, "token": None, "mine": None}
+    assert about["config"]["data"] == {
+        "_target_": "datasets.module.SegmentationData",
+        "root": None,
+        "train": {"root": None},
+    }
+    assert about["config"]["paths"] == ["a", None]
+    assert about["overrides"] == ["task=coco_panoptic", "optim.lr=1e-4"]
+    text = "".join((tmp_path / "out" / name).read_text() for name in ("README.md", "eomt.json"))
+    assert not [word for word in ("someone", "hidden", "/data", str(tmp_path)) if word in text]
+    assert not [key for key in load_file(tmp_path / "out" / "model.safetensors") if "pixel" in key]
+    card = (tmp_path / "out" / "README.md").read_text()
+    for words in ("| pq | 51.25 |", "**They belong to step 7", "COCO", "derived from DINOv2 weights, Apache-2.0"):
+        assert words in card
+    # Scores and configuration go along when it is exported again.
+    run(f"ckpt={tmp_path / 'out'}", f"out={tmp_path / 'again'}", "precision=16")
+    again = json.loads((tmp_path / "again" / "eomt.json").read_text())
+    assert again == about
+    assert metrics_of(tmp_path / "again" / "model.safetensors") == (None, about["metrics"])
+
+
+def test_what_of_a_configuration_is_portable():
+    config, overrides = portable_config(
+        {"a": {"b": "x y", "c": "file:///x", "d": [1, {"e": "~/x"}]}, "ckpt": "runs/a"},
+        ["a.b='x y'", "a.c=file:///x", "ckpt=runs/a", "+callbacks.x=1", "~logger", "a={b: '/x'}", "hydra.job.name=x"],
+    )
+    assert config == {"a": {"b": "x y", "c": None, "d": [1, {"e": None}]}, "ckpt": LOCAL}
+    assert overrides == ["a.b='x y'"]
+    # That there were other weights is said, where they lie is not; what a Hub id names is no place.
+    assert portable_config({"weights": "/home/someone/dinov3.bin", "ckpt": None})[0] == {"weights": LOCAL, "ckpt": None}
+    assert portable_config({"weights": "hidden"}, ["weights=${oc.env:MINE}"])[0] == {"weights": LOCAL}
+    for stays in (LOCAL, "owner/name", None):
+        assert portable_config({"weights": stays})[0] == {"weights": stays}
+
+
+def test_cards_name_the_licences():
+    def card(backbone, config, **more):
+        spec = {**random_network().spec, "backbone": backbone}
+        return model_card(Weights("", {}, spec, "panoptic", CLASSES, **more), config, {}, "eomt", "32")
+
+    dinov3 = card("vit_large_patch16_dinov3_qkvb", {"task_name": "cityscapes_semantic"})
+    assert "license_name: dinov3-license" in dinov3
+    assert "under Meta's [DINOv3 License]" in dinov3
+    assert "Cityscapes' own licence agreement" in dinov3
+    random = {"model": {"pretrained": False}}
+    assert "no licence of pretrained weights" in card("vit_large_patch16_dinov3_qkvb", random)
+    assert "license" not in card("vit_large_patch16_dinov3_qkvb", random).split("---")[1]
+    for beginning in ({"weights": "/home/someone/x.bin"}, {"weights": "owner/name"}, {"ckpt": "/home/someone/x.ckpt"}):
+        # Also of what was exported and is exported again.
+        config = portable_config(portable_config(random | beginning)[0])[0]
+        for backbone, words in (
+            ("vit_large_patch16_dinov3_qkvb", "under Meta's"),
+            ("vit_large_patch14_dinov2", "DINOv2"),
+        ):
+            text = card(backbone, config)
+            assert "random weights" not in text
+            assert "whose licence applies" in text
+            assert words in text
+            assert "someone" not in text
+            assert "license: apache-2.0" not in text
+    assert "license_name: dinov3-license" in card("vit_large_patch16_dinov3_qkvb", {**random, "weights": LOCAL})
+    assert "license: apache-2.0" in card("vit_large_patch14_reg4_dinov2", {})
+
+
+def test_nothing_is_lost_or_half_written(trained, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export_to = lambda *typed: run(f"ckpt={trained}", f"out={out}", *typed)  # noqa: E731
+    export_to()
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="has an export already: choose another folder, or set overwrite=true"):
+        export_to("precision=16")
+    assert (out / "model.safetensors").read_bytes() == before
+    # A graph that computes something else is not kept, and what was there stays.
+    monkeypatch.setattr(graph, "TOLERANCE", -1.0)
+    with pytest.raises(InputError, match=r"logits differ from PyTorch's by up to \S+, more than -1"):
+        export_to("overwrite=true", "format=torch_export")
+    assert (out / "model.safetensors").read_bytes() == before
+    export_to("overwrite=true", "precision=16", "format=original")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "eomt.json", "pytorch_model.bin"]
+    assert "`strict=False`" in (out / "README.md").read_text()
+    (out / "mine.txt").write_text("not to be lost")
+    with pytest.raises(InputError, match=r"holds mine\.txt, which no export wrote"):
+        export_to("overwrite=true")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a run, (1)", "out"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["ckpt=null"], "ckpt is not set"),
+        (["out=null"], "out is not set"),
+        (["ckpt=none.ckpt"], r"none\.ckpt"),
+        (["format=tensorflow"], "format=tensorflow is none of eomt, hf, original, onnx, torch_export"),
+        (["format=onnx", "precision=bf16"], "precision=bf16 cannot be had in format=onnx"),
+        (["precision=8"], "precision=8"),
+        (["batch_size=0"], "batch_size=0 must be a whole number"),
+        (["images={image}"], "images= are for format=onnx"),
+        (["out={image}"], "is a file: give a folder"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(typed, message, trained, tmp_path):
+    image = tmp_path / "image.png"
+    Image.fromarray(random_image(20, 30)).save(image)
+    with pytest.raises(InputError, match=message):
+        run(f"ckpt={trained}", f"out={tmp_path / 'out'}", *(t.format(image=image) for t in typed))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
+def test_the_sample_answers_as_the_segmenter_does(kind, onnx_folder, tmp_path):
+    sample = importlib.import_module("examples.onnx_panoptic")
+    about = json.loads((onnx_folder / "out" / "eomt.json").read_text())
+    about |= {"kind": kind, "config": {"postprocess": OPTIONS[kind]}}
+    (tmp_path / "eomt.json").write_text(json.dumps(about))
+    (tmp_path / "model.onnx").symlink_to(onnx_folder / "out" / "model.onnx")
+    segmenter = Segmenter(random_network(), task_of(kind, OPTIONS[kind]), CLASSES, "cpu")
+    answer = sample.segment(tmp_path, onnx_folder / "image.png")
+    assert len(answer) > 0
+    assert_same(answer, segmenter(onnx_folder / "image.png"), 1e-5)
+
+
+def test_the_sample_imports_no_model_code(onnx_folder, tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, 'examples'); import onnx_panoptic; onnx_panoptic.main(*sys.argv[1:])\n"
+        "assert not {'timm', 'eomt.model.eomt', 'eomt.model.backbone'} & sys.modules.keys()"
+    )
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, "-c", script, onnx_folder / "out", onnx_folder / "image.png", picture]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Result(20x70" in done.stdout
+    assert picture.is_file()
+
+
+def test_onnx_in_half_precision_with_a_fixed_batch(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = dinov3_network()
+    check = export(weights_of(network), "onnx", tmp_path / "out", precision="16", batch=2)
+    assert check.inputs == 2
+    assert 0 < check.difference < 0.01 * check.largest
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    (images,) = session.get_inputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", [2, 3, 32, 32])
+    assert [(o.name, o.type) for o in session.get_outputs()] == [
+        ("mask_logits", "tensor(float)"),
+        ("class_logits", "tensor(float)"),
+    ]
+    assert (tmp_path / "out" / "model.onnx").stat().st_size < 0.7 * sum(4 * p.numel() for p in network.parameters())
+    sample = importlib.import_module("examples.onnx_panoptic")
+    noise = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    with torch.no_grad():
+        reference = network(torch.from_numpy(noise))[-1].logits()
+    for found, expected in zip(sample.run(session, noise), reference, strict=True):
+        assert (found - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+def test_onnx_holds_no_path_of_the_machine(onnx_folder):
+    content = (onnx_folder / "out" / "model.onnx").read_bytes()
+    assert str(ROOT).encode() not in content
+    assert b".py" not in content
+
+
+@pytest.mark.parametrize(("precision", "batch"), [("32", None), ("bf16", 1), ("16", None)])
+def test_torch_export_runs_without_our_code(precision, batch, tmp_path):
+    network = random_network().eval() if batch is None else dinov3_network()
+    classes = CLASSES if batch is None else SEVEN
+    check = export(weights_of(network, classes), "torch_export", tmp_path / "out", precision=precision, batch=batch)
+    # On a CPU the network upscales by another operation than its graph.
+    tolerance = 1e-6 if precision == "32" else 0.05
+    assert check.difference <= tolerance * check.largest
+    path = tmp_path / "out" / "model.pt2"
+    assert str(ROOT).encode() not in path.read_bytes()
+    loaded = torch.export.load(path).module()
+    images = torch.randint(0, 256, (batch or 5, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        found, reference = loaded(images), network(images)[-1].logits()
+    for ours, theirs in zip(reference, found, strict=True):
+        assert theirs.dtype == torch.float32
+        assert (ours - theirs).abs().max() <= tolerance * ours.abs().max()
+
+
+def test_a_wrong_graph_is_noticed():
+    network = random_network().eval()
+    output = graph.FinalOutput(network)
+
+    def wrong(images):
+        masks, classes = output(images)
+        return graph.Logits(masks, classes + 0.01 * (len(images) == 3))
+
+    assert graph.check_graph(network, lambda images: graph.Logits(*output(images)), None).inputs == 6
+    with pytest.raises(InputError, match=r"differ from PyTorch's by up to 0\.01, more than 0\.001"):
+        graph.check_graph(network, wrong, None)
+    with pytest.raises(InputError, match="by up to inf"):
+        graph.check_graph(network, lambda images: graph.Logits(*(x / 0 * 0 for x in output(images))), 1)

@@ -1,0 +1,263 @@
+"""predict.py: from files to pictures and official result files."""
+
+import json
+from pathlib import Path, PurePath
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+import predict
+from eomt.cli import main as launch
+from eomt.errors import InputError
+from eomt.inference.predict_files import find_images, result_names
+from eomt.inference.segmenter import Segmenter
+from eomt.postprocess.writers import flat_name
+from tests.inference.test_segmenter import CLASSES, KINDS, OPTIONS, random_image, write_checkpoint
+
+
+def run(*typed):
+    """What `python predict.py *typed` does, up to the way its errors are shown."""
+    typed = [*typed, "device=cpu", "num_workers=2"]
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        cfg = compose("predict", overrides=launch.quote_paths(typed))
+    predict.main(cfg)
+
+
+def save(path, height=30, width=44, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(random_image(height, width, seed)).save(path)
+    return path
+
+
+def options_of(kind):
+    return [f"postprocess.{name}={value}" for name, value in OPTIONS[kind].items()]
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a=b, [c] (d)")
+    return {kind: write_checkpoint(folder / f"{kind}.ckpt", kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_is_segmented_and_what_cannot_be_read_is_left_out(kind, checkpoints, tmp_path, caplog):
+    images, out = tmp_path / "my images", tmp_path / "out=1, [a]"
+    save(images / "a" / "x.png", 30, 44, 0)
+    save(images / "b" / "x.png", 20, 60, 1)
+    save(images / "b" / "x.bmp", 25, 25, 2)
+    save(images / "Y.PNG", 64, 40, 3)
+    (images / "broken.jpg").write_bytes(b"not an image")
+    (images / "notes.txt").write_text("not meant")
+    save(images / ".hidden" / "z.png")
+    with caplog.at_level("INFO", "eomt"), pytest.raises(InputError, match="1 of 5 images could not be read"):
+        run(f"ckpt={checkpoints[kind]}", f"images={images}", f"out={out}", *options_of(kind))
+    assert f"skipped: {images / 'broken.jpg'} cannot be read" in caplog.text
+    assert "segmented: 4, skipped: 1" in caplog.text
+
+    pictures = ["pictures/Y.jpg", "pictures/a/x.jpg", "pictures/b/x_bmp.jpg", "pictures/b/x_png.jpg"]
+    index = json.loads((out / "images.json").read_text())
+    results = {"Y.PNG": "Y.png", "a/x.png": "a_x.png", "b/x.bmp": "b_x_bmp.png", "b/x.png": "b_x_png.png"}
+    assert [(row["id"], row["file_name"]) for row in index["images"]] == list(enumerate(results, start=1))
+    assert [row["picture"] for row in index["images"]] == pictures
+    written = {
+        "semantic": [f"predictions/semantic/{name}" for name in results.values()],
+        "instance": ["predictions/instances.json"],
+        "panoptic": ["predictions/panoptic.json", *(f"predictions/panoptic/{name}" for name in results.values())],
+    }[kind]
+    assert [name for name in files_below(out) if not name.endswith(".log")] == sorted(
+        ["images.json", *pictures, *written]
+    )
+
+    segmenter = Segmenter.load(checkpoints[kind], "cpu", **OPTIONS[kind])
+    for row, name in zip(index["images"], results.values(), strict=True):
+        answer = segmenter(images / row["file_name"])
+        assert (row["height"], row["width"]) == answer.size
+        with Image.open(out / row["picture"]) as picture:
+            difference = np.abs(np.array(picture).astype(int) - np.array(answer.picture()))
+        assert difference.mean() < 3
+        check_results(kind, out, row["id"], name, answer)
+
+
+def check_results(kind, out, image_id, name, answer):
+    """Read the official files as others do."""
+    if kind == "semantic":
+        found = np.array(Image.open(out / "predictions" / "semantic" / name))
+        assert np.array_equal(found, np.array(CLASSES.ids)[answer.label_map])
+    elif kind == "instance":
+        coco = COCO(out / "images.json")
+        rows = coco.loadRes(str(out / "predictions" / "instances.json"))
+        rows = rows.loadAnns(rows.getAnnIds(imgIds=[image_id]))
+        assert [row["category_id"] for row in rows] == [CLASSES.ids[label] for label in answer.labels]
+        for row, mask in zip(rows, answer.masks, strict=True):
+            assert np.array_equal(coco_mask.decode(row["segmentation"]), mask)
+        assert {row["name"] for row in coco.loadCats(coco.getCatIds())} == set(CLASSES.names)
+    else:
+        document = json.loads((out / "predictions" / "panoptic.json").read_text())
+        (row,) = (row for row in document["annotations"] if row["image_id"] == image_id)
+        assert row["file_name"] == name
+        assert row["segments_info"] == answer.to_coco_panoptic(image_id, name)[0]["segments_info"]
+        ids = np.array(Image.open(out / "predictions" / "panoptic" / name)).astype(int) @ [1, 256, 65536]
+        assert np.array_equal(ids, answer.map)
+
+
+def test_files_patterns_and_lists(checkpoints, tmp_path):
+    one = save(tmp_path / "set [1]" / "a (1), b=c.png")
+    save(tmp_path / "set [1]" / "deep" / "[2].png", seed=1)
+    three = save(tmp_path / "other" / "it's.png", seed=2)
+    cases = {
+        "file": (f"images={one}", ["a (1), b=c"]),
+        "pattern": (f"images={tmp_path}/set [1]/**/*.png", ["a (1), b=c", "deep/[2]"]),
+        "list": (f'images=["{one}","{three}"]', ["set [1]/a (1), b=c", "other/it's"]),
+    }
+    for name, (typed, stems) in cases.items():
+        out = tmp_path / "runs" / name
+        run(f"ckpt={checkpoints['panoptic']}", typed, f"out={out}")
+        assert files_below(out / "pictures") == sorted(f"{stem}.jpg" for stem in stems), name
+    # Without quotes commas part the entries.
+    bare = save(tmp_path / "p=1 (x).png"), save(tmp_path / "q.png")
+    run(f"ckpt={checkpoints['panoptic']}", f"images=[{bare[0]}, {bare[1]}]", f"out={tmp_path / 'bare'}")
+    assert files_below(tmp_path / "bare" / "pictures") == ["p=1 (x).jpg", "q.jpg"]
+
+
+def test_which_files_are_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = save(tmp_path / "a" / "x.png"), save(tmp_path / "b" / "c" / "x.JPEG")
+    literal = save(tmp_path / "[ab].png")
+    out = tmp_path / "out"
+    assert find_images("a/x.png", out) == (tmp_path / "a", [one])
+    assert find_images(["a", "b"], out) == (tmp_path, [one, two])
+    assert find_images(["a/x.png", "a", "a/*", "**/x.png"], out) == (tmp_path, [one])
+    assert find_images("[ab].png", out) == (tmp_path, [literal])
+    assert find_images("[ab]/**", out) == (tmp_path, [one, two])
+    assert find_images("b/*/x.*", out) == (tmp_path / "b", [two])
+    # What was written is no image of the user's; what lies beside it may be.
+    for name in ("pictures/x.jpg", "predictions/semantic/x.png", "mine/x.png"):
+        save(out / name)
+    assert find_images("out", out) == (out, [out / "mine" / "x.png"])
+    assert set(find_images(".", out)[1]) == {one, two, literal, out / "mine" / "x.png"}
+    (tmp_path / "empty").mkdir()
+    for given, message in (
+        ("none.jpg", "images=none.jpg: no such file or folder"),
+        ("none/*.jpg", r"images=none/\*\.jpg has no image"),
+        ("empty", "images=empty has no image: names must end in .jpg"),
+        (["a", "none"], "images=none: no such"),
+        ([], r"images=\[\] is empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_images(given, out)
+
+
+def test_names_stay_apart():
+    files = ["x.jpg", "x.png", "X.gif", "x_jpg.jpg", "a/b.jpg", "a_b.jpg", "a/c.d.jpg", "a/c.jpg", "y.tif"]
+    names = result_names([PurePath(file) for file in files])
+    assert [name.as_posix() for name in names] == [
+        "x_jpg", "x_png", "X_gif", "x_jpg-2", "a/b_jpg", "a_b_jpg-2", "a/c.d", "a/c", "y",
+    ]  # fmt: skip
+    long = [PurePath("ü" * 120 + str(k), "é" * 120 + ".jpg") for k in range(3)]
+    names = result_names([*long, PurePath("é" * 120 + ".png")])
+    assert len({flat_name(name) for name in names}) == len({str(name) for name in names}) == 4
+    for name in names:
+        assert max(len(flat_name(name).encode()), len(name.name.encode())) <= 180
+
+
+def test_results_are_not_mixed_and_thresholds_hold(checkpoints, tmp_path):
+    image, out = save(tmp_path / "x.png"), tmp_path / "out"
+    typed = [f"ckpt={checkpoints['instance']}", f"images={image}", f"out={out}"]
+    run(*typed)
+    before = json.loads((out / "predictions" / "instances.json").read_text())
+    with pytest.raises(InputError, match="has results already"):
+        run(*typed)
+    middle = sorted(row["score"] for row in before)[len(before) // 2]
+    run(*typed, "overwrite=true", f"threshold={middle}")
+    after = json.loads((out / "predictions" / "instances.json").read_text())
+    assert after == [row for row in before if row["score"] >= middle]
+    assert 0 < len(after) < len(before)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "panoptic"])
+def test_a_folder_that_is_overwritten_holds_one_run(kind, checkpoints, tmp_path):
+    save(tmp_path / "im1" / "deep" / "a.png")
+    save(tmp_path / "im1" / "b.png")
+    save(tmp_path / "im2" / "b.png", seed=1)
+    out = tmp_path / "out"
+    run(f"ckpt={checkpoints['instance']}", f"images={tmp_path / 'im1'}", f"out={out}")
+    run(f"ckpt={checkpoints[kind]}", f"images={tmp_path / 'im1'}", f"out={out}", "overwrite=true")
+    assert (out / "pictures" / "deep" / "a.jpg").exists()
+    # Of the user: what lies beside the results stays.
+    mine = [save(out / name) for name in ("mine.png", "pictures/mine.png", "other/b.png")]
+    run(f"ckpt={checkpoints[kind]}", f"images={tmp_path / 'im2'}", f"out={out}", "overwrite=true")
+    results = ["images.json", "pictures/b.jpg", f"predictions/{kind}/b.png"]
+    results += ["predictions/panoptic.json"] * (kind == "panoptic")
+    results += [path.relative_to(out).as_posix() for path in mine]
+    assert files_below(out) == sorted(results)
+    assert not (out / "pictures" / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "no JSON",
+        "[]",
+        '{"images": [{"id": 1, "file_name": "a.png"}], "info": {"folder": "x"}}',
+        '{"images": [], "info": {"year": 2017}}',
+        '{"images": [{"picture": "pictures/../../x.png"}], "info": {"folder": "x"}}',
+        '{"images": [{"picture": "other/x.png"}], "info": {"folder": "x"}}',
+    ],
+)
+def test_an_index_of_others_removes_nothing(index, checkpoints, tmp_path):
+    image, out = save(tmp_path / "x.png"), tmp_path / "out"
+    save(out / "predictions" / "x.png"), save(out / "other" / "x.png")
+    (out / "images.json").write_text(index)
+    before = files_below(tmp_path)
+    with pytest.raises(InputError, match=r"images\.json was not written by predict\.py"):
+        run(f"ckpt={checkpoints['semantic']}", f"images={image}", f"out={out}", "overwrite=true")
+    assert files_below(tmp_path) == before
+    assert (out / "images.json").read_text() == index
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (("images=x.png",), "ckpt is not set"),
+        (("ckpt=a.ckpt",), "images is not set"),
+        (("ckpt=a.ckpt", "images=x.png"), "a.ckpt: no such file"),
+        (("ckpt=a.ckpt", "images=none"), "images=none: no such file or folder"),
+        (("ckpt=a.ckpt", "images=x.png", "threshold=2"), "threshold=2 must be"),
+        (("ckpt=a.ckpt", "images=x.png", "threshold=high"), "threshold=high must be"),
+        (("ckpt=a.ckpt", "images=x.png", "batch_size=0"), "batch_size=0 must be"),
+        (("ckpt=a.ckpt", "images=x.png", "num_workers=a"), "num_workers=a must be"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_before_anything_is_done(typed, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "x.png")
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        cfg = compose("predict", overrides=["out=out", *typed])
+    with pytest.raises(InputError, match=message):
+        predict.main(cfg)
+    assert not Path("out").exists()
+
+
+def test_a_picture_that_cannot_be_written_ends_the_run(checkpoints, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "pictures").write_text("in the way")
+    save(tmp_path / "x.png")
+    with pytest.raises(OSError, match="pictures"):
+        run(f"ckpt={checkpoints['semantic']}", f"images={tmp_path / 'x.png'}", f"out={out}")
+    assert not (out / "images.json").exists()
+
+
+def test_every_option_of_a_task_can_be_set():
+    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        keys = {name: set(OmegaConf.to_container(compose(name).postprocess)) for name in ("predict", "train", "eval")}
+    assert keys["predict"] == keys["train"] == keys["eval"]

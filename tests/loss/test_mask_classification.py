@@ -1,0 +1,251 @@
+"""Loss, matching and point sampling against the original's numbers and plain computations."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eomt.loss.mask_classification import MaskClassificationLoss
+from eomt.loss.matching import match, matching_cost
+from eomt.loss.points import (
+    LossPoints,
+    sample_all_targets,
+    sample_known,
+    sample_logits,
+    sample_targets,
+    uncertain_points,
+)
+from eomt.model.outputs import Logits, QueryOutput
+from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
+from tests.conftest import golden_json, golden_tensors
+from tests.host_syncs import HostSyncs
+
+
+def batch_of(masks, labels):
+    pairs = zip(masks, labels, strict=True)
+    return collate_targets([targets_from_masks(m.numpy() > 0, y.tolist()) for m, y in pairs])
+
+
+def in_double(points):
+    return LossPoints(points.match.double(), points.candidates.double(), points.extra.double())
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    tensors = golden_tensors("loss")
+    output = Logits(tensors["mask_logits"], tensors["class_logits"])
+    targets = batch_of([tensors[f"masks.{b}"] for b in range(3)], [tensors[f"labels.{b}"] for b in range(3)])
+    return output, targets, golden_json("loss")
+
+
+def test_means_equal_the_originals(recorded):
+    output, targets, expected = recorded
+    loss = MaskClassificationLoss(num_points=expected["num_points"])
+    draws, generator = 100, torch.Generator().manual_seed(0)
+    sums = dict.fromkeys(("mask", "dice", "class"), 0.0)
+    for _ in range(draws):
+        seeds = torch.randint(2**62, (3,), generator=generator).tolist()
+        points = loss.draw(1, 20, targets.counts, seeds)
+        for name, value in loss([output], targets, points)[0].items():
+            sums[name] += value.item() / draws
+    for name, ours in (("mask", "mask"), ("dice", "dice"), ("classification", "class")):
+        margin = 4 * expected["std"][name] * (1 / 200 + 1 / draws) ** 0.5
+        assert abs(sums[ours] - expected["mean"][name]) < margin, name
+
+
+def test_matching_equals_the_originals(recorded):
+    output, targets, expected = recorded
+    loss = MaskClassificationLoss(num_points=60_000)
+    points = loss.draw(1, 20, targets.counts, (1, 2, 3))
+    image, query, target = loss.match([output], targets, points)[0]
+    for b, (queries, segments) in enumerate(expected["matched"]):
+        assert query[image == b].tolist() == queries
+        assert target[image == b].tolist() == segments
+
+
+def test_targets_are_read_as_grid_sample_reads_masks():
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(t, 17, 23, generator=generator) > 0.4 for t in (3, 5)]
+    targets = batch_of(masks, [torch.arange(3), torch.arange(5)])
+    assert targets.ids.shape[1] > 1, "the masks overlap, so they need several planes"
+    points = torch.rand(2, 400, 2, generator=generator)
+    ours = sample_all_targets(targets, points)
+    for b in range(2):
+        plain = sample_logits(masks[b].float()[None], points[b : b + 1])[0]
+        torch.testing.assert_close(ours[b, : len(masks[b])], plain, atol=1e-5, rtol=0)
+    assert (ours[0, 3:] == 0).all()
+    image, segment = torch.tensor([1, 0, 1]), torch.tensor([4, 2, 0])
+    own_points = torch.rand(3, 300, 2, generator=generator)
+    ours = sample_targets(targets, image, segment, own_points)
+    chosen = torch.stack([masks[b][t] for b, t in zip(image, segment, strict=True)]).float()
+    torch.testing.assert_close(ours, sample_logits(chosen[:, None], own_points)[:, 0], atol=1e-5, rtol=0)
+
+
+def test_uncertain_points_are_the_nearest_to_zero():
+    logits = torch.randn(2, 8, 8)
+    candidates, extra = torch.rand(2, 60, 2), torch.rand(2, 5, 2)
+    chosen = uncertain_points(logits, candidates, extra, 15)
+    assert chosen.shape == (2, 20, 2)
+    torch.testing.assert_close(chosen[:, 15:], extra)
+    values = sample_logits(logits[:, None], candidates)[:, 0].abs()
+    kept = sample_logits(logits[:, None], chosen[:, :15])[:, 0].abs()
+    torch.testing.assert_close(kept.sort(1).values, values.sort(1).values[:, :15])
+
+
+def test_cost_is_the_plain_formula():
+    x, y = torch.randn(1, 4, 50), (torch.rand(1, 3, 50) > 0.5).float()
+    classes, labels = torch.randn(1, 4, 6), torch.tensor([[2, 0, 4]])
+    cost = matching_cost(x, classes, y, labels, 5, 5, 2)[0]
+    for q in range(4):
+        for t in range(3):
+            bce = F.binary_cross_entropy_with_logits(x[0, q], y[0, t])
+            p = x[0, q].sigmoid()
+            dice = 1 - (2 * (p * y[0, t]).sum() + 1) / (p.sum() + y[0, t].sum() + 1)
+            probability = classes[0, q].softmax(0)[labels[0, t]]
+            torch.testing.assert_close(cost[q, t], 5 * bce + 5 * dice - 2 * probability, atol=1e-5, rtol=0)
+
+
+def test_non_finite_logits_do_not_reach_the_matcher():
+    x = torch.randn(1, 4, 50)
+    x[0, 1] = float("nan")
+    x[0, 2] = float("inf")
+    cost = matching_cost(x, torch.randn(1, 4, 3), torch.ones(1, 2, 50), torch.tensor([[0, 1]]), 5, 5, 2)
+    assert cost.isfinite().all()
+    assert match(cost[None], [2]).shape == (1, 3, 2)
+
+
+def test_a_batch_equals_its_images_one_by_one():
+    generator = torch.Generator().manual_seed(3)
+    masks = [torch.rand(t, 16, 16, generator=generator) > 0.5 for t in (2, 0, 7)]
+    labels = [torch.randint(0, 4, (len(m),), generator=generator) for m in masks]
+    output = Logits(
+        torch.randn(3, 5, 4, 4, generator=generator, dtype=torch.float64),
+        torch.randn(3, 5, 5, generator=generator, dtype=torch.float64),
+    )
+    loss = MaskClassificationLoss(num_points=40)
+    targets = batch_of(masks, labels)
+    points = [in_double(p) for p in loss.draw(1, 5, targets.counts, (3, 4, 5))]
+    together = loss([output], targets, points, 7)[0]
+    first, alone = 0, {"mask": 0.0, "dice": 0.0}
+    for b in range(3):
+        count = min(5, len(masks[b]))
+        own = [
+            type(p)(p.match[b : b + 1], p.candidates[first : first + count], p.extra[first : first + count])
+            for p in points
+        ]
+        single = Logits(*(x[b : b + 1] for x in output))
+        terms = loss([single], batch_of(masks[b : b + 1], labels[b : b + 1]), own, 7)[0]
+        for name in alone:
+            alone[name] += terms[name]
+        first += count
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (9, 0)])
+def test_no_targets_and_more_targets_than_queries(counts):
+    masks = [torch.rand(t, 12, 12) > 0.5 for t in counts]
+    targets = batch_of(masks, [torch.zeros(t, dtype=torch.int64) for t in counts])
+    output = Logits(torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(2, 4, 3, requires_grad=True))
+    loss = MaskClassificationLoss(num_points=20)
+    terms = loss([output], targets, loss.draw(1, 4, targets.counts))
+    total = loss.total(terms)
+    total.backward()
+    assert total.isfinite()
+    assert output.mask_logits.grad is not None
+    if sum(counts) == 0:
+        assert terms[0]["mask"] == 0
+        assert terms[0]["dice"] == 0
+
+
+def test_it_stays_in_full_precision_under_autocast():
+    targets = batch_of([torch.ones(1, 8, 8)], [torch.tensor([0])])
+    output = Logits(torch.randn(1, 3, 4, 4).bfloat16(), torch.randn(1, 3, 2).bfloat16())
+    loss = MaskClassificationLoss(num_points=16)
+    points = loss.draw(1, 3, targets.counts)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss.total(loss([output], targets, points))
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, loss.total(loss([output], targets, points)))
+
+
+@pytest.fixture
+def half_void():
+    """An image whose right half is void, with two segments on the left, and points at all pixels' centres."""
+    id_map = np.zeros((8, 8), dtype=np.int64)
+    id_map[:4, :4], id_map[4:, :4] = 1, 2
+    targets = collate_targets([targets_from_id_map(id_map, [1, 2], [0, 1])])
+    axis = (torch.arange(8) + 0.5) / 8
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(1, 64, 2)
+    points = [LossPoints(grid, torch.zeros(2, 0, 2), grid.expand(2, -1, -1))]
+    logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    return targets, points, logits, torch.zeros(1, 3, 3)
+
+
+def test_void_can_be_left_out(half_void):
+    targets, points, logits, class_logits = half_void
+    loss = MaskClassificationLoss(num_points=64, importance_ratio=0, ignore_void=True)
+    terms = loss([Logits(logits, class_logits)], targets, points)[0]
+    pairs = loss.match([Logits(logits, class_logits)], targets, points)[0]
+    mask = dice = 0
+    for query, segment in zip(*pairs[1:].tolist(), strict=True):
+        x, y = logits[0, query, :, :4], (targets.ids[0, 0, :, :4] == segment + 1).float()
+        p = x.sigmoid()
+        mask = mask + F.binary_cross_entropy_with_logits(x, y) / 2
+        dice = dice + (1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)) / 2
+    torch.testing.assert_close(terms["mask"], mask)
+    torch.testing.assert_close(terms["dice"], dice)
+    (terms["mask"] + terms["dice"]).backward()
+    assert not logits.grad[..., 4:].any()
+    assert logits.grad[..., :4].any()
+
+
+def test_what_is_in_void_does_not_decide_the_matching(half_void):
+    targets, points, logits, class_logits = half_void
+    outputs = [Logits(logits.detach().clone(), class_logits)]
+    known = sample_known(targets, torch.tensor([0]), points[0].match)
+    truth = sample_all_targets(targets, points[0].match)
+
+    def cost(known):
+        sampled = sample_logits(outputs[0].mask_logits, points[0].match)
+        return matching_cost(sampled, class_logits, truth, targets.labels, 5, 5, 2, known)
+
+    before, counted = cost(known), cost(None)
+    outputs[0].mask_logits[..., 4:] += 3
+    torch.testing.assert_close(cost(known), before)
+    assert not torch.allclose(cost(None), counted)
+
+
+def test_without_void_leaving_it_out_changes_nothing(recorded):
+    output, targets, _ = recorded
+    full = targets._replace(ids=targets.ids.clone())
+    full.ids[:, 0][full.ids[:, 0] == 0] = 99  # of no segment that is asked for, but no void either
+    points = MaskClassificationLoss(num_points=100).draw(1, 20, targets.counts, (0, 1, 2))[0]
+    inside = [
+        LossPoints(*(0.1 + 0.8 * part for part in (points.match, points.candidates, points.extra)))
+    ]  # at the edge, the outside is not known
+    plain, ignoring = (
+        MaskClassificationLoss(num_points=100, ignore_void=void)([output], full, inside)[0] for void in (False, True)
+    )
+    for name, value in plain.items():
+        torch.testing.assert_close(ignoring[name], value)
+
+
+@pytest.mark.parametrize("counts", [(3, 5), (0, 40)])
+def test_a_step_waits_for_the_device_once(counts, monkeypatch):
+    """For the costs of all outputs and images, which the matching takes on the host."""
+    targets = batch_of(
+        [torch.rand(t, 12, 12) > 0.5 for t in counts], [torch.zeros(t, dtype=torch.int64) for t in counts]
+    )
+    shapes = ((2, 6, 8), (2, 12, 12, 8), (2, 6, 3))
+    outputs = [QueryOutput(*(torch.randn(s, requires_grad=True) for s in shapes)) for _ in range(3)]
+    loss = MaskClassificationLoss(num_points=20)
+    points = loss.draw(3, 6, targets.counts)
+    read = []  # what reads a CPU's memory without an operation
+    for name in ("tolist", "item", "cpu", "__bool__", "__int__", "__float__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, *a, plain=plain, name=name: read.append(name) or plain(x, *a))
+    with HostSyncs() as waits:
+        loss.total(loss(outputs, targets, points)).backward()
+    assert not waits.found
+    assert read == ["cpu"]

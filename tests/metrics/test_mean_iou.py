@@ -1,0 +1,138 @@
+"""Mean IoU, held against torchmetrics and plain NumPy."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from eomt.classes import Classes, SegmentClass
+from eomt.errors import InputError
+from eomt.metrics.mean_iou import MeanIoU
+from eomt.postprocess.types import Segmentation
+from eomt.targets import ImageTargets, targets_from_id_map
+
+VOID = 255
+
+
+def make_classes(count):
+    return Classes(tuple(SegmentClass(10 * k + 1, f"class {k}", (0, 0, 0), False) for k in range(count)))
+
+
+def truth(labels):
+    """Targets of a label map with VOID; one segment for each class."""
+    present = np.setdiff1d(np.unique(labels), VOID)
+    return targets_from_id_map(labels, present, present)
+
+
+def answer(labels):
+    """A prediction of a label map, with VOID where there is none."""
+    targets = truth(labels)
+    return Segmentation(targets.ids[0].int(), targets.labels, torch.ones(len(targets.labels)))
+
+
+def by_numpy(pairs, count):
+    """IoU and accuracy per class and the share of right pixels, by the rules of ADE20K's and Cityscapes' code."""
+    found, true = (np.concatenate([pair[k].ravel() for pair in pairs]) for k in (0, 1))
+    found, true = found[true != VOID], true[true != VOID]
+    iou, accuracy = [], []
+    for k in range(count):
+        union = ((found == k) | (true == k)).sum()
+        iou.append(((found == k) & (true == k)).sum() / union if union else np.nan)
+        accuracy.append((found == k)[true == k].mean() if (true == k).any() else np.nan)
+    return np.array(iou), np.array(accuracy), (found == true).mean()
+
+
+def random_pair(generator, count, hole):
+    shape = tuple(generator.integers(1, 30, 2))
+    true = generator.integers(0, count, shape)
+    found = np.where(generator.random(shape) < 0.6, true, generator.integers(0, count, shape))
+    true = np.where(generator.random(shape) < 0.2, VOID, true)
+    return np.where(generator.random(shape) < hole, VOID, found), true
+
+
+@pytest.mark.parametrize("hole", [0, 0.15])
+def test_equals_plain_numpy(hole):
+    generator = np.random.default_rng(0)
+    # Classes 5 and 6 never occur; 4 is only predicted.
+    pairs = [random_pair(generator, 4, hole) for _ in range(30)]
+    pairs[0][0].flat[0] = 4
+    pairs[0][1].flat[0] = 1
+    metric = MeanIoU(make_classes(7))
+    for found, true in pairs:
+        metric.update(answer(found), truth(true))
+    iou, accuracy, right = by_numpy(pairs, 7)
+    scores = metric.compute()
+    expected = {"miou": np.nanmean(iou), "mean_accuracy": np.nanmean(accuracy), "pixel_accuracy": right}
+    assert scores.keys() == expected.keys()
+    for name, value in expected.items():
+        assert scores[name].dtype == torch.float64
+        assert scores[name].item() == pytest.approx(100 * value, abs=1e-10)
+    rows = metric.per_class()
+    assert [row["id"] for row in rows] == [1, 11, 21, 31, 41]
+    assert [row["name"] for row in rows] == [f"class {k}" for k in range(5)]
+    assert [row["iou"] for row in rows] == pytest.approx((100 * iou[:5]).tolist(), abs=1e-10)
+    assert [row["accuracy"] for row in rows] == pytest.approx((100 * accuracy[:5]).tolist(), abs=1e-10, nan_ok=True)
+    assert [row["pixels"] for row in rows] == [sum((true == k).sum() for _, true in pairs) for k in range(5)]
+
+
+def test_equals_torchmetrics_on_real_labels(shared_data):
+    metric = MeanIoU(make_classes(150))
+    oracle = MulticlassJaccardIndex(150, ignore_index=VOID, average="none", zero_division=float("nan"))
+    accuracy = MulticlassAccuracy(150, ignore_index=VOID, average="micro")
+    generator = np.random.default_rng(0)
+    with zipfile.ZipFile(shared_data / "ade20k" / "ADEChallengeData2016.zip") as archive:
+        names = [n for n in archive.namelist() if n.startswith("ADEChallengeData2016/annotations/validation/ADE")]
+        assert len(names) == 8
+        for name in names:
+            true = np.array(Image.open(io.BytesIO(archive.read(name)))).astype(np.int64) - 1
+            true[true < 0] = VOID
+            found = np.where(true == VOID, generator.integers(150), true)
+            found = np.roll(found, generator.integers(-9, 10, 2), (0, 1))
+            metric.update(answer(found), truth(true), 1)
+            for other in (oracle, accuracy):
+                other.update(torch.from_numpy(found), torch.from_numpy(true))
+    scores = metric.compute()
+    assert 20 < scores["miou"] < 95
+    assert scores["miou"].item() == pytest.approx(100 * oracle.compute().nanmean().item(), abs=1e-4)
+    assert scores["pixel_accuracy"].item() == pytest.approx(100 * accuracy.compute().item(), abs=1e-4)
+
+
+def test_segments_of_one_class_count_together():
+    metric = MeanIoU(make_classes(2))
+    segmentation = Segmentation(torch.tensor([[1, 1, 2, 3]]), torch.tensor([0, 1, 0]), torch.ones(3))
+    metric.update(segmentation, targets_from_id_map(np.array([[1, 2, 3, 3]]), [1, 2, 3], [0, 0, 1]))
+    assert metric.pixels.tolist() == [[2, 0, 0], [1, 1, 0]]
+
+
+def test_halves_add_up_to_the_whole_and_stay_integers():
+    generator = np.random.default_rng(1)
+    pairs = [random_pair(generator, 3, 0.1) for _ in range(10)]
+    whole, first, second = (MeanIoU(make_classes(3)) for _ in range(3))
+    for k, (found, true) in enumerate(pairs):
+        for metric in (whole, (first, second)[k % 2]):
+            metric.update(answer(found), truth(true))
+            metric = torch.nn.ModuleList([metric]).to(torch.bfloat16)[0].half()
+            metric.set_dtype(torch.float16)
+    reduced = first._reductions["pixels"](torch.stack([first.pixels, second.pixels]))
+    assert reduced.dtype == torch.int64
+    assert torch.equal(reduced, whole.pixels)
+
+
+def test_nothing_to_count_is_nan():
+    metric = MeanIoU(make_classes(2))
+    metric.update(answer(np.array([[0, 1]])), truth(np.array([[VOID, VOID]])))
+    assert all(score.isnan() for score in metric.compute().values())
+    assert metric.per_class() == []
+
+
+def test_overlapping_truth_and_other_sizes_are_refused():
+    metric = MeanIoU(make_classes(1))
+    target = truth(np.array([[0, 0]]))
+    with pytest.raises(InputError, match="2 planes"):
+        metric.update(answer(np.array([[0, 0]])), ImageTargets(target.ids.repeat(2, 1, 1), *target[1:]))
+    with pytest.raises(InputError, match="one size"):
+        metric.update(answer(np.array([[0], [0]])), target)

@@ -1,0 +1,210 @@
+"""The panoptic merge, held to the original's recorded segments, and its bounds on memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eomt.postprocess.geometry import Placement, fit_size
+from eomt.postprocess.panoptic import panoptic_segmentation
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SETTINGS = json.loads((GOLDEN / "postprocess.json").read_text())
+THING = torch.tensor([c not in SETTINGS["stuff_classes"] for c in range(SETTINGS["num_classes"])])
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(GOLDEN / "postprocess.safetensors")
+
+
+def placed(height, width, size):
+    return Placement(height, width, *fit_size(height, width, size))
+
+
+@pytest.mark.parametrize("case", SETTINGS["cases"], ids=lambda case: str(case["index"]))
+def test_segments_are_the_originals(golden, case):
+    prefix, size = f"{case['index']}.", tuple(SETTINGS["img_size"])
+    expected = golden[prefix + "panoptic"]
+    result = panoptic_segmentation(
+        golden[prefix + "mask_logits"][0],
+        golden[prefix + "class_logits"][0],
+        placed(case["height"], case["width"], size),
+        size,
+        THING,
+        SETTINGS["mask_thresh"],
+        overlap_threshold=SETTINGS["overlap_thresh"],
+    )
+    assert result.ids.dtype == torch.int32
+    assert torch.equal(result.ids - 1, expected[..., 1])
+    labels = torch.cat([torch.tensor([len(THING)]), result.labels])[result.ids]
+    assert torch.equal(labels.int(), expected[..., 0])
+    probabilities = golden[prefix + "class_logits"][0].softmax(-1)
+    assert len(result.scores) == len(result.labels) == result.ids.max()
+    for score, label in zip(result.scores, result.labels, strict=True):
+        assert score > 0.8
+        assert (probabilities[:, label] == score).any()
+
+
+def crowded(queries=60, classes=5, seed=0):
+    """Blobs with sharp classes: many kept, many ties among duplicates, some lost to others."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.randn(queries, 6, 6, generator=generator) * 4
+    masks = torch.nn.functional.interpolate(masks[:, None], (24, 24), mode="bicubic")[:, 0] - 3
+    masks[10:20] = masks[:10]
+    logits = torch.randn(queries, classes + 1, generator=generator) * 6
+    logits[10:20] = logits[:10]
+    return masks, logits
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_size_of_chunks_does_not_matter(seed):
+    masks, classes = crowded(seed=seed)
+    thing = torch.tensor([True, False, True, False, False])
+    arguments = masks, classes, placed(61, 83, (96, 96)), (96, 96), thing
+    whole = panoptic_segmentation(*arguments, overlap_threshold=0.3)
+    assert len(whole.labels) >= 3
+    for max_bytes in (1, 10**5, 7 * 10**5):
+        part = panoptic_segmentation(*arguments, overlap_threshold=0.3, max_bytes=max_bytes)
+        assert all(torch.equal(a, b) for a, b in zip(whole, part, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_the_rule_written_with_all_masks_at_once(seed):
+    masks, classes = crowded(seed=seed)
+    thing = torch.tensor([True, False, True, False, False])
+    size = (96, 96)
+    result = panoptic_segmentation(masks, classes, Placement(96, 96, 96, 96), size, thing, overlap_threshold=0.3)
+
+    scores, labels = classes.softmax(-1).max(-1)
+    keep = (labels != 5) & (scores > 0.8)
+    scores, labels = scores[keep], labels[keep]
+    upsampled = torch.nn.functional.interpolate(masks[keep][:, None], size, mode="bilinear")[:, 0]
+    probabilities = upsampled.sigmoid()
+    winner = (probabilities * scores[:, None, None]).argmax(0)
+    expected, found, stuff = torch.zeros(size, dtype=torch.int32), [], {}
+    for query in range(len(labels)):
+        own = probabilities[query] >= 0.5
+        segment = (winner == query) & own
+        if segment.sum() == 0 or (winner == query).sum() / own.sum() < 0.3:
+            continue
+        label = int(labels[query])
+        if label in stuff:
+            expected[segment] = stuff[label]
+            continue
+        found.append(query)
+        expected[segment] = len(found)
+        if not thing[label]:
+            stuff[label] = len(found)
+    assert torch.equal(result.ids, expected)
+    assert torch.equal(result.labels, labels[found])
+    assert torch.equal(result.scores, scores[found])
+
+
+def one_query(own_pixels, rival_pixels, overlap_threshold=0.8):
+    """A mask over the first columns of a row, and a surer rival over the last of these."""
+    masks = torch.full((2, 1, 10), -20.0)
+    masks[0, 0, :own_pixels] = 5
+    masks[1, 0, own_pixels - rival_pixels : own_pixels] = 20
+    classes = torch.tensor([[10.0, 0, 0], [0, 20.0, 0]])
+    placement = Placement(1, 10, 1, 10)
+    return panoptic_segmentation(
+        masks, classes, placement, (1, 10), torch.tensor([True, True]), overlap_threshold=overlap_threshold
+    )
+
+
+def test_a_segment_stays_if_it_won_exactly_the_threshold():
+    # The original keeps a ratio equal to the threshold; Hugging Face's port drops it.
+    assert one_query(4, 1, overlap_threshold=0.75).labels.tolist() == [0, 1]
+    assert one_query(4, 2, overlap_threshold=0.75).labels.tolist() == [1]
+
+
+def test_won_pixels_below_the_mask_threshold_count_for_the_ratio_but_not_for_the_segment():
+    masks = torch.full((2, 1, 10), -30.0)
+    masks[0, 0] = torch.tensor([5.0, 5, -1, -1, -1, -1, 5, 5, -1, -1])
+    masks[1, 0, 6:8] = 30
+    classes = torch.tensor([[10.0, 0, 0], [0, 20.0, 0]])
+    placement = Placement(1, 10, 1, 10)
+    result = panoptic_segmentation(masks, classes, placement, (1, 10), torch.tensor([True, True]))
+    # Query 0 wins 2 of its 4 pixels and 6 below the threshold: 8 / 4.
+    assert result.ids.tolist() == [[1, 1, 0, 0, 0, 0, 2, 2, 0, 0]]
+
+
+def test_of_equals_the_first_query_wins_and_a_probability_of_a_half_is_inside():
+    masks = torch.tensor([[[0.0, 9, -9, -9]], [[0.0, 9, -9, -9]]])
+    classes = torch.tensor([[0.0, 10, -10], [10.0, 0, -10]])
+    placement = Placement(1, 4, 1, 4)
+    result = panoptic_segmentation(masks, classes, placement, (1, 4), torch.tensor([True, True]))
+    assert result.ids.tolist() == [[1, 1, 0, 0]]
+    assert result.labels.tolist() == [1]
+
+
+def test_stuff_is_merged_and_things_are_not():
+    masks = torch.full((4, 1, 8), -20.0)
+    for q in range(4):
+        masks[q, 0, 2 * q : 2 * q + 2] = 20
+    classes = torch.tensor([[9.0, 0, 0], [0, 10.0, 0], [8.0, 0, 0], [0, 7.0, 0]])
+    placement = Placement(1, 8, 1, 8)
+    result = panoptic_segmentation(masks, classes, placement, (1, 8), torch.tensor([False, True]))
+    assert result.ids.tolist() == [[1, 1, 2, 2, 1, 1, 3, 3]]
+    assert result.labels.tolist() == [0, 1, 1]
+    assert torch.equal(result.scores, classes.softmax(-1).amax(-1)[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("best", ["no object", "unsure"])
+def test_no_confident_query_gives_no_segment(best):
+    classes = torch.zeros(3, 4)
+    if best == "no object":
+        classes[:, -1] = 20
+    result = panoptic_segmentation(
+        torch.ones(3, 8, 8), classes, placed(20, 30, (32, 32)), (32, 32), torch.tensor([True] * 3)
+    )
+    assert result.ids.shape == (20, 30)
+    assert result.ids.dtype == torch.int32
+    assert not result.ids.any()
+    assert result.labels.shape == result.scores.shape == (0,)
+
+
+def test_half_precision_logits_are_taken_as_they_are():
+    masks, classes = crowded()
+    thing = torch.tensor([True, False, True, False, False])
+    half = panoptic_segmentation(masks.half(), classes.half(), placed(50, 60, (96, 96)), (96, 96), thing)
+    full = panoptic_segmentation(
+        masks.half().float(), classes.half().float(), placed(50, 60, (96, 96)), (96, 96), thing
+    )
+    assert torch.equal(half.ids, full.ids)
+    assert half.scores.dtype == torch.float32
+
+
+PEAK = """
+import resource, sys, torch
+from eomt.postprocess.geometry import Placement, fit_size
+from eomt.postprocess.panoptic import panoptic_segmentation
+height, width, size = 1435, 2943, (640, 640)
+masks, classes = torch.randn(200, 160, 160), torch.zeros(200, 134)
+classes[torch.arange({kept}), torch.arange({kept}) % 133] = 20
+classes[{kept}:, -1] = 20
+def run(placement):
+    return panoptic_segmentation(masks, classes, placement, size, torch.ones(133, dtype=torch.bool))
+run(Placement(64, 64, 640, 640))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(Placement(height, width, *fit_size(height, width, size)))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((peak - before) / (2**20 if sys.platform == "linux" else 2**30))
+"""
+
+
+def test_a_large_image_with_many_queries_adds_less_than_two_gigabytes():
+    # 64 kept masks of a 2943 x 1435 image alone take 1 GiB, their probabilities as much again.
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK.format(kept=64)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(result.stdout) < 1

@@ -1,0 +1,377 @@
+"""Official result files, read back and scored."""
+
+import contextlib
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from eomt.classes import Classes, SegmentClass
+from eomt.errors import InputError
+from eomt.inference.result import Result
+from eomt.metrics.average_precision import AveragePrecision
+from eomt.metrics.mean_iou import MeanIoU
+from eomt.metrics.panoptic_quality import PanopticQuality
+from eomt.postprocess.coco_format import areas_and_boxes, ids_to_rgb
+from eomt.postprocess.types import Instances, Segmentation
+from eomt.postprocess.writers import InstanceWriter, PanopticWriter, SemanticWriter
+from eomt.targets import targets_from_id_map, targets_from_masks
+from eomt.tasks import task_of
+from eomt.training.callbacks import SavePredictions
+
+CLASSES = Classes(
+    (
+        SegmentClass(7, "cup", (255, 0, 0), True),
+        SegmentClass(9, "dog", (0, 255, 0), True),
+        SegmentClass(200, "sky", (0, 0, 255), False),
+    )
+)
+
+
+def random_segmentation(seed, height=12, width=17):
+    generator = np.random.default_rng(seed)
+    ids = np.kron(generator.integers(0, 4, (3, 4)), np.ones((4, 5)))[:height, :width]
+    present = np.unique(ids[ids > 0])
+    lookup = np.zeros(4, dtype=np.int32)
+    lookup[present.astype(int)] = np.arange(1, len(present) + 1)
+    labels = torch.from_numpy(generator.integers(0, 3, len(present)))
+    return Segmentation(torch.from_numpy(lookup[ids.astype(int)]), labels, torch.ones(len(present)))
+
+
+def read_back(folder):
+    """Every image of the files as targets, by image id."""
+    document = json.loads((folder / "panoptic.json").read_text())
+    label_of = {row["id"]: k for k, row in enumerate(document["categories"])}
+    found = {}
+    for row in document["annotations"]:
+        image = Image.open(folder / "panoptic" / row["file_name"])
+        assert image.mode == "RGB"
+        ids = np.array(image).astype(np.int64) @ [1, 256, 65536]
+        found[row["image_id"]] = targets_from_id_map(
+            ids,
+            [segment["id"] for segment in row["segments_info"]],
+            [label_of[segment["category_id"]] for segment in row["segments_info"]],
+        )
+    return found
+
+
+def test_files_say_what_was_added(tmp_path):
+    truth = {k: random_segmentation(k) for k in range(5)}
+    writer = PanopticWriter(tmp_path / "new" / "folder", CLASSES)
+    for k, segmentation in truth.items():
+        writer.add(segmentation, f"{k:012}.jpg", k)
+    path = writer.close()
+    assert path == tmp_path / "new" / "folder" / "panoptic.json"
+    # Nothing but the results stays behind.
+    assert sorted(p.name for p in path.parent.iterdir()) == ["panoptic", "panoptic.json"]
+    assert sorted(p.name for p in (path.parent / "panoptic").iterdir()) == [f"{k:012}.png" for k in range(5)]
+    found = read_back(path.parent)
+    assert found.keys() == truth.keys()
+    metric = PanopticQuality(CLASSES)
+    for k, targets in found.items():
+        assert torch.equal(targets.ids[0].int(), truth[k].ids)
+        assert torch.equal(targets.labels, truth[k].labels)
+        metric.update(truth[k], targets)
+    assert metric.compute()["pq"] == 100
+    document = json.loads(path.read_text())
+    assert document["categories"] == CLASSES.to_list()
+    for row in document["annotations"]:
+        for segment in row["segments_info"]:
+            mask = truth[row["image_id"]].ids == segment["id"]
+            rows, columns = (axis.numpy() for axis in mask.nonzero(as_tuple=True))
+            assert segment["area"] == mask.sum()
+            assert segment["bbox"][:2] == [columns.min(), rows.min()]
+            assert segment["bbox"][2:] == [np.ptp(columns) + 1, np.ptp(rows) + 1]
+
+
+def test_rank_0_joins_all_ranks_and_drops_duplicates(tmp_path):
+    writers = [PanopticWriter(tmp_path, CLASSES, rank, 3) for rank in (1, 2, 0)]
+    shares = ([4, 1], [2, 4, 1], [0, 3])
+    for writer, images in zip(writers, shares, strict=True):
+        for k in images:
+            writer.add(random_segmentation(k), f"{k}.jpg", k)
+    for writer in writers:
+        writer.flush()
+    # Rank 0 may close before the others have.
+    for writer in reversed(writers):
+        writer.close()
+    assert list(read_back(tmp_path)) == [0, 1, 2, 3, 4]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["panoptic", "panoptic.json"]
+
+
+def test_a_new_run_into_the_same_folder_replaces_the_old(tmp_path):
+    crashed = PanopticWriter(tmp_path, CLASSES)
+    crashed.add(random_segmentation(0), "0.jpg", 0)
+    crashed.flush()
+    writer = PanopticWriter(tmp_path, CLASSES)
+    writer.add(random_segmentation(1), "1.jpg", 1)
+    writer.close()
+    assert list(read_back(tmp_path)) == [1]
+
+
+def test_an_unfinished_run_leaves_the_old_json(tmp_path):
+    (tmp_path / "panoptic.json").write_text("old")
+    writer = PanopticWriter(tmp_path, CLASSES)
+    writer.add(random_segmentation(0), "0.jpg", 0)
+    writer.flush()
+    assert (tmp_path / "panoptic.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("kind", ["semantic", "panoptic"])
+def test_images_of_one_name_in_two_folders_stay_apart(kind, tmp_path):
+    names = ["a/1.jpg", "b/1.jpg", "b/1.x.png", "2.jpg", "../../c/3.jpg", "/d/4.jpg"]
+    files = ["a/1.png", "b/1.png", "b/1.x.png", "2.png", "c/3.png", "d/4.png"]
+    if kind == "panoptic":  # COCO's PNGs stand in one folder
+        files = [name.replace("/", "_") for name in files]
+    writer = {"semantic": SemanticWriter, "panoptic": PanopticWriter}[kind](tmp_path / "out", CLASSES)
+    writer.check_names(names)
+    for k, name in enumerate(names):
+        writer.add(random_segmentation(k), name, k)
+    writer.close()
+    found = [path.relative_to(tmp_path / "out" / kind).as_posix() for path in tmp_path.rglob("*.png")]
+    assert sorted(found) == sorted(files)
+    if kind == "panoptic":
+        for k, targets in read_back(tmp_path / "out").items():
+            assert torch.equal(targets.ids[0].int(), random_segmentation(k).ids)
+        return
+    for k, name in enumerate(files):
+        truth = random_segmentation(k)
+        values = torch.tensor([0, *(CLASSES.ids[label] for label in truth.labels)])
+        assert np.array_equal(np.array(Image.open(tmp_path / "out" / kind / name)), values[truth.ids.long()])
+
+
+class Names:
+    """A validation set that has names alone, and the trainer that has it."""
+
+    def __init__(self, names, rank=0, world_size=1, barrier=lambda: None):
+        self.names, self.global_rank, self.world_size = names, rank, world_size
+        self.is_global_zero = rank == 0
+        self.datamodule = SimpleNamespace(reader=lambda split: {"val": self}[split])
+        self.strategy = SimpleNamespace(barrier=barrier)
+
+    def __len__(self):
+        return len(self.names)
+
+    def name(self, index):
+        return self.names[index]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "message"),
+    [
+        ("semantic", ["a/x.jpg", "y.jpg", "a/x.png"], r"of a/x\.jpg and a/x\.png would both be a/x\.png in .*semantic"),
+        ("panoptic", ["a/x.jpg", "y.jpg", "a_x.jpg"], r"of a/x\.jpg and a_x\.jpg would both be a_x\.png in .*panoptic"),
+        ("panoptic", ["x.jpg", "x.jpg"], r"of x\.jpg and x\.jpg"),
+        ("semantic", ["a/x.jpg", "a_x.jpg", "b/x.jpg"], None),
+        ("instance", ["a/x.jpg", "y.jpg", "a/x.png"], None),
+    ],
+)
+def test_every_rank_refuses_names_that_collide_before_the_run(kind, names, message, tmp_path):
+    module = SimpleNamespace(task=task_of(kind), classes=CLASSES)
+    for rank in (0, 1):
+        refused = pytest.raises(InputError, match=message) if message else contextlib.nullcontext()
+        with refused:
+            SavePredictions(tmp_path).on_validation_start(Names(names, rank, 2), module)
+    assert not message or not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_ranks_do_not_wait_for_one_that_fails(tmp_path):
+    waited = []
+    trainer = Names(["x.jpg"], barrier=lambda: waited.append(True))
+    callback = SavePredictions(tmp_path)
+    module = SimpleNamespace(task=task_of("panoptic"), classes=CLASSES)
+    callback.on_validation_start(trainer, module)
+    for k in (0, 1):  # what `check_names` would have refused
+        callback._writer.add(random_segmentation(k), "x.jpg", k)
+    with pytest.raises(InputError, match="share the name"):
+        callback.on_validation_end(trainer, module)
+    assert len(waited) == 2
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    writer = PanopticWriter(tmp_path, CLASSES)
+    writer.add(random_segmentation(0), "a/1.jpg", 10)
+    writer.add(random_segmentation(1), "a/1.png", 11)
+    with pytest.raises(InputError, match=r"images 10 and 11 share the name a_1\.png"):
+        writer.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write results to .*file/results"):
+        PanopticWriter(tmp_path / "file" / "results", CLASSES)
+
+
+def test_ids_beyond_a_byte_and_segments_without_pixels():
+    ids = np.array([[0, 255, 256], [65535, 65536, 2**24 - 1]])
+    assert np.array_equal(ids_to_rgb(ids).astype(np.int64) @ [1, 256, 65536], ids)
+    assert areas_and_boxes(np.array([[0, 2], [2, 2]]), 3) == (
+        [0, 3, 0],
+        [[0, 0, 0, 0], [0, 0, 2, 2], [0, 0, 0, 0]],
+    )
+
+
+def test_an_independent_scorer_reads_the_files(tmp_path):
+    panoptic = pytest.importorskip("hotcoco.panoptic")
+    metric = PanopticQuality(CLASSES)
+    writers = [PanopticWriter(tmp_path / name, CLASSES) for name in ("truth", "prediction")]
+    for k in range(6):
+        truth = random_segmentation(k)
+        noise = torch.rand(truth.ids.shape, generator=torch.Generator().manual_seed(k))
+        ids = torch.where(noise < 0.1, 0, truth.ids)
+        prediction = Segmentation(ids, truth.labels.roll(k % 2), truth.scores)
+        for writer, segmentation in zip(writers, (truth, prediction), strict=True):
+            writer.add(segmentation, f"{k}.jpg", k)
+        metric.update(prediction, targets_from_id_map(truth.ids.numpy(), range(1, 4), truth.labels.tolist()))
+    truth_json, prediction_json = (writer.close() for writer in writers)
+    document = json.loads(truth_json.read_text())
+    document["images"] = [{"id": k, "height": 12, "width": 17} for k in range(6)]
+    for row in document["annotations"]:
+        for segment in row["segments_info"]:
+            segment["iscrowd"] = 0
+    truth_json.write_text(json.dumps(document))
+    evaluation = panoptic.PanopticEval(truth_json, prediction_json)
+    evaluation.evaluate()
+    ours = metric.compute()
+    assert 10 < ours["pq"] < 90
+    for name in ("pq", "sq", "rq"):
+        assert evaluation.results()["All"][name] == pytest.approx(ours[name].item() / 100, abs=1e-9)
+
+
+def random_instances(seed, count=4, height=40, width=50):
+    generator = np.random.default_rng(seed)
+    masks = np.zeros((height, width, count), dtype=np.uint8, order="F")
+    for k in range(count):
+        y, x = generator.integers(0, 30, 2)
+        masks[y : y + generator.integers(0, 30), x : x + 20, k] = 1
+    rles = coco_mask.encode(masks) if count else []
+    labels = torch.from_numpy(generator.integers(0, 3, count))
+    areas = torch.from_numpy(masks.sum((0, 1)).astype(np.int64))
+    scores = torch.from_numpy(generator.random(count, dtype=np.float32))
+    return Instances((height, width), rles, labels, scores, areas, torch.arange(count))
+
+
+def test_pycocotools_scores_the_instances_as_the_metric_does(tmp_path):
+    metric, writers = AveragePrecision(CLASSES), [InstanceWriter(tmp_path, CLASSES, rank, 2) for rank in (1, 0)]
+    document = {"images": [], "annotations": [], "categories": CLASSES.to_list()}
+    for k in range(12):
+        found = random_instances(k, count=(4, 0, 7)[k % 3])
+        masks = np.roll(random_instances(k).masks().numpy(), k % 2, 1)
+        labels = random_instances(k).labels.tolist()
+        metric.update(found, targets_from_masks(masks, labels), k)
+        for writer in writers[: 2 if k == 4 else 1] if k % 2 else writers[-1:]:
+            writer.add(found, f"a/{k}.jpg", k)
+        document["images"].append({"id": k, "height": 40, "width": 50})
+        for mask, label in zip(masks, labels, strict=True):
+            row = {"id": len(document["annotations"]) + 1, "image_id": k, "category_id": CLASSES.ids[label]}
+            code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            document["annotations"].append({**row, "area": int(mask.sum()), "iscrowd": 0, "segmentation": code})
+    for writer in writers:
+        writer.flush()
+    assert not (tmp_path / "instances.json").exists()
+    path = [writer.close() for writer in writers][-1]
+    assert path == tmp_path / "instances.json"
+    assert [p.name for p in tmp_path.iterdir()] == ["instances.json"]
+    for row in json.loads(path.read_text()):
+        assert row["bbox"] == coco_mask.toBbox(row["segmentation"]).tolist()
+        assert all(type(side) is int for side in row["bbox"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = document
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(str(path)), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    scores = [score.item() for score in metric.compute().values()]
+    assert 5 < scores[0] < 95
+    assert np.nan_to_num(scores, nan=-100) == pytest.approx(100 * evaluation.stats, abs=1e-10)
+
+
+def test_files_have_the_rows_that_answers_give(tmp_path):
+    instances, panoptic = InstanceWriter(tmp_path, CLASSES), PanopticWriter(tmp_path, CLASSES)
+    objects, rows = [], []
+    for k in range(3):
+        instances.add(random_instances(k), f"a/{k}.jpg", k)
+        panoptic.add(random_segmentation(k), f"a/{k}.jpg", k)
+        objects += Result(random_instances(k), CLASSES).to_coco(k)
+        rows.append(Result(random_segmentation(k), CLASSES).to_coco_panoptic(k, f"a_{k}.png")[0])
+    # As text, in which 1 and 1.0 are not the same.
+    assert instances.close().read_text() == json.dumps(objects)
+    assert json.dumps(json.loads(panoptic.close().read_text())["annotations"]) == json.dumps(rows)
+
+
+def test_instances_of_no_image_are_an_empty_list(tmp_path):
+    writer = InstanceWriter(tmp_path, CLASSES)
+    writer.add(random_instances(0, count=0), "0.jpg", 0)
+    assert json.loads(writer.close().read_text()) == []
+
+
+def test_each_image_stands_in_the_instances_once(tmp_path):
+    writers = [InstanceWriter(tmp_path, CLASSES, rank, 2) for rank in (0, 1)]
+    for writer in reversed(writers):
+        # Two folders may hold images of one name: here nothing replaces the other's.
+        for k in (1, 0):
+            writer.add(random_instances(k), "same.jpg", k)
+    for writer in writers:
+        writer.flush()
+    rows = json.loads(writers[0].close().read_text())
+    assert [row["image_id"] for row in rows] == [1] * 4 + [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "values", "mode"),
+    [
+        ((7, 9, 200), (0, 7, 9, 200), "L"),
+        ((0, 1, 2), (255, 0, 1, 2), "L"),
+        ((0, 1, 255), (65535, 0, 1, 255), "I;16"),
+        ((1, 2, 300), (0, 1, 2, 300), "I;16"),
+    ],
+)
+def test_label_maps_give_the_mean_iou(tmp_path, ids, values, mode):
+    classes = Classes(tuple(SegmentClass(i, f"c{i}", (0, 0, 0), False) for i in ids))
+    written, read = MeanIoU(classes), MeanIoU(classes)
+    writers = [SemanticWriter(tmp_path, classes, rank, 2) for rank in (0, 1)]
+    for k in range(4):
+        found, truth = random_segmentation(k), random_segmentation(k % 3)
+        targets = targets_from_id_map(truth.ids.numpy(), range(1, len(truth.labels) + 1), truth.labels.tolist())
+        written.update(found, targets)
+        for writer in writers[k % 2 :]:
+            writer.add(found, f"some/where/{k}.x.jpg", k)
+        image = Image.open(tmp_path / "semantic" / "some" / "where" / f"{k}.x.png")
+        assert image.mode == mode
+        labels = np.array(image)
+        assert set(np.unique(labels)) <= set(values)
+        assert np.array_equal(labels == values[0], found.ids.numpy() == 0)
+        again = Segmentation(torch.zeros(labels.shape, dtype=torch.int32), torch.arange(3), torch.ones(3))
+        for number, value in enumerate(ids, 1):
+            again.ids[torch.from_numpy(labels == value)] = number
+        read.update(again, targets)
+    for writer in writers:
+        writer.flush()
+    assert writers[1].close() == writers[0].close() == tmp_path / "semantic"
+    assert [p.name for p in tmp_path.iterdir()] == ["semantic"]
+    assert sorted(p.name for p in (tmp_path / "semantic").rglob("*.*")) == [f"{k}.x.png" for k in range(4)]
+    assert 0 < written.compute()["miou"] < 100
+    assert torch.equal(written.pixels, read.pixels)
+
+
+def test_two_label_maps_of_one_name_are_refused(tmp_path):
+    writer = SemanticWriter(tmp_path, CLASSES)
+    writer.add(random_segmentation(0), "a/1.jpg", 10)
+    writer.add(random_segmentation(1), "a/1.png", 11)
+    with pytest.raises(InputError, match=r"images 10 and 11 share the name a/1\.png in .*semantic"):
+        writer.close()
+
+
+@pytest.mark.parametrize("ids", [(1, 70000), (-1, 2), (0, 255, 65535)])
+def test_ids_that_no_label_map_holds_are_refused(tmp_path, ids):
+    with pytest.raises(InputError, match="do not fit into a label PNG"):
+        SemanticWriter(tmp_path, Classes(tuple(SegmentClass(i, "c", (0, 0, 0), False) for i in ids)))

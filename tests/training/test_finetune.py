@@ -1,0 +1,275 @@
+"""Training less than everything: frozen blocks, LoRA; averages of the weights; ending early."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import eval as evaluation
+import train
+from eomt.cli import build as assemble
+from eomt.errors import InputError, Stopped
+from eomt.model.eomt import EoMT
+from eomt.model.lora import LoRALinear, add_lora, merged
+from eomt.training.callbacks import WeightAverage
+from eomt.weights.checkpoint import CONTINUATION, FORMAT, TRAINED, read_checkpoint
+from eomt.weights.load import read_weights
+from tests.conftest import configured
+from tests.export.test_export import run as run_export
+from tests.training.test_resume import _equal
+
+pytestmark = pytest.mark.xdist_group("train")
+
+PATIENT = ("callbacks.early_stopping.patience=2", "trainer.max_epochs=1")
+VARIANTS = {
+    "frozen": ("model.freeze_backbone=true",),
+    "blocks": ("model.freeze_backbone=2", "callbacks.ema.decay=0.5"),
+    "lora": ("model.lora.rank=2", "callbacks.ema.decay=0.6"),
+}
+
+
+@pytest.fixture(scope="module")
+def settings(options):
+    short = (
+        "trainer.check_val_every_n_epoch=1",
+        "data.num_workers=0",
+        "data.eval_batch_size=4",
+        "optim.warmup_steps=[1,1]",
+        "postprocess.score_threshold=0",
+    )
+    return (*options, *short, "callbacks.pictures=null", "callbacks.curves=null")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings, tmp_path_factory):
+    """The folder of a whole run of each variant: two epochs of three steps, each validated."""
+    folders = {}
+    for name, overrides in VARIANTS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        train.main(configured(folders[name], *settings, *overrides))
+    return folders
+
+
+def checkpoint_of(folder, name="last"):
+    return read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_resumed_run_ends_the_same(settings, undisturbed, tmp_path, name):
+    """Stopped within a validation, where averages are in the place of the weights, and within an epoch."""
+    resumed = ()
+    for place, step in (("validation", 3), ("step", 5)):
+        stop = f"+callbacks.stop={{_target_: tests.training.test_resume.StopAt, place: {place}, step: {step}}}"
+        with pytest.raises(Stopped):
+            train.main(configured(tmp_path, *settings, *VARIANTS[name], stop, *resumed))
+        resumed = (f"ckpt='{tmp_path}/checkpoints/last.ckpt'",)
+    train.main(configured(tmp_path, *settings, *VARIANTS[name], *resumed))
+    ours, theirs = map(checkpoint_of, (tmp_path, undisturbed[name]))
+    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert _equal(ours[part], theirs[part]), part
+    assert _equal(ours.get(TRAINED), theirs.get(TRAINED))
+    for file in ("metrics.json", "metrics_per_class.json"):
+        assert (tmp_path / file).read_text() == (undisturbed[name] / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "learning"),
+    [
+        ("frozen", ("network.queries", "network.class_head.", "network.mask_head.", "network.upscale.")),
+        ("blocks", ("network.queries", "network.class_head.", "backbone.vit.blocks.2.", "backbone.vit.norm.")),
+        ("lora", ("network.queries", "network.class_head.", ".lora_a", ".lora_b")),
+    ],
+)  # fmt: skip
+def test_what_is_frozen_stays_and_takes_no_optimizer_state(settings, undisturbed, name, learning):
+    cfg = configured(undisturbed[name], *settings)
+    data = assemble.build_data(cfg)
+    torch.manual_seed(0)
+    after = checkpoint_of(undisturbed[name])
+    before = _initial(cfg, data).state_dict()
+    moved = {key for key, value in after["state_dict"].items() if key in before and not torch.equal(value, before[key])}
+    moved |= {key for key in after["state_dict"] if key not in before}
+    moved.discard("mask_probabilities")
+    assert all(any(part in key for key in moved) for part in learning)
+    if name == "blocks":
+        assert not any("blocks.0." in key or "blocks.1." in key or "patch_embed" in key for key in moved)
+    else:
+        assert not any("backbone" in key and "lora" not in key for key in moved)
+    assert len(after["optimizer_states"][0]["state"]) == len(moved)
+
+
+def _initial(cfg, data):
+    """The network as a run begins with it."""
+    import lightning
+
+    lightning.seed_everything(cfg.seed, verbose=False)
+    return assemble.build_module(cfg, data.classes, data.image_size)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_evaluation_and_export_take_the_weights_that_were_validated(settings, undisturbed, tmp_path, name):
+    run = undisturbed[name]
+    last = run / "checkpoints" / "last.ckpt"
+    evaluation.main(configured(tmp_path / "eval", f"ckpt='{last}'", "pictures=0", name="eval"))
+    counted = [json.loads((f / "metrics_per_class.json").read_text()) for f in (run, tmp_path / "eval")]
+    assert counted[0] == counted[1]
+    assert sum(row["tp"] + row["fp"] for row in counted[0]) > 10, "there must be predictions to compare"
+    run_export(f"ckpt={last}", "format=hf", f"out={tmp_path}/hf")
+    cfg = configured(tmp_path, *settings, *VARIANTS[name])
+    module = assemble.build_module(cfg, read_weights(last).classes, (64, 64))
+    module._choose_what_learns()
+    module.load_state_dict(checkpoint_of(run)["state_dict"])
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        trained = module.network.eval()(images)[-1].logits()
+        for source in (last, tmp_path / "hf"):
+            weights = read_weights(source, kind="panoptic", classes=read_weights(last).classes)
+            network = EoMT(**weights.network).eval()
+            network.load_state_dict(weights.state)
+            found = network(images)[-1].logits()
+            for one, other in zip(found, trained, strict=True):
+                torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def test_a_run_that_has_only_its_last_validation_left_validates_the_averages(settings, undisturbed, tmp_path):
+    """Killed after the last save, before the validation that `train.py` ends with."""
+    whole = undisturbed["blocks"]
+    checkpoint = checkpoint_of(whole)
+    checkpoint[CONTINUATION]["validated_at"] = None
+    checkpoint[TRAINED] = {name: -weight for name, weight in checkpoint[TRAINED].items()}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
+    resumed = ("trainer.max_steps=6", f"ckpt='{tmp_path}/checkpoints/last.ckpt'")
+    train.main(configured(tmp_path, *settings, *VARIANTS["blocks"], *resumed))
+    for file in ("metrics.json", "metrics_per_class.json"):
+        assert (tmp_path / file).read_text() == (whole / file).read_text()
+
+
+@pytest.mark.parametrize("backbone", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb"])
+def test_lora_is_a_change_of_the_weights(backbone):
+    """Nothing at first; later what the merged weights give, also where biases are added from outside the layer."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "init_values": 1.0}
+    network = EoMT(backbone, 32, 3, 4, 1, 8, sizes).double()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    drops = torch.zeros(1, 2, 4, dtype=torch.bool)
+    before = network(images, drops)[-1].logits()
+    add_lora(network.backbone.blocks, rank=3, alpha=6, seed=0)
+    layers = [layer for layer in network.modules() if isinstance(layer, LoRALinear)]
+    assert len(layers) == 2 * 4
+    for one, other in zip(network(images, drops)[-1].logits(), before, strict=True):
+        assert torch.equal(one, other)
+    for layer in layers:
+        nn.init.normal_(layer.lora_b, std=0.3)
+    changed = network(images, drops)[-1].logits()
+    plain = EoMT(backbone, 32, 3, 4, 1, 8, sizes).double()
+    plain.load_state_dict(merged(network.state_dict(), {"rank": 3, "alpha": 6}))
+    for one, other, first in zip(plain(images, drops)[-1].logits(), changed, before, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+        assert not torch.allclose(one, first, atol=1e-3)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 0, "alpha": 1}, {"rank": 2}])
+def test_lora_weights_without_their_scale_are_refused(lora):
+    state = {"x.weight": torch.ones(2, 2), "x.lora_a": torch.ones(1, 2), "x.lora_b": torch.ones(2, 1)}
+    with pytest.raises(InputError, match="the LoRA weights of x cannot be merged"):
+        merged(state, lora)
+
+
+def test_averages_follow_their_formula_and_give_way():
+    """The network holds them in a validation alone; a second batch of a step does not count."""
+    network = nn.Linear(3, 2)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False)
+    callback = WeightAverage(0.25)
+    callback.on_train_start(trainer, network)
+    expected = network.weight.detach().clone()
+    for step in range(1, 5):
+        with torch.no_grad():
+            network.weight.add_(torch.randn(2, 3))
+        trainer.global_step = step
+        for _ in range(2):
+            callback.on_train_batch_end(trainer, network, None, None, 0)
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * network.weight.detach()
+    weights = network.weight.detach().clone()
+    callback.on_validation_start(trainer, network)
+    torch.testing.assert_close(network.weight.detach(), expected)
+    saved = {"state_dict": network.state_dict()}
+    callback.on_save_checkpoint(trainer, network, saved)
+    torch.testing.assert_close(saved["state_dict"]["weight"], expected)
+    assert torch.equal(saved[TRAINED]["weight"], weights)
+    callback.on_validation_end(trainer, network)
+    assert torch.equal(network.weight, weights)
+
+
+def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
+    """Nothing is better by 1000: the first score is the best, and patience counts from it."""
+    caplog.set_level("INFO", logger="eomt")
+    stopping = (*settings, "trainer.max_epochs=6", "callbacks.early_stopping.min_delta=1000")
+    stopping = (*stopping, "callbacks.early_stopping.patience=2")
+    train.main(configured(tmp_path / "whole", *stopping))
+    whole = checkpoint_of(tmp_path / "whole")
+    assert whole["global_step"] == 9
+    assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["step"] == 9
+    words = r"pq was no better than \d+\.\d\d \+ 1000 in 2 validations: the run ends here, at step 9"
+    assert re.search(words, caplog.text)
+    stop = "+callbacks.stop={_target_: tests.training.test_resume.StopAt, place: step, step: 7}"
+    with pytest.raises(Stopped):
+        train.main(configured(tmp_path / "parts", *stopping, stop))
+    resumed = f"ckpt='{tmp_path}/parts/checkpoints/last.ckpt'"
+    train.main(configured(tmp_path / "parts", *stopping, resumed))
+    parts = checkpoint_of(tmp_path / "parts")
+    for part in ("global_step", "state_dict", "optimizer_states"):
+        assert _equal(parts[part], whole[part]), part
+    train.main(configured(tmp_path / "parts", *stopping, resumed))
+    assert checkpoint_of(tmp_path / "parts")["global_step"] == 9
+    assert "in 2 validations: this run had ended before" in caplog.text
+    train.main(configured(tmp_path / "parts", *stopping[:-1], "callbacks.early_stopping.patience=3", resumed))
+    assert checkpoint_of(tmp_path / "parts")["global_step"] == 12
+
+
+def test_what_is_frozen_should_have_learned_something(settings, tmp_path, caplog):
+    once = (*settings, "trainer.max_epochs=null", "trainer.max_steps=1", "trainer.limit_val_batches=0")
+    train.main(configured(tmp_path / "random", *once, "model.freeze_backbone=true"))
+    assert "the frozen part of the backbone is random" in caplog.text
+    caplog.clear()
+    weights = f"weights='{tmp_path}/random/checkpoints/last.ckpt'"
+    train.main(configured(tmp_path / "trained", *once, "model.lora.rank=2", weights))
+    assert "random" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.freeze_backbone=4"], r"model\.freeze_backbone=4 must be true, false or a number of blocks, up to 3"),
+        (["model.freeze_backbone=most"], r"model\.freeze_backbone=most must be"),
+        (["model.lora.rank=2", "model.freeze_backbone=2"], "model.lora freezes the whole backbone"),
+        (["model.lora.rank=2.5"], r"model\.lora\.rank=2\.5"),
+        (["callbacks.ema.decay=1"], r"callbacks\.ema\.decay=1 must be"),
+        (["callbacks.early_stopping.patience=0"], r"early_stopping\.patience=0 must be a whole number of at least 1"),
+        (["callbacks.early_stopping.patience=-1"], r"early_stopping\.patience=-1 must be"),
+        (["callbacks.early_stopping.patience=abc"], r"early_stopping\.patience=abc must be"),
+        ([*PATIENT, "callbacks.early_stopping.min_delta=abc"], r"early_stopping\.min_delta=abc must be a number"),
+        ([*PATIENT, "callbacks.early_stopping.min_delta=-1"], r"early_stopping\.min_delta=-1 must be"),
+        ([*PATIENT, "callbacks.early_stopping.mode=up"], r"early_stopping\.mode=up must be max or min"),
+        ([*PATIENT, "callbacks.early_stopping.monitor=map"], r"monitor=map is no score of this run; it has .*, pq,"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, tmp_path, overrides, words):
+    with pytest.raises(Exception, match=words):
+        train.main(configured(tmp_path, *settings, *overrides))
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_run_goes_on_with_what_it_began_with(settings, undisturbed, tmp_path):
+    for name, changed, words in (
+        ("lora", ("model.lora.rank=3", "callbacks.ema.decay=0.6"), r"with model\.lora=.*begin another by weights="),
+        ("frozen", (), r"with model\.freeze_backbone=True, this one has False"),
+        ("blocks", ("model.freeze_backbone=2",), r"averages its weights: set callbacks\.ema\.decay"),
+    ):
+        last = undisturbed[name] / "checkpoints" / "last.ckpt"
+        with pytest.raises(InputError, match=words):
+            train.main(configured(tmp_path, *settings, *changed, f"ckpt='{last}'"))
+    assert checkpoint_of(undisturbed["lora"])[FORMAT]["learns"]["lora"] == {"rank": 2, "alpha": 16}

@@ -1,0 +1,317 @@
+"""Numbers that go wrong in a run, and batches that are overfull or empty."""
+
+import math
+import subprocess
+import sys
+from functools import partial
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+
+from datasets.module import SegmentationData
+from eomt.errors import InputError
+from eomt.loss.mask_classification import MaskClassificationLoss
+from eomt.loss.matching import match, matching_cost
+from eomt.model.eomt import EoMT
+from eomt.postprocess.geometry import FIT_AND_PAD
+from eomt.tasks import task_of
+from eomt.training.module import EoMTModule
+from tests.conftest import ROOT
+from tests.memory_reader import MemoryReader
+
+pytestmark = [pytest.mark.xdist_group("train"), pytest.mark.filterwarnings("ignore")]
+
+
+def module(num_queries=6, **changes):
+    torch.manual_seed(0)
+    network = EoMT(
+        backbone="vit_small_patch14_reg4_dinov2",
+        image_size=(32, 32),
+        num_classes=5,
+        num_queries=num_queries,
+        num_masked_blocks=2,
+        patch_size=8,
+        backbone_options={"embed_dim": 32, "depth": 3, "num_heads": 2},
+    )
+    classes = MemoryReader().classes
+    options = {"annealing_windows": [[0.2, 0.5], [0.4, 0.7]], "warmup_steps": (1, 1), "lr": 1e-3}
+    return EoMTModule(
+        network, task_of("panoptic"), classes, MaskClassificationLoss(num_points=32), **(options | changes)
+    )
+
+
+def data(reader=MemoryReader, **changes):
+    options = {"image_size": 32, "batch_size": 2, "global_batch": 4, "num_workers": 0, "seed": 0}
+    return SegmentationData(reader, reader, FIT_AND_PAD, **(options | changes))
+
+
+class Fault(lightning.Callback):
+    """Makes numbers of some steps, counted from 1, bad: a loss term or a gradient; and keeps what came of each."""
+
+    def __init__(self, kind=None, steps=(), value=math.nan):
+        self.kind, self.steps, self.value = kind, steps, value
+        self.after = {}
+        self.logged = {}
+
+    def on_fit_start(self, trainer, pl_module):
+        self.loss = pl_module.loss.forward
+        pl_module.loss.forward = partial(self._loss, trainer)
+
+    def _loss(self, trainer, *arguments):
+        terms = self.loss(*arguments)
+        if self.kind in terms[0] and trainer.global_step + 1 in self.steps:
+            terms[1][self.kind] = terms[1][self.kind] * self.value
+        return terms
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if self.kind == "gradient" and trainer.global_step + 1 in self.steps:
+            pl_module.network.class_head.weight.grad[0, 0] = self.value
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        state = pl_module.optimizers().optimizer.state
+        self.after[trainer.global_step] = (
+            [p.detach().clone() for p in pl_module.network.parameters()],
+            [{k: v.clone() for k, v in state[p].items()} for p in state],
+            pl_module.lr_schedulers().last_epoch,
+            pl_module.mask_probabilities.tolist(),
+        )
+        self.logged[trainer.global_step] = {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+
+def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6, **changes):
+    options = {"precision": "32-true"} | changes
+    loading = loading or data()
+    trainer = lightning.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        callbacks=list(callbacks),
+        accumulate_grad_batches=loading.global_batch // loading.batch_size,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=0.5,
+        log_every_n_steps=1,
+        limit_val_batches=0,
+        **options,
+    )
+    model = model or module()
+    trainer.fit(model, loading, ckpt_path=ckpt_path)
+    return model
+
+
+def same(ours, theirs):
+    weights, moments, *_ = zip(ours, theirs, strict=True)
+    return all(map(torch.equal, *weights)) and all(
+        a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in b) for a, b in zip(*moments, strict=True)
+    )
+
+
+FP16 = {"precision": None, "plugins": [MixedPrecision("16-mixed", "cpu")]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "precision", "words"),
+    [
+        (Fault("dice", {3}), {}, "loss dice (output 1) not finite"),
+        (Fault("class", {3}, math.inf), {"precision": "bf16-mixed"}, "loss class (output 1) not finite"),
+        (Fault("mask", {3}), FP16, "loss mask (output 1) not finite"),
+        (Fault("gradient", {3}), {}, "the gradient of class_head.weight not finite"),
+        (Fault("gradient", {3}, -math.inf), {"precision": "bf16-mixed"}, "the gradient of class_head.weight"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_left_out_named_and_counted(tmp_path, caplog, fault, precision, words):
+    run(tmp_path, [fault], steps=4, **precision)
+    assert same(fault.after[3], fault.after[2])
+    assert not same(fault.after[2], fault.after[1])
+    assert not same(fault.after[4], fault.after[3])
+    assert [fault.after[step][2] for step in (1, 2, 3, 4)] == [1, 2, 3, 4], "the schedule goes on"
+    assert fault.after[3][3] != fault.after[2][3], "so does annealing"
+    (record,) = [r for r in caplog.records if "step left out" in r.message]
+    assert record.message.startswith(f"step 3: {words}")
+    assert record.message.count("image0") == 4, "all images of the step"
+    assert record.message.endswith("step left out, 1 in a row, 1 so far")
+    assert [fault.logged[step].get("train/skipped_steps") for step in (2, 3, 4)] == [0, 1, 1]
+    assert all(torch.isfinite(p).all() for p in fault.after[4][0])
+
+
+def test_finite_numbers_are_clipped_as_ever(tmp_path):
+    """Bit for bit what PyTorch's own function does."""
+    ours = Fault()
+    run(tmp_path, [ours])
+    theirs = Fault()
+
+    class Plain(EoMTModule):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+
+    plain = module()
+    plain.__class__ = Plain
+    run(tmp_path, [theirs], plain)
+    for step in range(1, 7):
+        assert same(ours.after[step], theirs.after[step])
+
+
+def test_an_overflow_of_gradient_scaling_is_no_fault(tmp_path, caplog):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    fault = Fault()
+    model = run(tmp_path, [fault], steps=3, precision=None, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert scaler.get_scale() < 2.0**60
+    assert model.finite.skipped == 0
+    assert not [r for r in caplog.records if "left out" in r.message]
+
+
+def test_too_many_in_a_row_end_the_run_and_leave_the_batch(tmp_path, caplog):
+    fault = Fault("dice", {1, 2, 4, 5, 6})
+    with pytest.raises(InputError, match=r"3 optimizer steps in a row were left out .*step 6: loss dice") as error:
+        run(tmp_path, [fault], module(max_skipped_steps=3), steps=8)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "bad_batch.pt") in str(error.value)
+    saved = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    assert saved["step"] == 6
+    assert len(saved["batches"]) == 2, "both of the step"
+    for batch in saved["batches"]:
+        assert batch["images"].shape == (2, 3, 32, 32)
+        assert math.isnan(batch["terms"][1]["dice"])
+        assert math.isfinite(batch["terms"][0]["dice"])
+        assert len(batch["names"]) == len(batch["targets"]["counts"]) == 2
+    with pytest.raises(InputError, match=r"optim\.max_skipped_steps is 0"):
+        module(max_skipped_steps=0)
+
+
+def test_a_resumed_run_counts_on(tmp_path):
+    def fault():
+        return Fault("dice", {3, 4, 5, 6})
+
+    every = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+    whole = fault()
+    run(tmp_path, [whole, every], module(max_skipped_steps=5), steps=8)
+    resumed = fault()
+    model = run(tmp_path, [resumed], module(max_skipped_steps=5), ckpt_path=str(tmp_path / "step=4.ckpt"), steps=8)
+    assert model.finite.skipped == 4
+    assert same(resumed.after[8], whole.after[8])
+    with pytest.raises(InputError, match=r"3 optimizer steps in a row"):
+        run(tmp_path, [fault()], module(max_skipped_steps=3), ckpt_path=str(tmp_path / "step=4.ckpt"), steps=8)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_matcher_never_sees_what_is_not_finite(value, dtype):
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn(2, 6, 50, generator=generator, dtype=dtype)
+    classes = torch.randn(2, 6, 4, generator=generator, dtype=dtype)
+    truth = torch.rand(2, 3, 50, generator=generator, dtype=dtype).round()
+    labels = torch.tensor([[0, 1, 2], [2, -1, -1]])
+    masks[0, 0, 0] = masks[1] = value
+    classes[0, 1, 2] = classes[1, :, 0] = value
+    cost = matching_cost(masks, classes, truth, labels, 5.0, 5.0, 2.0)
+    assert cost.isfinite().all()
+    image, query, segment = match(cost[None], (3, 1))[0]
+    assert image.tolist() == [0, 0, 0, 1]
+    assert sorted(segment[:3].tolist()) == [0, 1, 2]
+    if math.isnan(value):
+        assert 0 not in query[:3], "another query has numbers"
+
+
+def test_more_targets_than_queries(tmp_path):
+    """Each query has a target, and those left over have no part in the loss."""
+    model = run(tmp_path, model=module(num_queries=2), steps=2)
+    assert model.finite.skipped == 0
+    assert all(p.isfinite().all() for p in model.network.parameters())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (50, 20000)])
+def test_extreme_images_in_training_and_validation(tmp_path, size):
+    class Extreme(MemoryReader):
+        def size(self, index):
+            return size if index % 2 else super().size(index)
+
+        def read(self, index):
+            import numpy as np
+
+            from eomt.targets import targets_from_id_map
+
+            if index % 2 == 0:
+                return super().read(index)
+            return np.zeros((*size, 3), np.uint8), targets_from_id_map(np.ones(size, np.int64), [1], [4])
+
+    loading = data(partial(Extreme, count=4))
+    model = run(tmp_path, loading=loading, steps=2)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.validate(model, loading, verbose=False)
+    assert model.finite.skipped == 0
+    assert set(model.scores) >= {"pq", "sq", "rq"}
+
+
+RANKS = """
+import os
+import sys
+sys.path.insert(0, {root!r})
+import lightning
+import torch
+from datasets.module import SegmentationData
+from tests.training import test_nonfinite as t
+from tests.memory_reader import MemoryReader
+
+torch.set_num_threads(1)
+
+
+def say(*words):
+    # One write, or the two ranks' lines mix in the pipe they share.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+
+class Mine(t.Fault):
+    def _loss(self, trainer, *arguments):
+        self.steps = {{2, 4}} if trainer.global_rank == 1 else ()
+        counts = arguments[1].counts
+        say("rank", trainer.global_rank, "step", trainer.global_step + 1, "targets", sum(counts))
+        return super()._loss(trainer, *arguments)
+
+
+class Data(SegmentationData):
+    # As if all crops of rank 0's first batch had missed their segments.
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        if self.trainer.global_rank == 0 and self.trainer.global_step == 0:
+            none = batch.targets.labels.new_zeros(len(batch.images), 0)
+            targets = batch.targets._replace(
+                ids=batch.targets.ids * 0, labels=none, planes=none, counts=(0,) * len(batch.images))
+            batch = batch._replace(targets=targets)
+        return batch
+
+
+fault = Mine("dice")
+trainer = lightning.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_steps=5, max_epochs=-1, logger=False, callbacks=[fault],
+    enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, use_distributed_sampler=False,
+    num_sanity_val_steps=0, gradient_clip_val=0.5, limit_val_batches=0, default_root_dir={folder!r})
+model = t.module(max_skipped_steps=3)
+trainer.fit(model, Data(MemoryReader, MemoryReader, t.FIT_AND_PAD, image_size=32, batch_size=2, global_batch=4,
+    num_workers=0, seed=0))
+moved = [not t.same(fault.after[k], fault.after[k - 1]) for k in (2, 3, 4, 5)]
+total = sum(float(p.detach().double().sum()) for p in model.network.parameters())
+say("rank", trainer.global_rank, "skipped", model.finite.skipped, "moved", moved, "weights", total)
+"""
+
+
+def test_two_ranks_leave_a_step_out_together_and_step_without_targets(tmp_path):
+    """NaN on one rank alone; no target at all in a whole batch of the other."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS.format(root=str(ROOT), folder=str(tmp_path)))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ends = sorted(line for line in done.stdout.splitlines() if " skipped " in line)
+    assert len(ends) == 2, done.stdout
+    assert "rank 0 step 1 targets 0" in done.stdout
+    assert all("skipped 2 moved [False, True, False, True]" in line for line in ends), ends
+    assert ends[0].split("weights")[1] == ends[1].split("weights")[1]
+    assert done.stderr.count("step left out") == 2, "the first rank says it"
+    assert "step 2: loss dice (output 1) not finite; images of rank 1: image0" in done.stderr

@@ -1,0 +1,125 @@
+"""Runs that are stopped at an arbitrary moment go on and end where the undisturbed run ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import lightning
+import pytest
+import torch
+
+import train
+from eomt.errors import Stopped
+from eomt.weights.checkpoint import read_checkpoint
+from tests.conftest import ROOT, configured
+
+pytestmark = pytest.mark.xdist_group("train")
+
+LONGER = ("trainer.max_epochs=12", "callbacks.last.every_n_steps=1", "trainer.limit_val_batches=0")
+
+
+@pytest.fixture(scope="module")
+def settings(options):
+    return (*options, *LONGER, "callbacks.best=null")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train.main(configured(folder, *settings))
+    return read_checkpoint(folder / "checkpoints" / "last.ckpt")
+
+
+def _launched(settings, folder):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *settings, f"hydra.run.dir={folder}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def _start(settings, folder):
+    """A run of its own process, once it has saved a checkpoint."""
+    process = _launched(settings, folder)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
+        time.sleep(0.01)
+    return process
+
+
+def _same_end(settings, folder, undisturbed):
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    stopped_at = read_checkpoint(checkpoint)["global_step"]
+    assert 1 <= stopped_at <= undisturbed["global_step"]
+    assert not [p for p in checkpoint.parent.iterdir() if p.suffix != ".ckpt" and not p.name.startswith(".")]
+    if stopped_at < undisturbed["global_step"]:
+        train.main(configured(folder, *settings, f"ckpt='{checkpoint}'"))
+    ended = read_checkpoint(checkpoint)
+    assert ended["global_step"] == undisturbed["global_step"]
+    for key, value in undisturbed["state_dict"].items():
+        assert torch.equal(ended["state_dict"][key], value), (key, stopped_at)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.37, 1.1])
+def test_killed(settings, undisturbed, tmp_path, delay):
+    process = _start(settings, tmp_path)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    _same_end(settings, tmp_path, undisturbed)
+
+
+class InterruptAt(lightning.Callback):
+    """Presses Ctrl-C after a micro-batch, counted from 1."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.batch:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("batch", [6, 7])
+def test_ctrl_c_within_and_at_the_end_of_a_step(settings, undisturbed, tmp_path, batch):
+    """Two micro-batches make a step: whichever Ctrl-C meets, the step is finished before it is saved."""
+    interrupt = f"+callbacks.interrupt={{_target_: tests.training.test_stop.InterruptAt, batch: {batch}}}"
+    with pytest.raises(Stopped, match=r"go on by: python train\.py ckpt="):
+        train.main(configured(tmp_path, *settings, "callbacks.last.every_n_steps=1000", interrupt))
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] in (3, 4)
+    _same_end(settings, tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_signals_on_the_command_line(settings, tmp_path, number, status):
+    """To the whole process group, as a terminal and SLURM send them: the data workers live on until the run ends."""
+    process = _start((*settings, "trainer.max_epochs=2000"), tmp_path)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == status, output
+    assert "go on by: python train.py ckpt=" in output
+    assert "Traceback" not in output
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] >= 1
+
+
+def test_a_signal_while_the_program_is_still_importing(settings, tmp_path):
+    process = _launched(settings, tmp_path)
+    deadline = time.monotonic() + 60
+    # The last that Hydra writes before it calls us.
+    while not (tmp_path / ".hydra" / "overrides.yaml").exists():
+        assert time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert "stopped by SIGTERM while no step was under way" in output
+    assert "Traceback" not in output
+    assert not tmp_path.exists(), "a folder in which nothing began"
