@@ -11,7 +11,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from benchmarks.faults import archive_case
 from PIL import Image
 
 from datasets import patience, workers
@@ -21,6 +20,7 @@ from datasets.module import SegmentationData
 from eomt.errors import InputError
 from eomt.postprocess.geometry import FIT_AND_PAD
 from tests.memory_reader import MemoryReader
+from tests.stress.faults import archive_case
 
 pytestmark = pytest.mark.xdist_group("workers")
 
@@ -253,7 +253,7 @@ def test_a_truncated_jpeg_and_a_damaged_member_are_named(tmp_path):
 
 
 def test_flipped_bits_of_an_archive_are_refused_or_named(shapes, tmp_path, monkeypatch):
-    """`benchmarks/faults.py` does this 200 times."""
+    """`tests/stress/faults.py` does this 200 times."""
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
     outcomes = {archive_case(shapes, tmp_path, random.Random(seed)) for seed in range(10)}
     good = {

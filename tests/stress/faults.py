@@ -147,7 +147,7 @@ class Faults:
         return f"{happened}; {'same' if whole and not different(self.state(), self.wanted) else 'OTHER'} end"
 
     def inject(self, what: str, *steps: int, more: tuple[str, ...] = ()) -> str:
-        fault = f"+callbacks.fault={{_target_: benchmarks.faults.Inject, what: {what}, steps: {list(steps)}}}"
+        fault = f"+callbacks.fault={{_target_: tests.stress.faults.Inject, what: {what}, steps: {list(steps)}}}"
         return self.run(fault, *more)
 
     def copied(self, change: Callable[[Path], None]) -> Path:
