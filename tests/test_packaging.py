@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.conftest import ROOT
+from tests.running import ROOT
 
 SCRIPT = """
 import sys

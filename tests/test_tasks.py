@@ -19,13 +19,13 @@ from pycocotools.cocoeval import COCOeval
 import eval as evaluation
 import train
 from eomt.classes import Classes
-from eomt.cli import main as launch
+from eomt.cli import main
 from eomt.errors import InputError
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, predict_images, task_of
 from eomt.weights.checkpoint import FORMAT, foreign_code, read_checkpoint
-from tests.conftest import ROOT, SMALL, configured
+from tests.running import ROOT, SMALL, configured
 
 CLASSES = Classes.from_categories([{"id": 3, "name": "cat"}, {"id": 5, "name": "sky", "isthing": 0}])
 
@@ -213,7 +213,7 @@ def own_data(shapes, tmp_path_factory):
     ],
 )
 def test_own_data_in_three_forms(own_data, tmp_path, task, overrides, classes):
-    overrides = launch.quote_paths([*overrides, f"data.root={own_data}"])
+    overrides = main.quote_paths([*overrides, f"data.root={own_data}"])
     small = (*SMALL, "model=tiny", "trainer.max_steps=2", "postprocess.max_bytes=1000000")
     train.main(configured(tmp_path, "experiment=small_set", f"task={task}", *small, *overrides))
     scores = json.loads((tmp_path / "metrics.json").read_text())

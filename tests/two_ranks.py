@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.running import ROOT
 
 TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
 
@@ -57,9 +57,13 @@ def main(rank, port, specification):
         "MASTER_PORT": port,
         "TORCHELASTIC_RUN_ID": "tests",
     }
+    import torch
+
     import eval as evaluation
     import train
-    from tests.conftest import configured
+    from tests.running import configured
+
+    torch.set_num_threads(1)
 
     scripts = {"train": train.main, "eval": evaluation.main}
     for name, folder, overrides in json.loads(Path(specification).read_text()):

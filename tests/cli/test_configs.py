@@ -9,15 +9,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from eomt.cli import main as launch
+from eomt.cli import main
 from eomt.errors import InputError
 from eomt.training.annealing import resolve_windows
 from eomt.weights.checkpoint import FORMAT
-from tests.conftest import golden_json
+from tests.golden_numbers import golden_json
+from tests.running import CONFIGS
 
-EXPERIMENTS = sorted(path.stem for path in (Path(launch.CONFIGS) / "experiment").glob("*.yaml"))
-TASKS = sorted(path.stem for path in (Path(launch.CONFIGS) / "task").glob("*.yaml"))
-MODELS = sorted(path.stem for path in (Path(launch.CONFIGS) / "model").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (Path(CONFIGS) / "experiment").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (Path(CONFIGS) / "task").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (Path(CONFIGS) / "model").glob("*.yaml"))
 
 # Optimizer steps of the published runs: epochs x batches of 16.
 STEPS_PER_EPOCH = {
@@ -31,7 +32,7 @@ MODEL_NAMES = {"s": "small", "b": "base", "l": "large"}
 
 
 def composed(*overrides, name="train"):
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
         return compose(name, overrides=[*overrides, "run_folder=RUN"])
 
 
@@ -136,13 +137,13 @@ def test_paths_survive_the_override_grammar(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = "runs (1)/épreuve,a=b/epoch=3-step=100.ckpt"
     typed = [f"ckpt={path}", "data.root=/a b/~c's", "seed=3", "model.pretrained=false", "+data.train.images=a=b"]
-    cfg = composed("task=coco_panoptic", *launch.quote_paths(typed)[:4])
+    cfg = composed("task=coco_panoptic", *main.quote_paths(typed)[:4])
     assert cfg.ckpt == str(tmp_path / path), "absolute, so that it means the same from any folder"
     assert cfg.data.root == "/a b/~c's"
     assert cfg.seed == 3
     assert cfg.model.pretrained is False
-    assert launch.quote_paths(typed)[4] == "+data.train.images='a=b'"
-    assert launch.quote_paths(["ckpt=null"]) == ["ckpt=null"]
+    assert main.quote_paths(typed)[4] == "+data.train.images='a=b'"
+    assert main.quote_paths(["ckpt=null"]) == ["ckpt=null"]
 
 
 def test_a_resumed_run_keeps_what_was_typed_unless_it_is_typed_again(tmp_path):
@@ -150,11 +151,11 @@ def test_a_resumed_run_keeps_what_was_typed_unless_it_is_typed_again(tmp_path):
     path.parent.mkdir(parents=True)
     typed = ["task=coco_panoptic", "model=tiny", "model.num_queries=7", "data.root='/a'", "trainer.max_epochs=3"]
     torch.save({FORMAT: {"overrides": typed}}, path)
-    ckpt = launch.quote_paths([f"ckpt={path}"])[0]
-    arguments = launch.resumed([ckpt, "trainer.max_epochs=5"])
-    folder = launch.quote_paths([f"hydra.run.dir={path.parents[1]}"])[0]
+    ckpt = main.quote_paths([f"ckpt={path}"])[0]
+    arguments = main.resumed([ckpt, "trainer.max_epochs=5"])
+    folder = main.quote_paths([f"hydra.run.dir={path.parents[1]}"])[0]
     assert arguments == [*typed[:4], ckpt, "trainer.max_epochs=5", folder]
-    assert launch.resumed([ckpt, "model=small", "hydra.run.dir=x"]) == [
+    assert main.resumed([ckpt, "model=small", "hydra.run.dir=x"]) == [
         "task=coco_panoptic",
         "data.root='/a'",
         "trainer.max_epochs=3",
@@ -162,16 +163,16 @@ def test_a_resumed_run_keeps_what_was_typed_unless_it_is_typed_again(tmp_path):
         "model=small",
         "hydra.run.dir=x",
     ]
-    assert launch.resumed([ckpt, "task=shapes_panoptic"])[0] == ckpt
-    assert launch.resumed(["seed=1"]) == ["seed=1"]
+    assert main.resumed([ckpt, "task=shapes_panoptic"])[0] == ckpt
+    assert main.resumed(["seed=1"]) == ["seed=1"]
 
 
 def test_slurm_jobs_keep_their_folder_and_interactive_ones_do_not_share_one(monkeypatch):
     for name, value in (("SLURM_JOB_ID", "17"), ("SLURM_PROCID", "3"), ("SLURM_JOB_NAME", "train")):
         monkeypatch.setenv(name, value)
-    assert launch.run_id() == "slurm-17"
+    assert main.run_id() == "slurm-17"
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")
-    assert launch.run_id() != "slurm-17"
+    assert main.run_id() != "slurm-17"
 
 
 def _fails_within(error):
@@ -184,15 +185,15 @@ def _fails_within(error):
 def test_error_lines_are_one_line_and_our_own_words_win():
     with pytest.raises(RuntimeError) as error:
         _fails_within(InputError("data.root is not set:\n  set it"))
-    assert launch.explain(error.value) == "data.root is not set: set it"
-    assert launch.explain(ValueError("a\n\tb")) == "a b"
+    assert main.explain(error.value) == "data.root is not set: set it"
+    assert main.explain(ValueError("a\n\tb")) == "a b"
 
 
 def test_code_that_cannot_be_imported_is_named():
     from hydra.utils import instantiate
 
-    with pytest.raises(launch.ENDINGS) as error:
+    with pytest.raises(main.ENDINGS) as error:
         instantiate({"_target_": "circles_nobody_has.Circles"})
-    line = launch.explain(error.value)
+    line = main.explain(error.value)
     assert line.startswith("circles_nobody_has.Circles cannot be imported (")
     assert line.endswith("is its folder in PYTHONPATH?")

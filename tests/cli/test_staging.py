@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from eomt.cli import build as assemble
-from tests.conftest import ROOT, configured
+from tests.running import ROOT, configured
 
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import export as entry
 from eomt.classes import Classes
-from eomt.cli import main as launch
+from eomt.cli import main
 from eomt.errors import InputError
 from eomt.export.export import export, metrics_of
 from eomt.export.model_card import model_card
@@ -26,8 +26,9 @@ from eomt.weights import graph
 from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
 from eomt.weights.weights import Weights
-from tests.conftest import ROOT, golden_network
-from tests.inference.test_segmenter import CLASSES, OPTIONS, assert_same, random_image, random_network, write_checkpoint
+from tests.golden_numbers import golden_network
+from tests.random_networks import CLASSES, OPTIONS, assert_same, random_image, random_network, write_checkpoint
+from tests.running import CONFIGS, ROOT
 
 SEVEN = Classes.from_categories([{"id": k, "name": f"class {k}", "isthing": k % 2} for k in range(7)])
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -54,8 +55,8 @@ OVERRIDES = [
 
 def run(*typed):
     """What `python export.py *typed` does, up to the way its errors are shown."""
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
-        entry.main(compose("export", overrides=launch.quote_paths([str(t) for t in typed])))
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        entry.main(compose("export", overrides=main.quote_paths([str(t) for t in typed])))
 
 
 def weights_of(network, classes=SEVEN, kind="panoptic", **more):
@@ -160,7 +161,7 @@ def test_what_a_file_does_not_say_can_be_given(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             run(*typed, *more, f"out={tmp_path / 'out'}")
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
         keys = [set(compose(name).network) for name in ("export", "predict")]
     assert keys[0] == keys[1]
 

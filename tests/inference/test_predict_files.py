@@ -12,19 +12,20 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import predict
-from eomt.cli import main as launch
+from eomt.cli import main
 from eomt.errors import InputError
 from eomt.inference.predict_files import find_images, result_names
 from eomt.inference.segmenter import Segmenter
 from eomt.postprocess.writers import flat_name
-from tests.inference.test_segmenter import CLASSES, KINDS, OPTIONS, random_image, write_checkpoint
+from tests.random_networks import CLASSES, KINDS, OPTIONS, random_image, write_checkpoint
+from tests.running import CONFIGS
 
 
 def run(*typed):
     """What `python predict.py *typed` does, up to the way its errors are shown."""
     typed = [*typed, "device=cpu", "num_workers=2"]
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
-        cfg = compose("predict", overrides=launch.quote_paths(typed))
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("predict", overrides=main.quote_paths(typed))
     predict.main(cfg)
 
 
@@ -240,7 +241,7 @@ def test_an_index_of_others_removes_nothing(index, checkpoints, tmp_path):
 def test_what_is_missing_or_wrong_is_said_before_anything_is_done(typed, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "x.png")
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = compose("predict", overrides=["out=out", *typed])
     with pytest.raises(InputError, match=message):
         predict.main(cfg)
@@ -258,6 +259,6 @@ def test_a_picture_that_cannot_be_written_ends_the_run(checkpoints, tmp_path):
 
 
 def test_every_option_of_a_task_can_be_set():
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
         keys = {name: set(OmegaConf.to_container(compose(name).postprocess)) for name in ("predict", "train", "eval")}
     assert keys["predict"] == keys["train"] == keys["eval"]

@@ -13,53 +13,13 @@ from eomt.errors import InputError
 from eomt.inference.load_image import load_image
 from eomt.inference.result import Result
 from eomt.inference.segmenter import Segmenter
-from eomt.model.eomt import EoMT
 from eomt.postprocess.types import Instances
 from eomt.tasks import task_of
-
-CLASSES = Classes.from_categories(
-    [{"id": 3, "name": "cup"}, {"id": 5, "name": "dog"}, {"id": 11, "name": "sky", "isthing": 0}]
-)
-KINDS = ("semantic", "instance", "panoptic")
-# Random weights are sure of nothing.
-OPTIONS = {"semantic": {}, "instance": {"top_k": 7}, "panoptic": {"score_threshold": 0.0, "overlap_threshold": 0.0}}
-
-
-def random_network():
-    torch.manual_seed(0)
-    options = {"embed_dim": 32, "depth": 2, "num_heads": 2}
-    network = EoMT("vit_small_patch14_reg4_dinov2", 32, len(CLASSES), 6, 1, 8, options)
-    with torch.no_grad():
-        network.class_head.weight.mul_(40)
-        network.mask_head[-1].weight.mul_(10)
-    return network
-
-
-def write_checkpoint(path, kind, network=None, **more):
-    network = network or random_network()
-    own = {"kind": kind, "classes": CLASSES.to_list(), "network": network.spec}
-    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
-    weights["mask_probabilities"] = torch.zeros(1)
-    torch.save({"eomt": own | more, "state_dict": weights, "global_step": 0}, path)
-    return path
-
-
-def random_image(height, width, seed=0):
-    """Smooth noise: a network sees shapes in it, and sizes do not change it much."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+from tests.random_networks import CLASSES, KINDS, OPTIONS, assert_same, random_image, random_network, write_checkpoint
 
 
 def segmenter_of(kind, network=None):
     return Segmenter(network or random_network(), task_of(kind, OPTIONS[kind]), CLASSES, "cpu")
-
-
-def assert_same(one, other, tolerance=0.0):
-    assert one.size == other.size
-    assert np.array_equal(one.labels, other.labels)
-    assert np.abs(one.scores - other.scores).max(initial=0) <= tolerance
-    assert np.array_equal(one.map, other.map)
-    assert np.array_equal(one.areas, other.areas)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ from eomt.loss.points import (
 )
 from eomt.model.outputs import Logits, QueryOutput
 from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
-from tests.conftest import golden_json, golden_tensors
+from tests.golden_numbers import golden_json, golden_tensors
 from tests.host_syncs import HostSyncs
 
 

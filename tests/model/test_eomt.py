@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
-from tests.conftest import golden_network, golden_tensors
+from tests.golden_numbers import golden_network, golden_tensors
 
 
 def tiny(**changes):

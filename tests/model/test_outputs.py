@@ -9,7 +9,7 @@ from eomt.loss.points import LossPoints
 from eomt.model.eomt import Upscale
 from eomt.model.outputs import Logits, QueryOutput
 from eomt.targets import collate_targets, targets_from_masks
-from tests.conftest import golden_network
+from tests.golden_numbers import golden_network
 
 
 def prediction(dtype=torch.float64):

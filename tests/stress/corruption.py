@@ -25,12 +25,12 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from datasets.shapes.dataset import ensure_shapes  # noqa: E402
-from eomt.cli import main as launch  # noqa: E402
 from eomt.cli.build import starting_point  # noqa: E402
+from eomt.cli.main import resumed  # noqa: E402
 from eomt.cli.resume import choose_checkpoint  # noqa: E402
 from eomt.errors import InputError  # noqa: E402
 from eomt.weights.checkpoint import PREVIOUS, read_checkpoint  # noqa: E402
-from tests.conftest import SMALL, configured  # noqa: E402
+from tests.running import SMALL, configured  # noqa: E402
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def case(run: Path, options: list[str], draw: random.Random, arguments: argparse
     for path in files:
         path.write_bytes(damaged(before[path], damage, draw))
     try:
-        launch.resumed([f"ckpt={last}"])
+        resumed([f"ckpt={last}"])
         cfg = configured(run, *options, f"ckpt='{last}'")
         choose_checkpoint(cfg, [])
         chosen, _ = starting_point(cfg)

@@ -39,10 +39,10 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from datasets.readers.coco_panoptic import CocoPanoptic  # noqa: E402
 from datasets.shapes.dataset import ensure_shapes  # noqa: E402
-from eomt.cli import main as launch  # noqa: E402
+from eomt.cli.main import explain  # noqa: E402
 from eomt.errors import InputError, Stopped  # noqa: E402
 from eomt.weights.checkpoint import read_checkpoint  # noqa: E402
-from tests.conftest import SMALL, configured  # noqa: E402
+from tests.running import SMALL, configured  # noqa: E402
 from tests.stress import corruption  # noqa: E402
 from tests.stress.resume import different, flat  # noqa: E402
 
@@ -132,7 +132,7 @@ class Faults:
                 train.main(configured(self.here, *self.options(*more, data=data)))
             end = "ran to its end"
         except (InputError, Stopped) as error:
-            end = f'one line after {time.monotonic() - begin:.0f} s: "{_short(launch.explain(error))}"'
+            end = f'one line after {time.monotonic() - begin:.0f} s: "{_short(explain(error))}"'
         except Exception as error:
             end = f"STACK TRACE: {type(error).__name__} {_short(str(error))}"
         said = [f'"{_short(line)}"' for line in dict.fromkeys(self.log.lines)]

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from datasets.shapes.dataset import ensure_shapes  # noqa: E402
 from eomt.weights.checkpoint import intact, read_checkpoint  # noqa: E402
-from tests.conftest import SMALL  # noqa: E402
+from tests.running import SMALL  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STATUS = {number: {128 + number} if number != signal.SIGKILL else {-number} for number in SIGNALS}

@@ -14,8 +14,8 @@ from eomt.errors import InputError
 from eomt.training.sharding import ShardedStrategy
 from eomt.weights.checkpoint import TRAINED, read_checkpoint
 from eomt.weights.load import read_weights
-from tests.conftest import configured
 from tests.label_files import label_png, photo, write_folder
+from tests.running import configured
 from tests.two_ranks import run_pair
 
 pytestmark = pytest.mark.xdist_group("train")

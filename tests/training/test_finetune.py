@@ -17,9 +17,7 @@ from eomt.model.lora import LoRALinear, add_lora, merged
 from eomt.training.callbacks import WeightAverage
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, TRAINED, read_checkpoint
 from eomt.weights.load import read_weights
-from tests.conftest import configured
-from tests.export.test_export import run as run_export
-from tests.training.test_resume import _equal
+from tests.running import configured, equal, typed
 
 pytestmark = pytest.mark.xdist_group("train")
 
@@ -69,8 +67,8 @@ def test_a_resumed_run_ends_the_same(settings, undisturbed, tmp_path, name):
     train.main(configured(tmp_path, *settings, *VARIANTS[name], *resumed))
     ours, theirs = map(checkpoint_of, (tmp_path, undisturbed[name]))
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
-        assert _equal(ours[part], theirs[part]), part
-    assert _equal(ours.get(TRAINED), theirs.get(TRAINED))
+        assert equal(ours[part], theirs[part]), part
+    assert equal(ours.get(TRAINED), theirs.get(TRAINED))
     for file in ("metrics.json", "metrics_per_class.json"):
         assert (tmp_path / file).read_text() == (undisturbed[name] / file).read_text()
 
@@ -116,7 +114,7 @@ def test_evaluation_and_export_take_the_weights_that_were_validated(settings, un
     counted = [json.loads((f / "metrics_per_class.json").read_text()) for f in (run, tmp_path / "eval")]
     assert counted[0] == counted[1]
     assert sum(row["tp"] + row["fp"] for row in counted[0]) > 10, "there must be predictions to compare"
-    run_export(f"ckpt={last}", "format=hf", f"out={tmp_path}/hf")
+    typed("export", f"ckpt={last}", "format=hf", f"out={tmp_path}/hf")
     cfg = configured(tmp_path, *settings, *VARIANTS[name])
     module = assemble.build_module(cfg, read_weights(last).classes, (64, 64))
     module._choose_what_learns()
@@ -222,7 +220,7 @@ def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
     train.main(configured(tmp_path / "parts", *stopping, resumed))
     parts = checkpoint_of(tmp_path / "parts")
     for part in ("global_step", "state_dict", "optimizer_states"):
-        assert _equal(parts[part], whole[part]), part
+        assert equal(parts[part], whole[part]), part
     train.main(configured(tmp_path / "parts", *stopping, resumed))
     assert checkpoint_of(tmp_path / "parts")["global_step"] == 9
     assert "in 2 validations: this run had ended before" in caplog.text

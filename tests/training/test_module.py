@@ -19,7 +19,7 @@ import eval as evaluation
 import export
 import train
 from eomt.cli import build as assemble
-from eomt.cli import main as launch
+from eomt.cli import main
 from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.normalisers import step_normalisers
@@ -30,7 +30,7 @@ from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
-from tests.conftest import ROOT, SMALL, configured
+from tests.running import CONFIGS, ROOT, SMALL, configured
 
 pytestmark = pytest.mark.xdist_group("train")
 
@@ -195,9 +195,9 @@ def test_a_failed_save_leaves_the_checkpoint_whole(run, tmp_path, monkeypatch):
 )
 def test_bad_settings_end_before_training(options, tmp_path, overrides, words):
     cfg_options = [o for o in options if not (overrides[0].startswith("task") and o.startswith("data.root"))]
-    with pytest.raises(launch.ENDINGS) as error:
+    with pytest.raises(main.ENDINGS) as error:
         train.main(configured(tmp_path, *cfg_options, *overrides))
-    line = launch.explain(error.value)
+    line = main.explain(error.value)
     assert re.search(words, line), line
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -423,7 +423,7 @@ def test_evaluation_of_weights_from_elsewhere(run, shapes, tmp_path):
     """Weights that carry no settings are evaluated on the task that is chosen, with the same score."""
     pytest.importorskip("transformers", reason="the Hugging Face form needs transformers")
     out = tmp_path / "hf"
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
         overrides = [f"ckpt='{run}/checkpoints/last.ckpt'", "format=hf", f"out='{out}'"]
         export.main(compose("export", overrides=overrides))
     ckpt, root = f"ckpt='{out}'", f"data.root='{shapes}'"

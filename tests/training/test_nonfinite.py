@@ -19,8 +19,8 @@ from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD
 from eomt.tasks import task_of
 from eomt.training.module import EoMTModule
-from tests.conftest import ROOT
 from tests.memory_reader import MemoryReader
+from tests.running import ROOT
 
 pytestmark = [pytest.mark.xdist_group("train"), pytest.mark.filterwarnings("ignore")]
 

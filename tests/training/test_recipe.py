@@ -10,7 +10,7 @@ from eomt.targets import collate_targets, targets_from_masks
 from eomt.training.annealing import mask_probability, resolve_windows
 from eomt.training.optim import parameter_groups, two_stage_warmup
 from eomt.weights.original import from_original
-from tests.conftest import golden_json, golden_network, golden_tensors
+from tests.golden_numbers import golden_json, golden_network, golden_tensors
 
 
 @pytest.mark.parametrize("setting", ["default", "llrd_l2_disabled", "dinov3"])

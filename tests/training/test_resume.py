@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train
-from eomt.cli import main as launch
+from eomt.cli import main
 from eomt.cli import resume as resume
 from eomt.errors import InputError, Stopped
 from eomt.training.callbacks import LastCheckpoint
@@ -23,7 +23,7 @@ from eomt.training.checkpoint_io import AtomicCheckpointIO
 from eomt.training.csv_log import ContinuedCSVLogger
 from eomt.training.signals import StopSignals
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, check_same_training, intact, read_checkpoint
-from tests.conftest import configured
+from tests.running import configured, equal
 
 pytestmark = pytest.mark.xdist_group("train")
 
@@ -71,20 +71,10 @@ def _rows(folder):
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def _equal(ours, theirs):
-    if isinstance(theirs, torch.Tensor):
-        return torch.equal(ours, theirs)
-    if isinstance(theirs, dict):
-        return ours.keys() == theirs.keys() and all(_equal(ours[key], value) for key, value in theirs.items())
-    if isinstance(theirs, list | tuple):
-        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
-    return ours == theirs
-
-
 def _same(folder, undisturbed):
     ours, theirs = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (folder, undisturbed))
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
-        assert _equal(ours[part], theirs[part]), part
+        assert equal(ours[part], theirs[part]), part
     assert ours["loops"]["fit_loop"]["state_dict"] == theirs["loops"]["fit_loop"]["state_dict"]
     assert (folder / "metrics.json").read_text() == (undisturbed / "metrics.json").read_text()
     assert _rows(folder) == _rows(undisturbed)
@@ -112,7 +102,7 @@ def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp
     _same(tmp_path, undisturbed)
     ours, theirs = (read_checkpoint(f / "checkpoints" / "best.ckpt") for f in (tmp_path, undisturbed))
     for part in ("global_step", "state_dict", "optimizer_states"):
-        assert _equal(ours[part], theirs[part]), part
+        assert equal(ours[part], theirs[part]), part
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
@@ -228,7 +218,7 @@ def test_flipped_bytes_never_pass_for_a_checkpoint(undisturbed, tmp_path):
         path.write_bytes(damaged)
         with contextlib.suppress(InputError):
             read = read_checkpoint(path, every_byte=True)
-            assert _equal(read["state_dict"], whole["state_dict"]), "what passes must be whole"
+            assert equal(read["state_dict"], whole["state_dict"]), "what passes must be whole"
 
 
 def test_both_damaged_is_one_line(undisturbed, tmp_path):
@@ -377,41 +367,41 @@ def test_a_signal_before_training_ends_the_run_at_once():
 def test_requeueing(monkeypatch):
     """What is said and with which status the first task ends; the others never end it by theirs."""
     said = []
-    monkeypatch.setattr(launch, "log", SimpleNamespace(info=lambda _, message: said.append(message)))
+    monkeypatch.setattr(main, "log", SimpleNamespace(info=lambda _, message: said.append(message)))
     stopped = Stopped("stopped by SIGUSR1 after step 3; go on by: ...", signal.SIGUSR1)
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
         monkeypatch.setenv(name, value)
-    before = [signal.getsignal(number) for number in launch.ENDING]
+    before = [signal.getsignal(number) for number in main.ENDING]
     try:
         for reason, status, words in (("", 0, "is requeued"), ("not today", 138, r"not requeued: not today")):
-            monkeypatch.setattr(launch, "requeue", lambda reason=reason: reason)
-            for number in launch.ENDING:
+            monkeypatch.setattr(main, "requeue", lambda reason=reason: reason)
+            for number in main.ENDING:
                 signal.signal(number, signal.SIG_DFL)
             with pytest.raises(SystemExit) as ended, StopSignals():
-                launch._end(stopped)
+                main._end(stopped)
             assert ended.value.code == status
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "the requeuing ends what is being closed"
             assert words in said[-1]
-        monkeypatch.setattr(launch, "requeue", lambda: pytest.fail("the first task speaks for all"))
+        monkeypatch.setattr(main, "requeue", lambda: pytest.fail("the first task speaks for all"))
         monkeypatch.setenv("SLURM_PROCID", "1")
         with pytest.raises(SystemExit) as ended:
-            launch._end(stopped)
+            main._end(stopped)
         assert ended.value.code == 0
     finally:
-        for number, handler in zip(launch.ENDING, before, strict=True):
+        for number, handler in zip(main.ENDING, before, strict=True):
             signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("ending", [lambda *_: None, lambda *_: sys.exit(1)])
 def test_signals_are_ignored_once_the_run_has_ended(monkeypatch, ending):
-    monkeypatch.setattr(launch, "_run", ending)
-    before = [signal.getsignal(number) for number in launch.ENDING]
+    monkeypatch.setattr(main, "_run", ending)
+    before = [signal.getsignal(number) for number in main.ENDING]
     try:
         with contextlib.suppress(SystemExit):
-            launch.command("train", None)
-        assert {signal.getsignal(number) for number in launch.ENDING} == {signal.SIG_IGN}
+            main.command("train", None)
+        assert {signal.getsignal(number) for number in main.ENDING} == {signal.SIG_IGN}
     finally:
-        for number, handler in zip(launch.ENDING, before, strict=True):
+        for number, handler in zip(main.ENDING, before, strict=True):
             signal.signal(number, handler)
 
 
@@ -423,9 +413,9 @@ def test_a_full_disk_under_a_log_is_one_line(monkeypatch, capsys, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(launch.hydra, "main", lambda **_: lambda function: full)
+    monkeypatch.setattr(main.hydra, "main", lambda **_: lambda function: full)
     with pytest.raises(SystemExit) as ended:
-        launch._run("train", None)
+        main._run("train", None)
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert said == f"error: {os.strerror(number)}; free some space, or choose another folder by hydra.run.dir=\n"

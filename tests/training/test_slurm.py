@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from eomt.weights.checkpoint import CONTINUATION, read_checkpoint
-from tests.conftest import ROOT
+from tests.running import ROOT
 from tests.slurm_cluster import cluster, missing
 
 pytestmark = [

@@ -13,7 +13,7 @@ import torch
 import train
 from eomt.errors import Stopped
 from eomt.weights.checkpoint import read_checkpoint
-from tests.conftest import ROOT, configured
+from tests.running import ROOT, configured
 
 pytestmark = pytest.mark.xdist_group("train")
 

@@ -12,7 +12,7 @@ from eomt.errors import InputError
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.weights.huggingface import classes_of, from_huggingface, to_huggingface
-from tests.weights.test_original import PUBLISHED, published, same, tiny
+from tests.random_networks import PUBLISHED, published, same_state, tiny
 
 SIZES = {
     "hidden_size": 48,
@@ -87,7 +87,7 @@ def test_theirs_in_ours_gives_their_logits_and_goes_back_bit_by_bit(transformers
     network.load_state_dict(weights)
     check_same_outputs(network, model)
     written, written_config, _ = to_huggingface(network.state_dict(), network.spec, None, None)
-    assert same(written, state)
+    assert same_state(written, state)
     assert from_huggingface(written, written_config)[1] == spec
     unlike = {key for key, value in written_config.items() if key != "eomt" and config[key] != value}
     assert unlike <= {"architectures", "dtype", "pos_embed_rescale"}
@@ -104,7 +104,7 @@ def test_ours_in_theirs_gives_our_logits_and_comes_back_bit_by_bit(transformers,
     assert not any(report.values()), "nothing missing, nothing too much"
     check_same_outputs(network, model)
     weights, spec = from_huggingface(state, config)
-    assert same(weights, network.state_dict())
+    assert same_state(weights, network.state_dict())
     assert spec == network.spec
     assert model.config.id2label == dict(enumerate(CLASSES_OF_4.names))
     # Through transformers' own writing too.
@@ -133,7 +133,7 @@ def test_gated_mlp_under_its_former_names():
         state[key.replace("gate_proj", "weights_out")] = down
     # Nor does every file have these.
     del state["attn_mask_probs"], state["criterion.empty_weight"]
-    assert same(from_huggingface(state, config)[0], network.state_dict())
+    assert same_state(from_huggingface(state, config)[0], network.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_bias_of_dinov3_keys_is_zero_or_named():
     network = tiny("vit_small_patch16_dinov3_qkvb")
     state, config, _ = to_huggingface(network.state_dict(), network.spec, None, None)
     state["layers.1.attention.k_proj.bias"] = torch.zeros(48)
-    assert same(from_huggingface(state, config)[0], network.state_dict())
+    assert same_state(from_huggingface(state, config)[0], network.state_dict())
     state["layers.1.attention.k_proj.bias"][3] = 1
     with pytest.raises(InputError, match=r"k_proj\.bias is not zero"):
         from_huggingface(state, config)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import predict
 from eomt.classes import Classes
-from eomt.cli import main as launch
+from eomt.cli import main
 from eomt.errors import InputError
 from eomt.inference.segmenter import Segmenter
 from eomt.known_classes import ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC, classes_by_names, kind_of
@@ -28,7 +28,8 @@ from eomt.weights.huggingface import to_huggingface
 from eomt.weights.load import read_weights
 from eomt.weights.original import from_original, to_original
 from eomt.weights.validate import check_spec
-from tests.conftest import golden_json, golden_tensors
+from tests.golden_numbers import golden_json, golden_tensors
+from tests.running import CONFIGS
 
 SEVEN = Classes.from_categories({"id": 10 + k, "name": f"class {k}", "isthing": k < 4} for k in range(7))
 BACKBONE = "network.encoder.backbone."
@@ -510,7 +511,7 @@ def test_whatever_is_wrong_is_one_line_that_names_it(tmp_path):
     for path, message in broken_files(tmp_path):
         with pytest.raises(InputError, match=message) as caught:
             read_weights(path)
-        text = launch.explain(caught.value)
+        text = main.explain(caught.value)
         assert path.name in text, text
         assert len(text) < 400, text
         count += 1
@@ -672,8 +673,8 @@ def test_predict_takes_what_a_file_does_not_say(tmp_path, monkeypatch):
     given = []
     load = Segmenter.load
     monkeypatch.setattr(Segmenter, "load", lambda *args, **more: given.append(load(*args, **more)) or given[-1])
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
-        cfg = compose("predict", overrides=[*launch.quote_paths(typed), "device=cpu", "num_workers=0"])
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("predict", overrides=[*main.quote_paths(typed), "device=cpu", "num_workers=0"])
     predict.main(cfg)
     assert given[0].network.spec == network.spec
     assert (given[0].task.kind, given[0].classes) == ("semantic", ADE20K)
@@ -688,12 +689,12 @@ def test_predict_takes_classes_that_a_file_does_not_say(tmp_path):
     typed = [f"ckpt={tmp_path}/x.bin", f"images={tmp_path}/x.png", "kind=semantic", "device=cpu", "num_workers=0"]
     typed.append("network.backbone_options={num_heads: 1}")
     for name, classes in (("a", f"{tmp_path}/names.txt"), ("b", "[cat,dog,sky]")):
-        with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+        with initialize_config_dir(CONFIGS, version_base="1.3"):
             cfg = compose("predict", overrides=[*typed, f"classes={classes}", f"out={tmp_path / name}"])
         predict.main(cfg)
         index = json.loads((tmp_path / name / "images.json").read_text())
         assert [row["name"] for row in index["categories"]] == ["cat", "dog", "sky"]
-    with initialize_config_dir(launch.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = compose("predict", overrides=[*typed, "classes=none.txt", f"out={tmp_path / 'c'}"])
     with pytest.raises(InputError, match=r"^classes: cannot read .*none\.txt: .* counts from the current folder"):
         predict.main(cfg)
@@ -702,11 +703,11 @@ def test_predict_takes_classes_that_a_file_does_not_say(tmp_path):
 def test_hub_ids_are_no_paths_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for key in ("ckpt", "weights", "delta_base"):
-        assert launch.quote_paths([f"{key}=tue-mps/coco_x"]) == [f"{key}='tue-mps/coco_x'"]
-        assert launch.quote_paths([f"{key}=runs/a=1.ckpt"]) == [f"{key}='{tmp_path}/runs/a=1.ckpt'"]
+        assert main.quote_paths([f"{key}=tue-mps/coco_x"]) == [f"{key}='tue-mps/coco_x'"]
+        assert main.quote_paths([f"{key}=runs/a=1.ckpt"]) == [f"{key}='{tmp_path}/runs/a=1.ckpt'"]
     (tmp_path / "tue-mps" / "coco_x").mkdir(parents=True)
-    assert launch.quote_paths(["ckpt=tue-mps/coco_x"]) == [f"ckpt='{tmp_path}/tue-mps/coco_x'"]
-    assert launch.quote_paths(["data.root=a/b"]) == [f"data.root='{tmp_path}/a/b'"]
+    assert main.quote_paths(["ckpt=tue-mps/coco_x"]) == [f"ckpt='{tmp_path}/tue-mps/coco_x'"]
+    assert main.quote_paths(["data.root=a/b"]) == [f"data.root='{tmp_path}/a/b'"]
 
 
 # The datasets

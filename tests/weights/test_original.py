@@ -7,37 +7,10 @@ from eomt.errors import InputError
 from eomt.model.eomt import EoMT
 from eomt.weights.delta import add_backbone, is_delta
 from eomt.weights.original import BACKBONE, from_original, is_original, network_of_original, to_original
-from tests.conftest import golden_network, golden_tensors
+from tests.golden_numbers import golden_network, golden_tensors
+from tests.random_networks import PUBLISHED, published, same_state, tiny
 
 PIXELS = {"network.encoder.pixel_mean", "network.encoder.pixel_std"}
-PUBLISHED = [
-    ("vit_small_patch14_reg4_dinov2", 3),
-    ("vit_base_patch14_reg4_dinov2", 3),
-    ("vit_large_patch14_reg4_dinov2", 4),
-    ("vit_giant_patch14_reg4_dinov2", 5),
-    ("vit_small_patch16_dinov3_qkvb", 3),
-    ("vit_base_patch16_dinov3_qkvb", 3),
-    ("vit_large_patch16_dinov3_qkvb", 4),
-]
-
-
-def published(backbone, num_masked_blocks):
-    with torch.device("meta"):
-        return EoMT(backbone, 640, 133, 200, num_masked_blocks)
-
-
-def tiny(backbone, **changes):
-    torch.manual_seed(0)
-    options = {"embed_dim": 48, "depth": 3, "num_heads": 3}
-    network = EoMT(backbone, 32, 4, 5, 2, 16, {**options, **changes}).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(std=0.2)
-    return network
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny"])
@@ -45,7 +18,7 @@ def test_recorded_weights_there_and_back(name):
     recorded, network = golden_tensors(f"{name}_original_state"), golden_network(name)
     written = to_original(network.state_dict(), network.spec)
     assert not written.pop("network.attn_mask_probs").any(), "mask-free"
-    assert same(written, {k: v for k, v in recorded.items() if k in written})
+    assert same_state(written, {k: v for k, v in recorded.items() if k in written})
     assert recorded.keys() - written.keys() == PIXELS | {"network.attn_mask_probs"}
 
 
@@ -65,7 +38,7 @@ def test_our_weights_there_and_back(backbone):
     assert is_original(written)
     assert not is_original(state)
     assert not is_delta(written)
-    assert same(from_original(written), state)
+    assert same_state(from_original(written), state)
     size = (32, 32) if "dinov3" in backbone else None
     assert network_of_original(written, size, num_heads=3) == network.spec
 

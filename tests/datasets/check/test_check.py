@@ -14,9 +14,9 @@ from datasets.check.contact_sheet import spread
 from datasets.check.facts import ExaminedImages
 from datasets.check.report import KINDS
 from eomt.errors import MOST_DETAILS, Faults, InputError
-from tests.conftest import ROOT, configured
 from tests.label_files import label_png, photo, write_folder
 from tests.memory_reader import MemoryReader
+from tests.running import ROOT, configured
 
 COMMON = ("data.num_workers=0", "data.image_size=64", "pictures=2")
 

@@ -1,0 +1,59 @@
+"""Runs of the entry points within the test's process, and comparisons of what they leave."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from eomt.cli import main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = str(ROOT / "configs")
+
+# The default task, made small enough for a test.
+SMALL = (
+    "data.num_workers=1",
+    "data.batch_size=4",
+    "data.global_batch=8",
+    "data.eval_batch_size=8",
+    "data.image_size=64",
+    "loss.num_points=64",
+    "model.num_queries=12",
+    "model.backbone_options={embed_dim: 32, depth: 3, num_heads: 2}",
+    "optim.warmup_steps=[2,2]",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "callbacks.pictures.count=2",
+)
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    """The configuration of an entry point ("train", "eval", ...) with overrides in Hydra's grammar."""
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def configured(folder: Path, *overrides: str, name: str = "train") -> DictConfig:
+    """A composed configuration whose run folder is `folder`."""
+    return composed(name, *overrides, f"run_folder='{folder}'")
+
+
+def typed(name: str, *arguments: object) -> None:
+    """Call an entry point's `main` with arguments as a user types them; its errors are raised."""
+    overrides = main.quote_paths([str(argument) for argument in arguments])
+    importlib.import_module(name).main(composed(name, *overrides))
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """Bit-equality of nested dictionaries and lists of tensors and plain values."""
+    if isinstance(theirs, torch.Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(equal(ours[key], value) for key, value in theirs.items())
+    if isinstance(theirs, list | tuple):
+        return len(ours) == len(theirs) and all(map(equal, ours, theirs))
+    return ours == theirs
