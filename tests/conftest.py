@@ -1,4 +1,4 @@
-"""Fixtures of several test files; helpers are in running, golden_numbers, random_networks and the other modules here."""
+"""Fixtures of several test files; helpers are in running, golden_numbers, random_networks and other modules here."""
 
 import os
 from collections.abc import Iterator

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import patience, workers
+from datasets import workers
+from datasets.files import retry
 from datasets.files.archive import ZipArchive
 from datasets.files.decode import decode_rgb
 from datasets.module import SegmentationData
@@ -146,12 +147,12 @@ def test_a_file_system_that_hangs_ends_the_run_with_one_line(fault):
 
 def test_what_passes_is_read_again_and_what_does_not_is_replaced(monkeypatch, caplog):
     waited = []
-    monkeypatch.setattr(patience.time, "sleep", waited.append)
+    monkeypatch.setattr(retry.time, "sleep", waited.append)
     wanted = [seen(batch) for batch in data(num_workers=0).train_dataloader()]
     passing = FaultyReader({3: Passing(errno.EIO, 2), 5: Passing(errno.ESTALE, 3)})
     assert [seen(batch) for batch in data(passing, num_workers=0).train_dataloader()] == wanted
     assert not caplog.records
-    assert sorted(waited) == sorted((*patience.PAUSES, *patience.PAUSES[:2]))
+    assert sorted(waited) == sorted((*retry.PAUSES, *retry.PAUSES[:2]))
     waited.clear()
     for number, attempts in ((errno.EIO, 4), (errno.ENOENT, 1)):
         caplog.clear()
@@ -186,8 +187,8 @@ def test_a_stale_archive_is_opened_again(tmp_path, monkeypatch):
     old = os.open
     monkeypatch.setattr(os, "open", reopen)
     monkeypatch.setattr(os, "pread", pread)
-    monkeypatch.setattr(patience, "PAUSES", (0,))
-    assert patience.read_with_retry(lambda _: source.read("a.txt", member), 0) == b"content"
+    monkeypatch.setattr(retry, "PAUSES", (0,))
+    assert retry.read_with_retry(lambda _: source.read("a.txt", member), 0) == b"content"
     assert len(opened) == 1
 
 

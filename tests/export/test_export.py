@@ -16,13 +16,13 @@ import export as entry
 from eomt.classes import Classes
 from eomt.cli import main
 from eomt.errors import InputError
+from eomt.export import graph
 from eomt.export.export import export, metrics_of
 from eomt.export.model_card import model_card
 from eomt.export.redact import LOCAL, portable_config
 from eomt.inference.segmenter import Segmenter
 from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
-from eomt.weights import graph
 from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
 from eomt.weights.weights import Weights

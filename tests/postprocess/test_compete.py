@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from eomt.inference import compete as module
+from eomt.postprocess import compete as module
 from eomt.postprocess.compete import _boxes, _compete_in_boxes, _compete_stacked
 from eomt.postprocess.geometry import Placement, fit_size, undo_fit
 from eomt.postprocess.panoptic import panoptic_segmentation

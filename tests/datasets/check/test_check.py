@@ -373,7 +373,7 @@ def test_drawn_targets_overlap_with_the_small_on_top():
 
 
 def test_sheets_show_what_training_and_validation_read(monkeypatch):
-    from datasets import check_sheet
+    from datasets.check import contact_sheet as check_sheet
     from datasets.module import SegmentationData
     from datasets.sampler import SampleKey
     from eomt.postprocess.geometry import FIT_AND_PAD

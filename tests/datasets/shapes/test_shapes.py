@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from datasets import shapes
+from datasets.shapes import dataset as shapes
 from datasets.shapes.dataset import CATEGORIES, ensure_shapes, shape_scene, shapes_instance, shapes_panoptic
 from datasets.shapes.draw import MIN_AREA, MIN_VISIBLE, Segment, _Canvas
 from datasets.shapes.kinds import STUFF, THINGS
