@@ -1,217 +1,194 @@
-"""Average precision of objects (Lin et al., ECCV 2014), counted as the official pycocotools counts."""
+"""COCO's average precision and recall of masks (Lin et al., ECCV 2014, arXiv 1405.0312).
+
+Matching and counting are left to hotcoco's `COCOeval` (in the `train` extra), or to the official one of pycocotools
+where hotcoco is not installed; both give the same numbers.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
+import torch.distributed as dist
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torchmetrics import Metric
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.metrics.coco_matching import Pairs
-from eomt.metrics.coco_protocol import Detections, Truths, precision_and_recall
-from eomt.metrics.run_lengths import Codes, RunLengths, run_lengths
+from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances
 from eomt.targets import ImageTargets
 
+# Axes of COCOeval's tables. Area ranges: all, small, medium, large. Detections per image and class: 1, 10, 100.
+AP50, AP75 = 0, 5
+ALL, SMALL, MEDIUM, LARGE = range(4)
+ONE, TEN, HUNDRED = range(3)
+_CHUNK = 64  # masks that are expanded to pixels at a time
 
-class AveragePrecision(Metric):
-    """COCO's average precision and recall of masks.
 
-    Each image's overlaps are measured at once; of the masks nothing is kept. What is kept is a row of
-    integers per image, detection, true object and pair of the two with an IoU of at least 0.5, from which
-    `compute` matches and counts. An image that was seen twice, as samplers pad the last batch of some
+class _Image(NamedTuple):
+    """One image's size (height, width) and its rows in COCO's format, without ids."""
+
+    size: tuple[int, int]
+    truth: list[dict]
+    detections: list[dict]
+
+
+class AveragePrecision:
+    """COCO's twelve numbers for instance segmentation.
+
+    `update` keeps masks as compressed run lengths. An image that is seen twice, as samplers pad the last batch of some
     ranks, counts once.
 
     Args:
         classes: the dataset's classes.
+        library: "hotcoco" or "pycocotools"; default hotcoco if it is installed.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    # Floats are kept as the integers that have their bits: no precision setting casts integers, as
-    # `module.to(torch.bfloat16)` does to torchmetrics' floats.
-    images: list[Tensor]  # int64 [1, 4]: image id; number of detections, true objects and pairs
-    detections: list[Tensor]  # int64 [N, 3]: label, score (float64), pixels
-    truths: list[Tensor]  # int64 [G, 3]: label, area (float64), crowd
-    pairs: list[Tensor]  # int64 [P, 3]: detection and true object, numbers within the image; IoU (float64)
-
-    def __init__(self, classes: Classes):
-        super().__init__()
+    def __init__(self, classes: Classes, library: str | None = None):
         self.classes = classes
-        for name, _ in _STATES:
-            self.add_state(name, [], dist_reduce_fx="cat")
+        self.library = library or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
+        self.reset()
 
-    def set_dtype(self, dst_type: str | torch.dtype) -> AveragePrecision:
-        """Rows stay integers, whatever the precision."""
-        return self
+    def reset(self) -> None:
+        """Forget all images."""
+        self._images: dict[int | str, _Image] = {}
+        self._curves: tuple[np.ndarray, np.ndarray] | None = None
 
-    def sync(self, *args, **kwargs) -> None:
-        """Gather the ranks' rows."""
-        # For a rank without an image torchmetrics would make up floats of another shape.
-        for name, columns in _STATES:
-            state = getattr(self, name)
-            if isinstance(state, list) and not state:
-                state.append(torch.zeros(0, columns, dtype=torch.int64, device=self.device))
-        super().sync(*args, **kwargs)
-
-    def update(self, instances: Instances, targets: ImageTargets, image_id: int) -> None:
-        """Measure one image.
+    def update(self, instances: Instances, targets: ImageTargets, image_id: int | str) -> None:
+        """Add one image.
 
         Args:
             instances: the prediction.
-            targets: the truth at the same size. Without `areas`, an object's area is its pixels.
-            image_id: the dataset's id of the image; equal scores of different images count in its order.
+            targets: the ground truth at the same size. Without `areas`, an object's area is its number of pixels.
+            image_id: the dataset's id of the image. Equal scores in different images are ranked by it.
 
         Raises:
             InputError: if the sizes differ.
         """
-        if tuple(instances.size) != tuple(targets.ids.shape[1:]):
+        size = tuple(targets.ids.shape[1:])
+        if tuple(instances.size) != size:
             raise InputError(
                 f"the prediction of image {image_id} is {list(instances.size)}, its ground truth "
-                f"{list(targets.ids.shape[1:])}: score them at one size"
+                f"{list(size)}: score them at one size"
             )
-        labels, areas = instances.labels.numpy(force=True), instances.areas.numpy(force=True)
-        true_labels, crowd = targets.labels.numpy(force=True), targets.crowd.numpy(force=True)
-        runs = run_lengths(targets)
-        true_pixels = runs.areas
-        true_areas = true_pixels if targets.areas is None else targets.areas.numpy(force=True)
-        detection, truth, ious = overlapping(instances.rles, labels, areas, runs, true_labels, true_pixels, crowd)
-        rows = (
-            ([image_id], [len(labels)], [len(true_labels)], [len(ious)]),
-            (labels, _bits(instances.scores.numpy(force=True)), areas),
-            (true_labels, _bits(true_areas), crowd),
-            (detection, truth, _bits(ious)),
-        )
-        for (name, _), columns in zip(_STATES, rows, strict=True):
-            # Joined and turned: a fifth of the time of np.stack.
-            table = np.concatenate(columns, dtype=np.int64).reshape(len(columns), -1).T
-            getattr(self, name).append(torch.from_numpy(table).to(self.device))
+        codes = _codes(targets)
+        areas = [float(coco_mask.area(code)) for code in codes] if targets.areas is None else targets.areas.tolist()
+        truth = [
+            {"category_id": label + 1, "segmentation": code, "area": area, "iscrowd": int(crowd)}
+            for code, label, area, crowd in zip(
+                codes, targets.labels.tolist(), areas, targets.crowd.tolist(), strict=True
+            )
+        ]
+        # The mask's own area: COCOeval would otherwise need a box.
+        detections = [
+            {"category_id": label + 1, "segmentation": code, "area": float(area), "score": score, "iscrowd": 0}
+            for code, label, area, score in zip(
+                instances.rles,
+                instances.labels.tolist(),
+                instances.areas.tolist(),
+                instances.scores.tolist(),
+                strict=True,
+            )
+        ]
+        self._images[image_id] = _Image(size, truth, detections)
+        self._curves = None
 
     def compute(self) -> dict[str, Tensor]:
-        """COCO's twelve numbers in percent, each a float64 scalar on the host: ap (the mean over the IoU
-        thresholds 0.5, 0.55, ... 0.95), ap50, ap75, ap_small, ap_medium, ap_large; ar1, ar10, ar100 (the
-        recall with that many detections per image and class), ar_small, ar_medium, ar_large. NaN where
-        no class has an object.
+        """The twelve numbers in percent, each a float64 scalar on the host.
+
+        Every rank must call it; all get the numbers of all ranks' images.
+
+        Returns:
+            ap (mean over the IoU thresholds 0.5, 0.55, ... 0.95), ap50, ap75, ap_small, ap_medium, ap_large; ar1, ar10,
+            ar100 (recall with that many detections per image and class), ar_small, ar_medium, ar_large. NaN where no
+            class has an object.
         """
-        precision, recall = (torch.from_numpy(array) for array in self._curves())
+        precision, recall = (torch.from_numpy(table) for table in self._evaluated())
         scores = {
-            "ap": precision[:, 0],
-            "ap50": precision[:, 0, 0],
-            "ap75": precision[:, 0, 5],
-            "ap_small": precision[:, 1],
-            "ap_medium": precision[:, 2],
-            "ap_large": precision[:, 3],
-            "ar1": recall[:, 0, :, 0],
-            "ar10": recall[:, 0, :, 1],
-            "ar100": recall[:, 0, :, 2],
-            "ar_small": recall[:, 1, :, 2],
-            "ar_medium": recall[:, 2, :, 2],
-            "ar_large": recall[:, 3, :, 2],
+            "ap": precision[..., ALL],
+            "ap50": precision[AP50, ..., ALL],
+            "ap75": precision[AP75, ..., ALL],
+            "ap_small": precision[..., SMALL],
+            "ap_medium": precision[..., MEDIUM],
+            "ap_large": precision[..., LARGE],
+            "ar1": recall[:, :, ALL, ONE],
+            "ar10": recall[:, :, ALL, TEN],
+            "ar100": recall[:, :, ALL, HUNDRED],
+            "ar_small": recall[:, :, SMALL, HUNDRED],
+            "ar_medium": recall[:, :, MEDIUM, HUNDRED],
+            "ar_large": recall[:, :, LARGE, HUNDRED],
         }
         return {name: 100 * values.nanmean() for name, values in scores.items()}
 
-    def per_class(self) -> list[dict]:
-        """The table of the classes that have an object: id, name, ap and ap50 (percent).
-
-        Joins the ranks' rows, so that every rank must call it.
-        """
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            precision, _ = self._curves()
+    def per_class(self) -> list[dict[str, Any]]:
+        """The classes that have an object: id, name, ap and ap50 (percent). Every rank must call it."""
+        precision = self._evaluated()[0][..., ALL]
         return [
             {
                 "id": item.id,
                 "name": item.name,
-                "ap": float(100 * precision[k, 0].mean()),
-                "ap50": float(100 * precision[k, 0, 0].mean()),
+                "ap": float(100 * precision[:, :, k].mean()),
+                "ap50": float(100 * precision[AP50, :, k].mean()),
             }
             for k, item in enumerate(self.classes)
-            if not np.isnan(precision[k, 0, 0, 0])
+            if not np.isnan(precision[0, 0, k])
         ]
 
-    def _curves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Precision and recall of all images, each once, in the order of their ids."""
-        images, detections, truths, pairs = (self._rows(name, columns) for name, columns in _STATES)
-        _, first = np.unique(images[:, 0], return_index=True)
-        counts = images[:, 1:].T
-        bounds = np.cumsum(counts, axis=1) - counts
-        (own, place), (true, _), (pair, pair_image) = (
-            _blocks(starts[first], number[first]) for starts, number in zip(bounds, counts, strict=True)
+    def _evaluated(self) -> tuple[np.ndarray, np.ndarray]:
+        """Precision [T, R, C, A] with at most 100 detections, and recall [T, C, A, M], of all ranks' images; NaN where
+        a class has no object. T thresholds, R recalls, C classes, A area ranges, M limits of detections."""
+        if self._curves is None:
+            ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+            if ranks == 1:
+                self._curves = self._evaluate(self._images)
+            else:
+                # One rank alone evaluates: a dataset's rows take up to a gigabyte.
+                gathered: list[Any] | None = [None] * ranks if dist.get_rank() == 0 else None
+                dist.gather_object(self._images, gathered)
+                curves = [self._evaluate({k: v for part in gathered for k, v in part.items()}) if gathered else None]
+                dist.broadcast_object_list(curves)
+                self._curves = curves[0]
+        return self._curves
+
+    def _evaluate(self, images: dict[int | str, _Image]) -> tuple[np.ndarray, np.ndarray]:
+        if self.library == "hotcoco":
+            from hotcoco import COCO, COCOeval
+        else:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+        ordered = [images[key] for key in sorted(images)]
+        # Ids from 1: COCOeval takes 0 for "unmatched".
+        document = {
+            "images": [{"id": k, "height": i.size[0], "width": i.size[1]} for k, i in enumerate(ordered, start=1)],
+            "categories": [{"id": k, "name": item.name} for k, item in enumerate(self.classes, start=1)],
+        }
+        sides = []
+        with contextlib.redirect_stdout(io.StringIO()):
+            for rows in ("truth", "detections"):
+                placed = [(k, row) for k, image in enumerate(ordered, start=1) for row in getattr(image, rows)]
+                annotations = [{"id": n, "image_id": k, **row} for n, (k, row) in enumerate(placed, start=1)]
+                coco = COCO()
+                coco.dataset = {**document, "annotations": annotations}
+                coco.createIndex()
+                sides.append(coco)
+            evaluation = COCOeval(*sides, "segm")
+            evaluation.evaluate()
+            evaluation.accumulate()
+        precision, recall = (
+            np.where(table < 0, np.nan, table) for table in (evaluation.eval["precision"], evaluation.eval["recall"])
         )
-        detections, truths, pairs = detections[own], truths[true], pairs[pair]
-        offsets = np.cumsum(counts[:, first], axis=1) - counts[:, first]
-        return precision_and_recall(
-            Detections(place, detections[:, 0], _floats(detections[:, 1]), detections[:, 2]),
-            Truths(truths[:, 0], _floats(truths[:, 1]), truths[:, 2].astype(bool)),
-            Pairs(pairs[:, 0] + offsets[0, pair_image], pairs[:, 1] + offsets[1, pair_image], _floats(pairs[:, 2])),
-            len(self.classes),
-        )
-
-    def _rows(self, name: str, columns: int) -> np.ndarray:
-        """A state as one table on the host: a list of tables, or one where the ranks' have been joined."""
-        state = getattr(self, name)
-        tables = [state] if isinstance(state, Tensor) else state
-        return torch.cat([torch.zeros(0, columns, dtype=torch.int64), *(table.cpu() for table in tables)]).numpy()
+        return precision[..., HUNDRED], recall
 
 
-_STATES = (("images", 4), ("detections", 3), ("truths", 3), ("pairs", 3))
-
-
-def overlapping(
-    rles: list[dict],
-    labels: np.ndarray,
-    areas: np.ndarray,
-    runs: RunLengths | Codes,
-    true_labels: np.ndarray,
-    true_areas: np.ndarray,
-    crowd: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of a detection and a true object of its class with an IoU of at least 0.5.
-
-    In a crowd, the IoU is the part of the detection that lies in it. Areas are pixels of the masks.
-
-    Returns:
-        The pairs' detections int64 [P], true objects int64 [P] and IoUs float64 [P].
-    """
-    # Masks can only overlap by half if neither is more than twice the other: few pairs must be measured.
-    possible = (true_labels[:, None] == labels) & (2 * true_areas[:, None] >= areas)
-    possible &= np.where(crowd, 0, true_areas)[:, None] <= 2 * areas
-    detections, truths = possible.any(0).nonzero()[0], possible.any(1).nonzero()[0]
-    ious = coco_mask.iou(
-        _apart_by_class([rles[d] for d in detections.tolist()], labels[detections]),
-        _apart_by_class(runs.encode(truths), true_labels[truths]),
-        crowd[truths],
-    )
-    ious = np.reshape(ious, (len(detections), len(truths)))
-    rows, columns = (ious >= 0.5).nonzero()
-    return detections[rows], truths[columns], ious[rows, columns]
-
-
-def _apart_by_class(codes: list[dict], labels: np.ndarray) -> list[dict]:
-    """The same masks, as if each class had images of a width of its own.
-
-    pycocotools measures no masks of different sizes (their IoU is -1), and a call costs it more than a class's
-    overlaps: so one call measures an image, and of it only what is of one class.
-    """
-    return [
-        {"size": (code["size"][0], code["size"][1] + label), "counts": code["counts"]}
-        for code, label in zip(codes, labels.tolist(), strict=True)
-    ]
-
-
-def _blocks(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers starts[k], ... starts[k] + counts[k] - 1 of all k, and the k of each."""
-    block = np.repeat(np.arange(len(starts)), counts)
-    before = np.cumsum(counts) - counts
-    return np.arange(len(block)) + (starts - before)[block], block
-
-
-def _bits(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float64).view(np.int64)
-
-
-def _floats(bits: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(bits).view(np.float64)
+def _codes(targets: ImageTargets) -> list[dict]:
+    """The masks as COCO's compressed run lengths: the dataset's own where the targets hold them."""
+    if targets.rles is not None:
+        return [{"size": list(targets.ids.shape[1:]), "counts": counts} for counts in targets.rles]
+    numbers = torch.arange(1, len(targets.labels) + 1, device=targets.ids.device, dtype=targets.ids.dtype)
+    chunks = zip(targets.planes.split(_CHUNK), numbers.split(_CHUNK), strict=True)
+    return [code for planes, own in chunks for code in encode_masks(targets.ids[planes] == own[:, None, None])]

@@ -100,4 +100,4 @@ def encode_masks(masks: Tensor) -> list[dict]:
     for k in range(count):
         own = places[bounds[k] : bounds[k + 1]] - starts[k]
         rles.append({"size": [height, width], "counts": np.diff(own, prepend=0, append=height * width)})
-    return coco_mask.frPyObjects(rles, height, width)
+    return coco_mask.frPyObjects(rles, height, width) if rles else []
