@@ -324,17 +324,3 @@ def test_codes_of_the_dataset_count_as_its_maps_do(coco):
     assert {name: float(v) for name, v in by_map.compute().items()} == {
         name: float(v) for name, v in by_code.compute().items()
     }
-
-
-def test_equals_the_code_it_replaces(coco):
-    from eomt.metrics.old_average_precision import OldAveragePrecision
-
-    _, classes, truth, found = coco
-    old, new = OldAveragePrecision(classes), AveragePrecision(classes)
-    for k, targets in truth.items():
-        old.update(found[k], targets, k)
-        new.update(found[k], targets, k)
-    new, old = new.compute(), old.compute()
-    assert list(new) == list(old)
-    assert max(abs(new[name] - old[name]) for name in NAMES) < 1e-9
-    print(max(abs(new[name] - old[name]) for name in NAMES))
