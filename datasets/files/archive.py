@@ -1,65 +1,40 @@
-"""Datasets' files as downloaded: one way to read a member of a zip archive or a file of a folder.
+"""Members of zip archives, read in place.
 
-Archives are never unpacked. Where each member lies is read from the central directory once, by the
-main process, into an array (`zip_format.MEMBER`) that a dataset keeps in its index; a worker then reads
-a member with two positional reads on its own file descriptor and parses no directory.
+Archives are never unpacked. The central directory is listed once per dataset, by `zipfile`, and the members'
+offsets go into the dataset's index; a worker then reads a member with two positional reads and parses no directory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import io
 import os
-import uuid
+import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from copy import copy
 from hashlib import blake2b
 from logging import getLogger
 from pathlib import Path
-from typing import Protocol
 
 from datasets.files.index import cache_errors, cache_folder
-from datasets.files.zip_format import (
-    DEFLATED,
-    LOCAL_HEADER,
-    STORED,
-    BadArchive,
-    Member,
-    list_members,
-    local_header_size,
-    read_directory,
-)
+from datasets.files.source import CHUNK, Folder, Member, Source
 from eomt.errors import InputError
+from eomt.files import replacing
 
 log = getLogger(__name__)
 
-_CHUNK = 1 << 20
+# More of a central directory than this is not part of a fingerprint: 300,000 members.
+_FINGERPRINT_BYTES = 32 << 20
 
+# Deflate reaches 1,032 to 1, photos, PNGs and JSONs stay far below this ratio. Small members may have any.
+_LARGEST_RATIO = 200
+_FREE_BYTES = 64 << 20
 
-class Source(Protocol):
-    """A zip archive or a folder. It can be pickled and used by threads and forked processes at once."""
-
-    def describe(self, name: str) -> str:
-        """How messages call a member."""
-
-    def below(self, folder: str) -> Source:
-        """The files of a folder in it; names are then relative to that folder."""
-
-    def members(self) -> dict[str, Member]:
-        """All files by relative POSIX path. Slow: reads the central directory, or lists the folder."""
-
-    def fingerprint(self) -> bytes:
-        """A digest that changes when an archive's contents or a folder's file names do. Fast."""
-
-    def digest(self, name: str) -> bytes:
-        """A digest that changes when the contents of one member do."""
-
-    def read(self, name: str, member: Member) -> bytes:
-        """The contents of a member, checked against its CRC. InputError if it is missing or damaged."""
-
-    def chunks(self, name: str, member: Member) -> Iterator[bytes]:
-        """The same in pieces of about 1 MiB; the check follows the last piece."""
+_LOCAL_HEADER = struct.Struct("<4s22x2H")  # signature, lengths of name and extra field (PKWARE's APPNOTE.TXT, 4.3.7)
+_END_RECORD, _END_SIGNATURE = 22, b"PK\5\6"  # bytes without the archive's comment (4.3.16)
+_DIRECTORY_LENGTH = slice(12, 16)  # in the end record
 
 
 def find_source(parent: Path, name: str) -> Source | None:
@@ -73,48 +48,6 @@ def find_source(parent: Path, name: str) -> Source | None:
     return Folder(folder) if folder.is_dir() else None
 
 
-class Folder:
-    """The files below a folder."""
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-
-    def describe(self, name: str) -> str:
-        return str(self.path / name)
-
-    def below(self, folder: str) -> Folder:
-        return Folder(self.path / folder)
-
-    def members(self) -> dict[str, Member]:
-        return {name: Member(0, 0, 0, 0, STORED, 0) for name in self._names()}
-
-    def fingerprint(self) -> bytes:
-        names = "\n".join(sorted(self._names()))
-        return blake2b(names.encode("utf-8", "surrogateescape")).digest()
-
-    def digest(self, name: str) -> bytes:
-        state = blake2b()
-        for chunk in self.chunks(name):
-            state.update(chunk)
-        return state.digest()
-
-    def read(self, name: str, member: Member | None = None) -> bytes:
-        return b"".join(self.chunks(name, member))
-
-    def chunks(self, name: str, member: Member | None = None) -> Iterator[bytes]:
-        try:
-            with open(self.path / name, "rb") as file:
-                while chunk := file.read(_CHUNK):
-                    yield chunk
-        except OSError as error:
-            raise InputError(f"cannot read {self.describe(name)}: {error.strerror}") from error
-
-    def _names(self) -> Iterator[str]:
-        for folder, _, files in os.walk(self.path):
-            inside = Path(folder).relative_to(self.path).as_posix()
-            yield from files if inside == "." else (f"{inside}/{file}" for file in files)
-
-
 class ZipArchive:
     """The members of a zip archive, or of one that is stored uncompressed inside another.
 
@@ -122,9 +55,9 @@ class ZipArchive:
         path: the outermost file.
         prefix: a folder inside the archive to which names are relative; where no member lies in it,
             names are relative to the archive's root.
-        start: where the archive begins in the file.
+        start: the archive's first byte in the file.
         size: its number of bytes, default up to the file's end.
-        label: how messages call it, default the path.
+        label: its name in messages, default the path.
     """
 
     def __init__(self, path: Path, prefix: str = "", start: int = 0, size: int | None = None, label: str | None = None):
@@ -144,16 +77,28 @@ class ZipArchive:
         return archive
 
     def members(self) -> dict[str, Member]:
-        try:
-            found = dict(list_members(*self._directory()))
-        except BadArchive as error:
-            raise self._broken(error) from error
+        found = {
+            info.filename: Member(
+                self._start + info.header_offset,
+                info.compress_size,
+                info.file_size,
+                info.CRC,
+                info.compress_type,
+                info.flag_bits,
+            )
+            for info in self._listed()
+            if not info.is_dir()
+        }
         found = _strip(found, self._prefix) or found
         return _strip(found, self._inside)
 
     def fingerprint(self) -> bytes:
-        # The directory holds the CRC of every member.
-        directory, _ = self._directory()
+        # The central directory ends the file and holds the CRC of every member. Where the record saturates (zip64),
+        # or is missing, as in a cut download, more is taken.
+        tail = self._tail(_END_RECORD + 0xFFFF)
+        record = tail[max(tail.rfind(_END_SIGNATURE), 0) :]
+        length = min(int.from_bytes(record[_DIRECTORY_LENGTH], "little"), _FINGERPRINT_BYTES)
+        directory = self._tail(length + len(record))
         return blake2b(self._size.to_bytes(8, "little") + directory + self._inside.encode()).digest()
 
     def digest(self, name: str) -> bytes:
@@ -167,6 +112,8 @@ class ZipArchive:
         try:
             for chunk in self._inflated(name, member):
                 crc, total = zlib.crc32(chunk, crc), total + len(chunk)
+                if total > member.size:
+                    raise self._damaged(name, f"holds more than the {member.size} bytes that it claims")
                 yield chunk
         except zlib.error as error:
             raise self._damaged(name, f"cannot be decompressed ({error})") from error
@@ -174,8 +121,8 @@ class ZipArchive:
             raise self._damaged(name, "does not match its checksum")
 
     def nested(self, name: str, member: Member, prefix: str = "") -> ZipArchive:
-        """The archive that is the member: read in place where stored, else extracted to the cache, once."""
-        if member.method == STORED:
+        """Open the archive that is a member: in place where stored, else extracted to the cache once."""
+        if member.method == zipfile.ZIP_STORED:
             start = self._data_offset(name, member)
             return ZipArchive(self._file.path, prefix, start, member.size, self.describe(name))
         return ZipArchive(self._extract(name, member), prefix)
@@ -186,39 +133,58 @@ class ZipArchive:
         if path.is_file() and path.stat().st_size == member.size:
             return path
         log.info("extracting %s (%d MB) to %s, once", self.describe(name), member.size >> 20, path)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with cache_errors(path), open(draft, "wb") as file:
-                for chunk in self.chunks(name, member):
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            with cache_errors(path):
-                os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with cache_errors(path), replacing(path) as draft, open(draft, "wb") as file:
+            for chunk in self.chunks(name, member):
+                file.write(chunk)
         return path
 
+    def _listed(self) -> list[zipfile.ZipInfo]:
+        try:
+            with zipfile.ZipFile(_Window(self._file, self._start, self._size)) as archive:
+                tail = self._tail(_END_RECORD + 0xFFFF)
+                # A record that does not end the file is that of a nested archive, which a cut download left last.
+                if tail.rfind(_END_SIGNATURE) + _END_RECORD + len(archive.comment) != len(tail):
+                    raise zipfile.BadZipFile("it has no central directory at its end")
+                if any(info.header_offset < 0 for info in archive.infolist()):
+                    raise zipfile.BadZipFile("its central directory is damaged")
+                return archive.infolist()
+        except InputError:
+            raise
+        except Exception as error:  # zipfile raises nearly any kind on a damaged directory
+            raise InputError(
+                f"{self._label} is no complete zip archive: {error or type(error).__name__}; download it again"
+            ) from error
+
     def _inflated(self, name: str, member: Member) -> Iterator[bytes]:
-        if member.flags & 1 or member.method not in (STORED, DEFLATED):
+        if member.flags & 1 or member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(
                 f"{self.describe(name)} is encrypted or packed by a method other than deflate "
                 f"(method {member.method}); make the archive anew without"
             )
+        if member.size > max(_FREE_BYTES, _LARGEST_RATIO * member.packed):
+            raise InputError(
+                f"{self.describe(name)} claims to inflate from {member.packed} to {member.size} bytes, more than "
+                f"{_LARGEST_RATIO} times as many; if that is right, make the archive anew without compression"
+            )
         at, left = self._data_offset(name, member), member.packed
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS) if member.method == DEFLATED else None
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS) if member.method == zipfile.ZIP_DEFLATED else None
         while left:
-            chunk = self._bytes(at, min(left, _CHUNK), name)
-            at, left = at + len(chunk), left - len(chunk)
-            yield inflater.decompress(chunk) if inflater else chunk
+            data = self._bytes(at, min(left, CHUNK), name)
+            at, left = at + len(data), left - len(data)
+            if inflater is None:
+                yield data
+            while inflater and data:
+                yield inflater.decompress(data, CHUNK)
+                data = inflater.unconsumed_tail
         if inflater:
             yield inflater.flush()
 
     def _data_offset(self, name: str, member: Member) -> int:
-        try:
-            return member.offset + local_header_size(self._bytes(member.offset, LOCAL_HEADER, name))
-        except BadArchive as error:
-            raise self._damaged(name, "is not where the archive's directory says") from error
+        """Position of the member's data: the length of the local extra field is in the local header alone."""
+        signature, *lengths = _LOCAL_HEADER.unpack(self._bytes(member.offset, _LOCAL_HEADER.size, name))
+        if signature != b"PK\3\4":
+            raise self._damaged(name, "is not where the archive's directory says")
+        return member.offset + _LOCAL_HEADER.size + sum(lengths)
 
     def _bytes(self, offset: int, count: int, name: str) -> bytes:
         data = self._file.read(offset, count)
@@ -226,14 +192,9 @@ class ZipArchive:
             raise self._damaged(name, "ends too early")
         return data
 
-    def _directory(self) -> tuple[bytes, int]:
-        try:
-            return read_directory(self._file.read, self._start, self._size)
-        except BadArchive as error:
-            raise self._broken(error) from error
-
-    def _broken(self, what: BadArchive) -> InputError:
-        return InputError(f"{self._label} is no complete zip archive: {what}; download it again")
+    def _tail(self, count: int) -> bytes:
+        count = min(count, self._size)
+        return self._file.read(self._start + self._size - count, count)
 
     def _damaged(self, name: str, what: str) -> InputError:
         return InputError(f"{self.describe(name)} {what}: the archive is damaged; download it again")
@@ -244,53 +205,70 @@ def _strip(members: dict[str, Member], folder: str) -> dict[str, Member]:
     return {name.removeprefix(folder): member for name, member in members.items() if name.startswith(folder)}
 
 
+class _Window(io.RawIOBase):
+    """Bytes start..start + size of a file as a file of its own, for `zipfile`."""
+
+    def __init__(self, file: _File, start: int, size: int):
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self._file.read(self._start + self._at, max(min(len(buffer), self._size - self._at), 0))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 class _File:
-    """Positional reads of a file through one descriptor per process, opened at the first read."""
+    """Positional reads of a file through one descriptor, which threads and forked processes share."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._descriptors: dict[int, int] = {}
+        self._descriptor: int | None = None
+        self.read(0, 0)
 
     def size(self) -> int:
         return self.path.stat().st_size
 
     def read(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes, fewer at the end of the file."""
+        """Up to `count` bytes, fewer at the end of the file. InputError if the system gives none."""
+        data = b""
         try:
-            data = os.pread(self._descriptor(), count, offset)
-            while len(data) < count:
-                more = os.pread(self._descriptor(), count - len(data), offset + len(data))
-                if not more:
-                    break
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_RDONLY)
+            while len(data) < count and (more := os.pread(self._descriptor, count - len(data), offset + len(data))):
                 data += more
-            return data
+        except OverflowError:  # an offset of 64 bits, which only a damaged directory claims
+            return b""
         except OSError as error:
             if error.errno == errno.ESTALE:
-                self._close()  # a network file system that has come back knows it no more
+                self._close()  # a network file system that has restarted does not know it any more
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+        return data
 
     def _close(self) -> None:
-        descriptor = self._descriptors.pop(os.getpid(), None)
-        if descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
 
-    def _descriptor(self) -> int:
-        pid = os.getpid()
-        if pid not in self._descriptors:
-            opened = os.open(self.path, os.O_RDONLY)
-            # No lock, which a fork could leave locked: of two threads the later closes its own again.
-            if self._descriptors.setdefault(pid, opened) != opened:
-                os.close(opened)
-        return self._descriptors[pid]
-
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "_descriptor": None}
 
     def __del__(self):
-        # When the interpreter ends, modules may be gone before this object.
-        if os and contextlib:
+        if os is not None:  # when the interpreter ends, modules may be gone before this object
             self._close()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files.archive import Folder, Source, find_source
+from datasets.files.archive import find_source
 from datasets.files.decode import decode_id_map
+from datasets.files.source import Folder, Source
 from datasets.readers.coco_files import open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, check_size, runs, targets_from_runs
 from datasets.readers.paired_files import PairedFiles

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.files.archive import Folder, Source, ZipArchive
+from datasets.files.archive import ZipArchive
+from datasets.files.source import Folder, Source
 from datasets.readers.coco_files import open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable
 from datasets.readers.paired_files import PairedFiles

@@ -7,8 +7,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.files.archive import Folder, Source, ZipArchive, find_source
-from datasets.files.zip_format import Member
+from datasets.files.archive import ZipArchive, find_source
+from datasets.files.source import Folder, Member, Source
 from eomt.errors import InputError
 
 

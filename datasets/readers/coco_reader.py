@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from datasets.files.archive import Source
 from datasets.files.decode import decode_rgb
 from datasets.files.index import Index
-from datasets.files.zip_format import Member
+from datasets.files.source import Member, Source
 from datasets.readers.coco_files import JsonFile
 from datasets.readers.coco_table import part
 from eomt.classes import Classes

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from datasets.files.archive import Source
-from datasets.files.zip_format import MEMBER
+from datasets.files.source import MEMBER, Source
 from datasets.readers.coco_json import file_name, whole
 from eomt.classes import Classes
 from eomt.errors import Faults, InputError, raise_faults

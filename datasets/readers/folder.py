@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files.archive import Source, find_source
+from datasets.files.archive import find_source
+from datasets.files.source import Source
 from datasets.readers.coco_files import open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, runs
 from datasets.readers.paired_files import PairedFiles

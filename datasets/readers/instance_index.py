@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from datasets.files.archive import Source
+from datasets.files.source import Source
 from datasets.readers.coco_json import ROW_ERRORS, flag, problem, stream_arrays, take_row, whole
 from datasets.readers.coco_table import MAX_SEGMENTS, ImageTable, class_of, read_classes
 from eomt.classes import Classes

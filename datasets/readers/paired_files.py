@@ -8,10 +8,9 @@ from hashlib import blake2b
 
 import numpy as np
 
-from datasets.files.archive import Source
 from datasets.files.decode import decode_rgb
 from datasets.files.index import open_index
-from datasets.files.zip_format import MEMBER, Member
+from datasets.files.source import MEMBER, Member, Source
 from datasets.readers.coco_table import pack, part
 from eomt.errors import InputError
 

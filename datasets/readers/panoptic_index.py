@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from datasets.files.archive import Source
-from datasets.files.zip_format import MEMBER
+from datasets.files.source import MEMBER, Source
 from datasets.readers.coco_json import file_name, flag, stream_arrays, take_row, whole
 from datasets.readers.coco_table import MAX_SEGMENTS, ImageTable, class_of, locate, pack, read_classes
 from eomt.classes import Classes

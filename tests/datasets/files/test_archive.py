@@ -1,19 +1,20 @@
-"""Zip archives, folders and the cached index."""
+"""Members of zip archives."""
 
+import errno
 import logging
 import multiprocessing
 import os
 import pickle
-import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
 import pytest
 
-from datasets.files.archive import Folder, ZipArchive, find_source
-from datasets.files.index import cache_folder, open_index
-from datasets.files.zip_format import MEMBER, Member
+from datasets.files import zip_format
+from datasets.files.archive import ZipArchive, find_source
+from datasets.files.source import CHUNK, MEMBER, Folder, Member
 from eomt.errors import InputError
 
 FILES = {
@@ -46,7 +47,7 @@ def contents(source):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("comment", [b"", b"made by hand PK\5\6"])
+@pytest.mark.parametrize("comment", [b"", b"made by hand"])
 def test_zip_members(tmp_path, method, comment):
     (tmp_path / "train2017.zip").write_bytes(zip_bytes(method=method, comment=comment))
     assert contents(find_source(tmp_path, "train2017")) == INSIDE
@@ -193,61 +194,76 @@ def test_unsupported_method(tmp_path):
         contents(source)
 
 
-def test_one_descriptor_per_process_and_none_pickled(tmp_path):
+def test_threads_and_forked_processes_share_an_archive(tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(zip_bytes(method=zipfile.ZIP_DEFLATED))
+    source = ZipArchive(path)
+    members = source.members()
+
+    def wrong():
+        return [name for _ in range(50) for name, member in members.items() if source.read(name, member) != FILES[name]]
+
+    def child(queue):
+        queue.put(wrong())
+
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    processes = [context.Process(target=child, args=(queue,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found == [] for found in pool.map(lambda _: wrong(), range(4)))
+    assert [queue.get() for _ in processes] == [[]] * 3
+    for process in processes:
+        process.join(30)
+    assert contents(pickle.loads(pickle.dumps(source))) == FILES
+
+
+def test_a_descriptor_that_a_file_server_forgot_is_opened_anew(tmp_path, monkeypatch):
     path = tmp_path / "a.zip"
     path.write_bytes(zip_bytes())
     source = ZipArchive(path)
     members = source.members()
-    (own,) = source._file._descriptors.values()
 
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
 
-    def child():
-        data = source.read("other.txt", members["other.txt"])
-        queue.put((data, source._file._descriptors[os.getpid()]))
-
-    process = context.Process(target=child)
-    process.start()
-    process.join(30)
-    assert process.exitcode == 0
-    data, descriptor = queue.get()
-    assert data == b"outside"
-    assert descriptor != own
-
-    copy = pickle.loads(pickle.dumps(source))
-    assert copy._file._descriptors == {}
-    assert contents(copy) == FILES
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.files.archive.os.pread", stale)
+        with pytest.raises(InputError, match=r"cannot read .*a\.zip: Stale"):
+            source.read("other.txt", members["other.txt"])
+    assert source.read("other.txt", members["other.txt"]) == b"outside"
 
 
-def test_threads_share_a_descriptor(tmp_path, monkeypatch):
-    path = tmp_path / "a.zip"
-    path.write_bytes(zip_bytes(method=zipfile.ZIP_DEFLATED))
-    members = ZipArchive(path).members()
-    source = ZipArchive(path)
-    together, opened, closed, wrong = threading.Barrier(8), [], [], []
-    open_, close = os.open, os.close
+def test_a_member_that_inflates_to_more_than_it_could_hold_is_refused(tmp_path):
+    data = zip_bytes({"bomb.json": bytes(65 << 20)}, zipfile.ZIP_DEFLATED)
+    (tmp_path / "a.zip").write_bytes(data)
+    source = ZipArchive(tmp_path / "a.zip")
+    with pytest.raises(InputError, match=r"a\.zip: bomb\.json claims to inflate from \d+ to 68157440 bytes"):
+        source.read("bomb.json", source.members()["bomb.json"])
 
-    def slow_open(*args):
-        together.wait(timeout=30)  # all eight found none open
-        opened.append(open_(*args))
-        return opened[-1]
 
-    monkeypatch.setattr("datasets.files.archive.os.open", slow_open)
-    monkeypatch.setattr("datasets.files.archive.os.close", lambda fd: (closed.append(fd), close(fd)))
+def test_no_more_is_inflated_than_claimed_and_no_more_at_once_than_a_chunk(tmp_path):
+    content = bytes(20 << 20)
+    (tmp_path / "a.zip").write_bytes(zip_bytes({"big": content}, zipfile.ZIP_DEFLATED))
+    source = ZipArchive(tmp_path / "a.zip")
+    member = source.members()["big"]
+    sizes = [len(chunk) for chunk in source.chunks("big", member)]
+    assert sum(sizes) == len(content)
+    assert max(sizes) <= CHUNK
+    seen = []
+    with pytest.raises(InputError, match="more than the 1000000 bytes"):
+        seen.extend(map(len, source.chunks("big", member._replace(size=1_000_000))))
+    assert sum(seen) <= CHUNK
 
-    def read():
-        for _ in range(20):
-            wrong.extend(n for n, m in members.items() if source.read(n, m) != FILES[n])
 
-    threads = [threading.Thread(target=read) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-    assert len(opened) == 8
-    assert set(opened) - set(closed) == set(source._file._descriptors.values())
+@pytest.mark.parametrize("field", ["offset", "packed", "size"])
+def test_claims_of_64_bits_end_in_one_line(tmp_path, field):
+    (tmp_path / "a.zip").write_bytes(zip_bytes(method=zipfile.ZIP_DEFLATED))
+    source = ZipArchive(tmp_path / "a.zip")
+    member = source.members()["other.txt"]._replace(**{field: (1 << 64) - 1})
+    with pytest.raises(InputError, match=r"a\.zip: other\.txt"):
+        source.read("other.txt", member)
 
 
 def test_members_survive_an_array(tmp_path):
@@ -255,111 +271,26 @@ def test_members_survive_an_array(tmp_path):
     assert Member(*np.array([member], dtype=MEMBER)[0].item()) == member
 
 
-# The index
+# The archive reader against the one that it replaces
 
 
-ARRAYS = {"numbers": np.arange(1000), "nothing": np.zeros(0, dtype=np.int32)}
+def by_zip_format(path):
+    with open(path, "rb") as file:
+        read = lambda at, count: os.pread(file.fileno(), count, at)  # noqa: E731
+        return dict(zip_format.list_members(*zip_format.read_directory(read, 0, path.stat().st_size)))
 
 
-def build():
-    return ARRAYS, {"categories": ["a"]}
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n" * 7])
+def test_zipfile_lists_what_zip_format_did(tmp_path, method, before, monkeypatch):
+    for limit in (1 << 31, 10):
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
+        (tmp_path / "a.zip").write_bytes(before + zip_bytes(method=method, comment=b"by hand"))
+        assert ZipArchive(tmp_path / "a.zip").members() == by_zip_format(tmp_path / "a.zip")
 
 
-def must_not_build():
-    raise AssertionError("built although it was there")
-
-
-def check(index):
-    assert index.meta == {"categories": ["a"]}
-    for name, array in ARRAYS.items():
-        assert index[name].dtype == array.dtype
-        np.testing.assert_array_equal(index[name], array)
-
-
-def test_cache_folder(tmp_path, monkeypatch):
-    assert cache_folder() == tmp_path / "cache"
-    monkeypatch.delenv("EOMT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "eomt"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "eomt"
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("EOMT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="set EOMT_CACHE"):
-        cache_folder()
-
-
-def test_index_is_built_once_and_mapped(cache):
-    check(open_index("key", build))
-    index = open_index("key", must_not_build)
-    check(index)
-    assert not index["numbers"].flags.writeable
-    assert not index["numbers"].flags.owndata
-    assert [path.name for path in cache.iterdir()] == ["key"]
-
-
-def test_pickled_index_maps_the_same_files():
-    index = open_index("key", build)
-    data = pickle.dumps(index)
-    assert len(data) < 500
-    copy = pickle.loads(data)
-    check(copy)
-    assert not copy["numbers"].flags.owndata
-
-
-@pytest.mark.parametrize("damage", ["empty folder", "cut array", "empty array", "cut meta", "no meta"])
-def test_damaged_index_is_built_anew(cache, damage):
-    open_index("key", build)
-    folder = cache / "key"
-    if damage == "cut array":
-        os.truncate(folder / "numbers.npy", 500)
-    elif damage == "empty array":
-        os.truncate(folder / "numbers.npy", 0)
-    elif damage == "cut meta":
-        os.truncate(folder / "meta.json", 20)
-    elif damage == "no meta":
-        (folder / "meta.json").unlink()
-    else:
-        for path in folder.iterdir():
-            path.unlink()
-    check(open_index("key", build))
-    check(open_index("key", must_not_build))
-    assert [path.name for path in cache.iterdir()] == ["key"]
-
-
-def test_builders_at_once(cache):
-    meet = threading.Barrier(4)
-
-    def slow_build():
-        meet.wait(timeout=30)  # all four are building before the first is done
-        return build()
-
-    results, errors = [], []
-
-    def run():
-        try:
-            results.append(open_index("key", slow_build))
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    for index in results:
-        check(index)
-    assert [path.name for path in cache.iterdir()] == ["key"]
-
-
-def test_failed_build_leaves_nothing(cache):
-    def fail():
-        raise InputError("bad data")
-
-    with pytest.raises(InputError, match="bad data"):
-        open_index("key", fail)
-    with pytest.raises(ValueError, match="Object arrays"):
-        open_index("key", lambda: ({"ragged": np.array([{}], dtype=object)}, {}))
-    assert list(cache.iterdir()) == []
+def test_zipfile_lists_what_zip_format_did_of_real_archives(shared_data):
+    paths = sorted(shared_data.rglob("*.zip"))
+    assert len(paths) >= 5
+    for path in paths:
+        assert ZipArchive(path).members() == by_zip_format(path)

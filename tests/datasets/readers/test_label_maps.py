@@ -14,8 +14,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from datasets.files.archive import Folder
 from datasets.files.decode import decode_color_map, decode_label_map
+from datasets.files.source import Folder
 from datasets.readers.folder import FolderSemantic
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, runs, targets_from_runs
 from datasets.readers.paired_files import PairedFiles
