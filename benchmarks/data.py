@@ -34,7 +34,6 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets.files.decode import decode_id_map, decode_label_map, decode_rgb
-from datasets.files.malloc import keep_freed_memory
 from datasets.loader import use_one_thread
 from datasets.readers.ade20k import Ade20kSemantic
 from datasets.readers.base import Reader
@@ -202,7 +201,6 @@ def main() -> None:
     options = parser.parse_args()
     # As the workers of a training run.
     use_one_thread(0)
-    keep_freed_memory()
     if options.profile:
         took = profile(options.task, options.root, options.images, options.rounds)
         print(f"{'ms per image':60}{'itself':>8}{'with what it calls':>20}")

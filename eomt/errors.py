@@ -58,6 +58,26 @@ class Faults:
             raise InputError(str(self._first), [*self._details, *rest]) from self._first
 
 
+def worker_failure(error: Exception, timeout: float = 0) -> InputError:
+    """The line for PyTorch's error about a data worker that has ended, or about a batch that did not come in time.
+
+    Args:
+        error: an error that waiting for a batch raised; or a RuntimeError "DataLoader worker ...", which PyTorch
+            raises wherever the main process happens to be when a worker ends.
+        timeout: the seconds that the batch was waited for.
+    """
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if "timed out" in reason:
+        return InputError(
+            f"no batch of data within {timeout:g} s (data.timeout): the file system or a data worker hangs; "
+            "check that the data can be read, then resume from last.ckpt"
+        )
+    return InputError(
+        f"a data worker has ended ({reason}): fewer data.num_workers or a smaller data.batch_size take less memory; "
+        "resume from last.ckpt"
+    )
+
+
 class Stopped(BaseException):
     """The run was ended by a signal, and its state is saved.
 

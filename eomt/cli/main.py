@@ -31,7 +31,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eomt.errors import InputError, Stopped
+from eomt.errors import InputError, Stopped, worker_failure
 from eomt.training.signals import StopSignals
 from eomt.training.slurm import ENDING, batch_job, first_task, requeue
 from eomt.weights.hub import is_hub_id
@@ -146,6 +146,8 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
             if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 _end(InputError(f"the network cannot be compiled here ({reason}): set compile=false"))
+            if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+                _end(worker_failure(error))
             if not type(error).__module__.startswith("wandb"):
                 raise
             _end(InputError(f"wandb: {error}; run `wandb login`, or set logger.wandb.offline=true"))

@@ -1,3 +1,4 @@
+import logging
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ from datasets.module import SegmentationData, accumulation
 from datasets.readers.coco_panoptic import CocoPanoptic
 from eomt.errors import InputError
 from eomt.postprocess.geometry import FIT_AND_PAD
+from eomt.targets import targets_from_id_map
 from tests.memory_reader import CATEGORIES, MemoryReader
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -222,3 +224,33 @@ def test_the_first_images_alone():
     assert len(trained) == 2  # the last incomplete batch is dropped
     assert [n for batch in module.val_dataloader() for n in batch.names] == [f"image{k:03d}" for k in range(4)]
     assert len(data(max_images=100).reader("val")) == 12
+
+
+@pytest.mark.parametrize("size", [(1, 1), (50, 20000), (20000, 50)])
+def test_extreme_images_are_read_and_cropped(size):
+    class One(MemoryReader):
+        def size(self, index):
+            return size if index == 0 else super().size(index)
+
+        def read(self, index):
+            if index:
+                return super().read(index)
+            return np.full((*size, 3), 7, np.uint8), targets_from_id_map(np.ones(size, np.int64), [1], [0])
+
+    reader = One(count=2)
+    loading = data(reader, reader, image_size=32)
+    for _ in range(3):
+        (batch,) = loading.train_dataloader()
+        assert batch.images.shape == (2, 3, 32, 32)
+        assert all(batch.targets.counts)
+    (batch,) = loading.val_dataloader()
+    assert batch.placements[0].height, batch.placements[0].width == size
+
+
+def test_a_set_smaller_than_a_step_repeats_its_images(caplog):
+    with caplog.at_level(logging.WARNING):
+        loader = data(MemoryReader(count=3), batch_size=4, global_batch=8).train_dataloader()
+    batches = list(loader)
+    assert [len(batch.names) for batch in batches] == [4, 4]
+    assert {name for batch in batches for name in batch.names} == {"image000", "image001", "image002"}
+    assert "data.global_batch=8 is more than the 3 training images" in caplog.text
