@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from datasets.loader import use_one_thread
+from datasets.loader import BatchLoader
 from datasets.readers.base import Reader
 from eomt.errors import InputError
 from eomt.targets import ImageTargets
@@ -67,21 +67,18 @@ class ExaminedImages(Dataset):
         return Fault("bad_targets", wrong) if wrong else facts(image, targets)
 
 
-def examined(reader: Reader, num_workers: int) -> DataLoader:
-    """Lists of what `ExaminedImages` gives, in order."""
-    return DataLoader(
-        ExaminedImages(reader),
-        batch_size=_TOGETHER,
-        collate_fn=list,
-        num_workers=num_workers,
-        worker_init_fn=_start_worker,
-    )
+def examined(reader: Reader, num_workers: int, timeout: float) -> Iterator[list[ImageFacts | Fault]]:
+    """The facts or faults of all images in order, a list per batch of a worker.
 
+    Args:
+        reader: the images.
+        num_workers, timeout: see `BatchLoader`.
 
-def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches all processes; the main one ends the workers, which have nothing to say about it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    use_one_thread(worker)
+    Raises:
+        InputError: if a worker ends or hangs.
+    """
+    loader = BatchLoader(ExaminedImages(reader), list, num_workers, timeout, batch_size=_TOGETHER)
+    return (batch for batch, _ in loader.batches())
 
 
 def wrong_form(image: np.ndarray, targets: ImageTargets, num_classes: int) -> str:

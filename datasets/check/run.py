@@ -35,7 +35,7 @@ def check_data(data: SegmentationData, splits: Sequence[str], num_queries: int) 
     seen: dict[bytes, tuple[str, str]] = {}
     for split, reader in readers.items():
         _check_identities(reader, split, report)
-        fit[split] = _check_images(reader, split, data.num_workers, num_queries, seen, report)
+        fit[split] = _check_images(data, split, num_queries, seen, report)
     if len(readers) == 2:
         try:
             check_same_classes(readers["train"].classes, readers["val"].classes)
@@ -63,20 +63,20 @@ def _check_identities(reader: Reader, split: str, report: Report) -> None:
 
 
 def _check_images(
-    reader: Reader,
+    data: SegmentationData,
     split: str,
-    num_workers: int,
     num_queries: int,
     seen: dict[bytes, tuple[str, str]],
     report: Report,
 ) -> np.ndarray:
     """Read a set. `seen` has the set and name of the image with each digest, and receives this set's."""
+    reader = data.reader(split)
     classes, annotated = reader.classes, reader.annotated() if hasattr(reader, "annotated") else None
     tally = report.tallies[split] = Tally(classes)
     fit = []
     with tqdm(total=len(reader), desc=f"reading {split}", unit=" images", dynamic_ncols=True) as bar:
         index = 0
-        for batch in examined(reader, num_workers):
+        for batch in examined(reader, data.num_workers, data.timeout):
             for found in batch:
                 name = reader.name(index)
                 if isinstance(found, Fault):

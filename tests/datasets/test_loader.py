@@ -35,7 +35,9 @@ def training_loader(reader=None, batch_size=2, workers=0, seed=0, **options):
     return ResumableLoader(images, EpochBatchSampler(len(images), batch_size, batch_size, seed), workers, **options)
 
 
-def evaluation_loader(reader=None, batch_size=2, workers=0, geometry=FIT_AND_PAD, size=(16, 16), ranks=(0, 1), **options):
+def evaluation_loader(
+    reader=None, batch_size=2, workers=0, geometry=FIT_AND_PAD, size=(16, 16), ranks=(0, 1), **options
+):
     images = EvaluationSet(reader or MemoryReader(), geometry, size, *ranks)
     return EvaluationLoader(images, batch_size, workers, **options)
 
@@ -243,7 +245,9 @@ def test_passing_errors_are_read_again_and_others_replaced(monkeypatch, caplog):
         assert loader.replaced == 1
         assert len(waited) == attempts - 1
         assert "image003: cannot read the archive; trained on another image instead (1 so far)" in caplog.text
-        [(changed, old)] = [(ours, theirs) for ours, theirs in zip(batches, wanted, strict=True) if not same(ours, theirs)]
+        [(changed, old)] = [
+            (ours, theirs) for ours, theirs in zip(batches, wanted, strict=True) if not same(ours, theirs)
+        ]
         assert [old.names[k] for k in range(2) if changed.names[k] != old.names[k]] == ["image003"]
 
 
@@ -327,7 +331,9 @@ def test_batches_keep_their_types_on_the_way_to_a_device():
 @pytest.mark.parametrize("loader", [training_loader, evaluation_loader])
 def test_a_worker_that_dies_ends_the_run_in_one_line(loader):
     reader = FaultyReader(dict.fromkeys(range(12), die))
-    with pytest.raises(InputError, match=r"\Aa data worker has ended \(.*\): fewer data\.num_workers .* from last\.ckpt\Z"):
+    with pytest.raises(
+        InputError, match=r"\Aa data worker has ended \(.*\): fewer data\.num_workers .* from last\.ckpt\Z"
+    ):
         list(loader(reader, workers=1))
 
 

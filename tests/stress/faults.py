@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import errno
 import logging
+import multiprocessing
 import os
 import random
 import re
@@ -40,7 +41,7 @@ import train  # noqa: E402
 from datasets.readers.coco_panoptic import CocoPanoptic  # noqa: E402
 from datasets.shapes.dataset import ensure_shapes  # noqa: E402
 from eomt.cli.main import explain  # noqa: E402
-from eomt.errors import InputError, Stopped  # noqa: E402
+from eomt.errors import InputError, Stopped, worker_failure  # noqa: E402
 from eomt.weights.checkpoint import read_checkpoint  # noqa: E402
 from tests.running import SMALL, configured  # noqa: E402
 from tests.stress import corruption  # noqa: E402
@@ -55,7 +56,7 @@ class Inject(lightning.Callback):
     """Lets something happen at a step of a run.
 
     Args:
-        what: `loss`, `gradient` (NaN), `kill` or `stop` (a data worker).
+        what: `loss`, `gradient` (NaN), `kill` (a data worker).
         steps: numbers from 1.
     """
 
@@ -67,9 +68,8 @@ class Inject(lightning.Callback):
             return
         if self.what == "loss":
             self._spoil(pl_module)
-        if self.what in ("kill", "stop"):
-            worker = trainer.train_dataloader._iterator._workers[0]
-            os.kill(worker.pid, signal.SIGKILL if self.what == "kill" else signal.SIGSTOP)
+        if self.what == "kill":
+            multiprocessing.active_children()[0].kill()
 
     def _spoil(self, module) -> None:
         """Make the next loss NaN in its dice term."""
@@ -133,6 +133,9 @@ class Faults:
             end = "ran to its end"
         except (InputError, Stopped) as error:
             end = f'one line after {time.monotonic() - begin:.0f} s: "{_short(explain(error))}"'
+        except RuntimeError as error:
+            ended = str(error).startswith("DataLoader worker")
+            end = f'one line: "{_short(str(worker_failure(error)))}"' if ended else f"STACK TRACE: {_short(str(error))}"
         except Exception as error:
             end = f"STACK TRACE: {type(error).__name__} {_short(str(error))}"
         said = [f'"{_short(line)}"' for line in dict.fromkeys(self.log.lines)]
@@ -311,6 +314,12 @@ def failing_reads(times: int) -> Callable:
     return pread
 
 
+def hanging_reads() -> Callable:
+    """`os.pread` that does not return in data workers."""
+    real, main = os.pread, os.getpid()
+    return lambda *arguments: real(*arguments) if os.getpid() == main else time.sleep(600)
+
+
 def full_disk(value: object, path: Path) -> None:
     Path(path).write_bytes(b"half")
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -394,14 +403,21 @@ def table(faults: Faults, cases: int) -> list[tuple[str, Callable[[], object]]]:
     def archives() -> Counter:
         return Counter(archive_case(faults.data, faults.folder, random.Random(n)) for n in range(cases))
 
-    worker = "data worker killed by SIGKILL"
+    def killed_worker() -> str:
+        happened = faults.inject("kill", 5)
+        resumed = faults.run(f"ckpt='{faults.here}/checkpoints/last.ckpt'")
+        return faults.compared(f"{happened}; resumed: {resumed}")
+
+    def hanging() -> str:
+        with patched(os, "pread", hanging_reads()):
+            return faults.run("data.timeout=3")
+
     return [
         ("NaN in the loss of a step", lambda: faults.inject("loss", 3)),
         ("infinite gradient of a step", lambda: faults.inject("gradient", 3)),
         ("NaN in every step", lambda: faults.inject("loss", *range(1, 7), more=("optim.max_skipped_steps=4",))),
-        (worker, lambda: faults.compared(faults.inject("kill", 3))),
-        (f"{worker}, in every step", lambda: faults.inject("kill", *range(1, 7))),
-        ("data worker hangs (SIGSTOP), data.timeout=3", lambda: faults.inject("stop", 2, more=("data.timeout=3",))),
+        ("data worker killed by SIGKILL, then resumed", killed_worker),
+        ("reads hang in the data workers, data.timeout=3", hanging),
         ("input/output error of a read, twice in each data worker", reading(2)),
         ("3 training images damaged", damaged("train2017.zip", 3)),
         ("more training images damaged than data.max_bad_images", damaged("train2017.zip", 5, "data.max_bad_images=2")),

@@ -105,6 +105,17 @@ def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp
         assert equal(ours[part], theirs[part]), part
 
 
+def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tmp_path):
+    """PyTorch's error comes at any moment; no checkpoint was written at this one."""
+    kill = "+callbacks.fault={_target_: tests.stress.faults.Inject, what: kill, steps: [8]}"
+    with pytest.raises((InputError, RuntimeError), match="DataLoader worker"):
+        train.main(configured(tmp_path, *with_best, kill))
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(checkpoint)["global_step"] == 6
+    train.main(configured(tmp_path, *with_best, f"ckpt='{checkpoint}'"))
+    _same(tmp_path, undisturbed)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(settings, undisturbed, tmp_path, caplog, damage):
     run = tmp_path / "run"
