@@ -361,5 +361,5 @@ def test_a_file_system_that_hangs_ends_the_run_in_one_line(loader):
 
 
 def test_faults_of_a_custom_reader_keep_their_stack_trace():
-    with pytest.raises(RuntimeError, match="(?s)Caught RuntimeError in DataLoader worker process 0.*in fail"):
+    with pytest.raises(RuntimeError, match=r"(?s)Caught RuntimeError in DataLoader worker process 0.*in fail"):
         list(training_loader(FaultyReader(dict.fromkeys(range(12), fail)), workers=1))

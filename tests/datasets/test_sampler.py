@@ -2,7 +2,6 @@
 
 import logging
 
-
 from datasets.sampler import EpochBatchSampler, SampleKey
 
 
