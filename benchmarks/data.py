@@ -37,8 +37,7 @@ from datasets.files.decode import decode_id_map, decode_label_map, decode_rgb
 from datasets.loader import use_one_thread
 from datasets.readers.ade20k import Ade20kSemantic
 from datasets.readers.base import Reader
-from datasets.readers.coco_instance import CocoInstance
-from datasets.readers.coco_panoptic import CocoPanoptic
+from datasets.readers.coco import CocoInstance, CocoPanoptic
 from datasets.transforms import TrainTransform
 
 
@@ -62,16 +61,17 @@ class Case(NamedTuple):
 
 
 def coco_image(reader: CocoInstance | CocoPanoptic, index: int) -> bytes:
-    return reader._file(reader._images, "image", index)[0]
+    return reader._images.read(index)[0]
 
 
 def panoptic_files(reader: CocoPanoptic, index: int) -> tuple[bytes, bytes]:
-    return coco_image(reader, index), reader._file(reader._masks, "mask", index)[0]
+    (mask,) = reader._index.rows("mask_of_image", index, index + 1)
+    return coco_image(reader, index), reader._masks.read(mask)[0]
 
 
 def label_map_files(reader: Ade20kSemantic, index: int) -> tuple[bytes, bytes]:
     files = reader._files
-    return files._read(files._images, "image", index)[0], files.truth(0, index)[0]
+    return files._images.read(index)[0], files.truth(0, index)[0]
 
 
 CASES = {

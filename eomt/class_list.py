@@ -1,4 +1,4 @@
-"""The classes of a user's own label files, from a text or JSON file or from the configuration."""
+"""Classes of custom label files, from a text or JSON file or from the configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eomt.classes import Classes, distinct_color
+from eomt.classes import Classes, distinct_color, is_color, is_whole
 from eomt.errors import InputError
 
 FORMS = (
@@ -48,19 +48,9 @@ def read_classes(
     return Classes.from_list({"color": distinct_color(k), "isthing": 0} | row for k, row in enumerate(rows))
 
 
-def whole(value: object, most: int) -> bool:
-    """Whether it is a whole number, 0..most; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
-
-
 def is_list(value: object) -> bool:
-    """Whether it is a list, also one of the configuration."""
+    """True for a list, also one of the configuration."""
     return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def is_color(value: object) -> bool:
-    """Whether it is [red, green, blue], each 0..255."""
-    return is_list(value) and len(value) == 3 and all(whole(part, 255) for part in value)
 
 
 def _read(path: Path, key: str) -> Sequence | Mapping:
@@ -104,7 +94,7 @@ def _number(key: object) -> object:
 
 def _checked(row: dict, where: str) -> dict:
     rules = {
-        "id": (lambda value: whole(value, 0xFFFF), "a whole number, 0 to 65535, the value in the label files"),
+        "id": (lambda value: is_whole(value, 0, 0xFFFF), "a whole number, 0 to 65535, the value in the label files"),
         "name": (lambda value: isinstance(value, str) and bool(value.strip()), "text; quote it if it looks otherwise"),
         "color": (is_color, "[red, green, blue], each 0 to 255"),
         "isthing": (lambda value: value in (0, 1), "0 or 1"),

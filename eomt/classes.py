@@ -1,9 +1,9 @@
-"""What a class is: its id in the dataset, its name, its colour, and whether it is a thing or stuff."""
+"""Classes of a dataset: id, name, colour, thing or stuff."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,27 +51,15 @@ class Classes:
 
         Args:
             categories: mappings with `id` and `name`, optionally `isthing` (0 or 1, default 1) and
-                `color` ([red, green, blue], default: a fixed colour for the position).
+                `color` ([red, green, blue], 0..255, default: a fixed colour for the position).
 
         Raises:
-            InputError: if a category lacks its id or name, or an id stands twice.
+            InputError: if there is none, one lacks its id or name or has a value of another form, or an id stands
+                twice.
         """
-        rows = list(categories)
-        for row in rows:
-            if "id" not in row or "name" not in row:
-                raise InputError(f"a category needs an id and a name, found {dict(row)}")
-        rows.sort(key=lambda row: (not row.get("isthing", 1), row["id"]))
-        return cls(
-            tuple(
-                SegmentClass(
-                    int(row["id"]),
-                    str(row["name"]),
-                    tuple(int(c) for c in row.get("color") or distinct_color(k)),
-                    bool(row.get("isthing", 1)),
-                )
-                for k, row in enumerate(rows)
-            )
-        )
+        rows = [_checked(row) for row in categories]
+        rows.sort(key=lambda row: (not row["isthing"], row["id"]))
+        return cls.from_list({**row, "color": row["color"] or distinct_color(k)} for k, row in enumerate(rows))
 
     def to_list(self) -> list[dict]:
         """Plain values in COCO's `categories` form, fit for JSON and for a checkpoint."""
@@ -79,11 +67,12 @@ class Classes:
 
     @classmethod
     def from_list(cls, rows: Iterable[Mapping]) -> Classes:
-        """The inverse of `to_list`: the order of the rows is kept."""
+        """The inverse of `to_list`: the order of the rows is kept. InputError for values of another form."""
+        checked = map(_checked, rows)
         return cls(
             tuple(
-                SegmentClass(int(r["id"]), str(r["name"]), tuple(int(c) for c in r["color"]), bool(r["isthing"]))
-                for r in rows
+                SegmentClass(row["id"], row["name"], tuple(row["color"] or distinct_color(k)), row["isthing"])
+                for k, row in enumerate(checked)
             )
         )
 
@@ -116,7 +105,7 @@ class Classes:
 
 
 def difference(one: Classes, other: Classes) -> tuple[str, str] | None:
-    """What first differs between two lists, in words: what the one has, and what the other has in its place.
+    """The first difference between two lists in words: the one's class, and the other's in its place.
 
     None if networks' outputs mean the same: id, name, thing or stuff, in one order. Colours may differ.
     """
@@ -135,3 +124,27 @@ def distinct_color(index: int) -> tuple[int, int, int]:
     # Hues come near each other again 13, 21, 34 classes apart; the tone then differs.
     saturation, value = ((0.75, 0.95), (0.9, 0.6), (0.45, 0.95), (0.6, 0.75))[index % 4]
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+
+
+def is_whole(value: object, least: int, most: int) -> bool:
+    """True for a whole number in least..most; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_color(value: object) -> bool:
+    """True for [red, green, blue], each 0..255."""
+    return isinstance(value, Sequence) and len(value) == 3 and all(is_whole(part, 0, 255) for part in value)
+
+
+def _checked(row: Mapping) -> dict:
+    """Id, name, color (None where it has none) and isthing of a category. InputError if one has another form."""
+    if not isinstance(row, Mapping) or "id" not in row or "name" not in row:
+        raise InputError(f"a category needs an id and a name, found {str(row)[:200]}")
+    number, color, is_thing = row["id"], row.get("color") or None, row.get("isthing", 1)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if not is_whole(number, -(1 << 63), (1 << 63) - 1):
+        raise InputError(f"the id of the category {str(row)[:200]} must be a whole number")
+    if color is not None and not is_color(color):
+        raise InputError(f"the color of the category {str(row)[:200]} must be [red, green, blue], each 0 to 255")
+    return {"id": number, "name": str(row["name"]), "color": color, "isthing": bool(is_thing)}

@@ -1,8 +1,8 @@
-"""Arrays computed once from a dataset's files, kept on disk and memory-mapped by all who read them.
+"""Arrays computed once from a dataset's files, kept on disk and memory-mapped by every process.
 
-Parsing the annotations of 118,000 images takes seconds and memory in every process that does it. An
-`Index` is the outcome as plain arrays: opening it costs milliseconds, and the operating system keeps
-one copy of its pages for all workers of all ranks on a machine.
+Parsing the annotations of 118,000 images takes seconds and memory in every process that does it. An `Index` is
+the result as one safetensors file: opening it costs a millisecond, and the operating system keeps one copy of its
+pages for all workers of all ranks on a machine.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
+from datasets.files.source import Member, Source
 from eomt.errors import InputError
+from eomt.files import replacing
 
 log = logging.getLogger(__name__)
 
-_META = "meta.json"
-
 
 def cache_folder() -> Path:
-    """Where computed files are kept: `$EOMT_CACHE`, else `$XDG_CACHE_HOME/eomt`, else `~/.cache/eomt`.
+    """Folder of computed files: `$EOMT_CACHE`, else `$XDG_CACHE_HOME/eomt`, else `~/.cache/eomt`.
 
     Raises:
         InputError: if the folder is not there and cannot be made.
@@ -44,7 +45,7 @@ def cache_errors(path: Path) -> Iterator[None]:
     """Turn a failure to write below the cache folder (read-only, full) into an InputError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: `~` without a home folder
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: `~` without a home folder
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"cannot write the cache {path}: {reason}; set EOMT_CACHE to a folder with room for you to write"
@@ -52,106 +53,108 @@ def cache_errors(path: Path) -> Iterator[None]:
 
 
 class Index:
-    """A folder of named arrays, memory-mapped read-only, and a few plain values.
+    """Named arrays of a file, memory-mapped, and a few plain values.
 
-    Pickling (spawned workers) sends the folder's name alone: the receiver maps the same files.
+    Pickling (spawned workers) sends the file's name alone: the receiver maps the same file.
 
     Attributes:
         meta: the plain values, as JSON gives them back.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, path: Path):
         """Open a complete index.
 
         Raises:
-            OSError, ValueError: if it is not there, incomplete or damaged.
+            FileNotFoundError: if it is not there.
+            SafetensorError, ValueError, KeyError, TypeError: if it is incomplete or damaged.
         """
-        self._folder = folder
-        stored = json.loads((folder / _META).read_text(encoding="utf-8"))
-        self.meta: dict = stored["meta"]
-        # A plain array over the mapped pages: slicing an np.memmap costs several times as much.
-        self._arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in stored["arrays"]
-        }
+        self._path = path
+        self._file = safe_open(path, framework="numpy")
+        self.meta: dict = json.loads(self._file.metadata()["meta"])
+        self._columns = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name]
+    def column(self, name: str) -> np.ndarray:
+        """A copy of the whole array."""
+        return self._file.get_tensor(name)
 
-    def __getstate__(self) -> Path:
-        return self._folder
+    def rows(self, name: str, start: int, end: int) -> np.ndarray:
+        """A copy of rows start..end - 1."""
+        column = self._columns[name]
+        # safetensors takes no slice that starts at the end.
+        return column[start:end] if start < column.get_shape()[0] else self.column(name)[:0]
 
-    def __setstate__(self, folder: Path) -> None:
-        self.__init__(folder)
+    def texts(self, name: str, start: int, end: int) -> list[bytes]:
+        """Byte strings start..end - 1 of a column that `text_columns` made."""
+        ends = self.rows(f"{name}_end", start, end + 1).tolist()
+        data = self.rows(name, ends[0], ends[-1]).tobytes()
+        return [data[first - ends[0] : last - ends[0]] for first, last in pairwise(ends)]
+
+    def __reduce__(self) -> tuple:
+        return Index, (self._path,)
+
+
+def text_columns(name: str, texts: Iterable[bytes]) -> dict[str, np.ndarray]:
+    """Byte strings as two arrays of an index: `name` uint8, all of them joined, and `name_end` int64 [N + 1]."""
+    texts = list(texts)
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+    return {name: np.frombuffer(b"".join(texts), dtype=np.uint8), f"{name}_end": ends}
+
+
+def file_columns(name: str, files: Iterable[tuple[str, Member]]) -> dict[str, np.ndarray]:
+    """Names and locations of files as arrays of an index, for `IndexedFiles`."""
+    files = list(files)
+    members = np.array([member for _, member in files], dtype=np.uint64).reshape(-1, len(Member._fields))
+    return text_columns(f"{name}_name", (file.encode() for file, _ in files)) | {f"{name}_member": members}
+
+
+class IndexedFiles:
+    """Files of a source by number, as an index lists them.
+
+    Args:
+        source: the archive or folder.
+        index: has the arrays that `file_columns` made.
+        name: their name there.
+    """
+
+    def __init__(self, source: Source, index: Index, name: str):
+        self.source = source
+        self._index = index
+        self._column = name
+
+    def name(self, number: int) -> str:
+        """The file's path within the source."""
+        return self._index.texts(f"{self._column}_name", number, number + 1)[0].decode()
+
+    def read(self, number: int) -> tuple[bytes, str]:
+        """The file's contents, and its name in messages. InputError if it cannot be read."""
+        name = self.name(number)
+        (member,) = self._index.rows(f"{self._column}_member", number, number + 1).tolist()
+        return self.source.read(name, Member(*member)), self.source.describe(name)
 
 
 def open_index(key: str, build: Callable[[], tuple[Mapping[str, np.ndarray], Mapping]]) -> Index:
-    """Open the index of that key from the cache; build it first where it is missing or damaged.
+    """Open the index of that key from the cache; build it first if it is missing or damaged.
 
-    Processes that build the same index at once do not disturb each other: each writes a folder of its
-    own, one of them gets the final name, and all read that one.
+    Processes that build the same index at once do not disturb each other: each writes a file of its own, and
+    renaming it is one step.
 
     Args:
-        key: names the index, fit for a folder's name; different contents need different keys.
+        key: names the index, fit for a file name; different contents need different keys.
         build: makes the arrays and the plain values; called at most once.
 
     Raises:
         InputError: if the cache cannot be written, or as `build` does.
     """
-    folder = cache_folder() / key
-    index = _try_open(folder)
-    if index is not None:
-        return index
-    log.info("building the index %s (once for these files)", folder)
-    arrays, meta = build()
-    draft = folder.with_name(f".{key}.{uuid.uuid4().hex}")
+    path = cache_folder() / f"{key}.safetensors"
     try:
-        with cache_errors(folder):
-            _write(draft, arrays, meta)
-            return _publish(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _try_open(folder: Path) -> Index | None:
-    try:
-        return Index(folder)
+        return Index(path)
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        log.warning("the index %s is damaged and is built anew (%s)", folder, error)
-        return None
-
-
-def _write(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping) -> None:
-    """Write a complete index and force it to disk, so that no power cut leaves a whole-looking empty file."""
-    folder.mkdir()
-    for name, array in arrays.items():
-        with open(folder / f"{name}.npy", "wb") as file:
-            np.save(file, array, allow_pickle=False)
-            _force(file)
-    with open(folder / _META, "w", encoding="utf-8") as file:
-        json.dump({"arrays": list(arrays), "meta": dict(meta)}, file)
-        _force(file)
-
-
-def _force(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _publish(draft: Path, folder: Path) -> Index:
-    """Give the draft its final name, unless another process has put a sound index there meanwhile."""
-    while True:
-        try:
-            os.rename(draft, folder)
-            return Index(folder)
-        except OSError:
-            index = _try_open(folder)
-            if index is not None:
-                return index
-            if not folder.exists():
-                raise
-            # Someone's damaged index is in the way. Renamed first, so that nobody opens it half deleted.
-            broken = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-            os.rename(folder, broken)
-            shutil.rmtree(broken, ignore_errors=True)
+        log.info("building the index %s (once for these files)", path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        log.warning("the index %s is damaged and is built anew (%s)", path, error)
+    arrays, meta = build()
+    with cache_errors(path), replacing(path) as draft:
+        # It writes the memory of an array as it lies there, whatever the strides.
+        dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(dense, draft, metadata={"meta": json.dumps(dict(meta))})
+    return Index(path)

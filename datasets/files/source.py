@@ -9,8 +9,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from eomt.errors import InputError
 
 CHUNK = 1 << 20
@@ -35,19 +33,6 @@ class Member(NamedTuple):
     crc: int = 0
     method: int = zipfile.ZIP_STORED
     flags: int = 0
-
-
-MEMBER = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("packed", "<u8"),
-        ("size", "<u8"),
-        ("crc", "<u4"),
-        ("method", "<u2"),
-        ("flags", "<u2"),
-    ]
-)
-"""A `Member` as a row of an array."""
 
 
 class Source(Protocol):

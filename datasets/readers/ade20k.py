@@ -9,9 +9,8 @@ import numpy as np
 from datasets.files.archive import find_source
 from datasets.files.decode import decode_id_map
 from datasets.files.source import Folder, Source
-from datasets.readers.coco_files import open_root
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, check_size, runs, targets_from_runs
-from datasets.readers.paired_files import PairedFiles
+from datasets.readers.base import check_size, open_root
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles, runs, targets_from_runs
 from eomt.errors import InputError
 from eomt.known_classes import ADE20K
 from eomt.targets import ImageTargets
@@ -74,7 +73,7 @@ class Ade20kPanoptic(LabelMaps):
         check_size(semantic.shape, size, where, image)
         check_size(instances.shape, size, where_instances, image)
 
-        # Green, red, value: one integer for all that a pixel has.
+        # One integer a pixel: green, red, value.
         pixels, lengths = runs((instances & 0xFFFF) << 16 | semantic)
         green, red, values = pixels >> 24, pixels >> 16 & 255, pixels & 0xFFFF
         classes = self._table.classes(values, where)
@@ -86,7 +85,7 @@ class Ade20kPanoptic(LabelMaps):
 
 
 def _check_instances(ids: np.ndarray, categories: np.ndarray, where: str) -> None:
-    """InputError unless each id has one category, 1..100."""
+    """Raise InputError unless each id has one category, 1..100."""
     remedy = "it is damaged or no instance annotation of ADE20K; fetch it again"
     wrong = np.flatnonzero((categories < 1) | (categories > len(_THINGS)))
     if len(wrong):

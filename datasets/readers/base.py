@@ -1,17 +1,19 @@
-"""What every dataset of this project is: images with their ground truth, read one at a time."""
+"""The interface of every dataset: images with their ground truth, read one at a time."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from eomt.classes import Classes
+from eomt.errors import InputError
 from eomt.targets import ImageTargets
 
 
 class Annotated(NamedTuple):
-    """What annotation files say of S segments beside their pixels. Training looks at none of it.
+    """Annotations of S segments beside their pixels, for `check_data.py`. Training uses none of it.
 
     Attributes:
         start: int64 [N + 1]; the segments of image i, in the order of its targets, are start[i]..start[i + 1] - 1.
@@ -35,15 +37,15 @@ class Annotated(NamedTuple):
 class Reader(Protocol):
     """A dataset before any transform. It can be pickled to workers and used by forked ones as it is.
 
-    A reader may have two methods more, which `check_data.py` calls: `annotated() -> Annotated`, and
-    `files() -> tuple[set[str], set[str]]`, the paths that it uses and those that lie where it looks. And it may have
-    `read_for_training`, as `read` but with targets in whatever form `TrainTransform` takes, where that is faster.
+    All files are found, and all that can be checked without decoding images is checked, when a reader is made; then
+    it raises `eomt.errors.InputError`. `read` checks the image itself.
 
-    All files are found, and all that can be checked without decoding images is checked, when a reader
-    is made; then it raises `eomt.errors.InputError`. `read` checks the image itself.
+    A reader may have three methods more. `check_data.py` calls `annotated() -> Annotated`, and
+    `files() -> tuple[set[str], set[str]]`, the paths that it uses and those that lie in its folders. Training calls
+    `read_for_training`, as `read` but with targets in any form that `TrainTransform` takes, where that is faster.
 
     Attributes:
-        classes: what the targets' labels count.
+        classes: the classes that the targets' labels count.
     """
 
     classes: Classes
@@ -64,8 +66,8 @@ class Reader(Protocol):
         """Read one image.
 
         Returns:
-            uint8 [H, W, 3], red, green, blue, contiguous and writable; and its targets of that size,
-            crowd segments among them: whoever trains drops those, whoever scores needs them.
+            uint8 [H, W, 3], red, green, blue, contiguous and writable; and its targets of that size, crowd segments
+            among them: training drops those, scores need them.
 
         Raises:
             InputError: if the image or its ground truth cannot be decoded or they contradict each other;
@@ -77,8 +79,8 @@ class FirstImages:
     """The first images of a reader, itself a reader.
 
     Args:
-        reader: where they come from.
-        count: how many, at least 1; all if there are fewer.
+        reader: the whole set.
+        count: the number of images, at least 1; all if there are fewer.
     """
 
     def __init__(self, reader: Reader, count: int):
@@ -95,3 +97,33 @@ class FirstImages:
 
     def has_targets(self) -> np.ndarray:
         return self._reader.has_targets()[: self._count]
+
+
+def open_root(root: str | Path | None, needs: str) -> Path:
+    """The folder that holds a dataset, absolute.
+
+    Args:
+        root: the configured value.
+        needs: the files that the folder must hold, for the message.
+
+    Raises:
+        InputError: if none is given or it is no folder.
+    """
+    if root is None:
+        raise InputError("data.root is not set: give the folder that holds the dataset, as in data.root=DIR")
+    path = Path(root).expanduser().absolute()
+    if not path.is_dir():
+        raise InputError(f"data.root: {path} is no folder; it must hold {needs}, as downloaded")
+    return path
+
+
+def check_size(truth: tuple[int, ...], size: tuple[int, ...], where: str, image: str) -> None:
+    """Raise InputError unless ground truth has the size of its image, both (height, width)."""
+    if truth != size:
+        raise InputError(
+            f"{where} is {_by(truth)} (width x height), but its image {image} is {_by(size)}: replace one of the two"
+        )
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return f"{size[1]}x{size[0]}"

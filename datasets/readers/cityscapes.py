@@ -6,9 +6,8 @@ from pathlib import Path
 
 from datasets.files.archive import ZipArchive
 from datasets.files.source import Folder, Source
-from datasets.readers.coco_files import open_root
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable
-from datasets.readers.paired_files import PairedFiles
+from datasets.readers.base import open_root
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
 from eomt.errors import InputError
 from eomt.known_classes import CITYSCAPES
 

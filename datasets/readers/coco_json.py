@@ -1,27 +1,34 @@
-"""COCO's annotation files, read element by element: they are too large to be held as Python objects."""
+"""COCO's annotation files, parsed element by element: as Python objects they would take gigabytes."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from pycocotools import mask as coco_mask
 
 from eomt.errors import InputError
+from eomt.rle import runs_of_rles
 
-# What reading a row that is not as COCO's format says can raise.
 ROW_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
+"""Errors of reading a row that breaks COCO's format."""
 
+_LONGEST = 32 << 20  # characters of one element: it is parsed into memory as a whole
+_LONGEST_SIDE = 1 << 20  # pixels of an image
+_FARTHEST = 10  # image sides between a corner and its image: drawing an outline takes memory by its length
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -> Iterator[tuple[str, object]]:
-    """Walk through a JSON object and give the elements of some of its arrays, one at a time.
+    """Walk through a JSON object and yield the elements of some of its arrays, one at a time.
 
     Args:
         chunks: the file's bytes in pieces.
-        names: the keys whose arrays are wanted; all must be there.
-        where: names the file in the message.
+        names: the keys of these arrays; all must be there.
+        where: the file's name in messages.
 
     Yields:
         (key, element), in the file's order.
@@ -37,60 +44,20 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
         while mark != "}":
             key = text.value()
             text.take(":")
-            if key in missing:
-                missing.discard(key)
+            wanted = key in missing
+            missing.discard(key)
+            if wanted or text.take(None, keep=True) == "[":
                 for element in _elements(text):
-                    yield key, element
+                    if wanted:
+                        yield key, element
             else:
                 text.value()
             mark = text.take(",}")
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of integers of thousands of digits, and of bytes in no UTF-8
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise InputError(f"{where} is not valid JSON ({reason}, near byte {text.done()}); download it again") from error
     if missing:
         raise InputError(f"{where} has no {sorted(missing)[0]!r}: it is not a COCO annotation file of this kind")
-
-
-def take_row(add: Callable[[Mapping], None], key: str, row: object, where: str) -> None:
-    """Give an element of the array `key` to `add`.
-
-    Raises:
-        InputError: in place of ROW_ERRORS.
-    """
-    try:
-        add(row)
-    except ROW_ERRORS as error:
-        raise InputError(f"{where}: an entry of {key!r} {problem(error)}: {str(row)[:200]}") from error
-
-
-def problem(error: Exception) -> str:
-    """One of ROW_ERRORS as a clause."""
-    return f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-
-
-def whole(row: Mapping, key: str) -> int:
-    """A whole number, also where it is written as 3.0. ValueError otherwise, KeyError if it is missing."""
-    value = row[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise ValueError(f"{key} must be a whole number, found {value!r}")
-    return int(value)
-
-
-def flag(row: Mapping, key: str) -> bool:
-    """0 or 1; 0 if it is missing. ValueError for anything else."""
-    value = row.get(key) or 0
-    if value not in (0, 1):
-        raise ValueError(f"{key} must be 0 or 1, found {value!r}")
-    return bool(value)
-
-
-def file_name(row: Mapping) -> str:
-    """The name of a file. ValueError otherwise, KeyError if it is missing."""
-    value = row["file_name"]
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"a file name was expected, found {value!r}")
-    value.encode()  # half a character, which JSON can write, raises ValueError
-    return value
 
 
 def _elements(text: _Text) -> Iterator[object]:
@@ -105,7 +72,7 @@ def _elements(text: _Text) -> Iterator[object]:
 
 
 class _Text:
-    """A text that arrives in pieces, of which only the part not yet parsed is kept."""
+    """A text that arrives in pieces; only the part not yet parsed is kept."""
 
     def __init__(self, chunks: Iterable[bytes]):
         self._chunks = iter(chunks)
@@ -146,10 +113,12 @@ class _Text:
             except json.JSONDecodeError:
                 if self._ended:
                     raise
+            if len(self._buffer) - self._at > _LONGEST:
+                raise json.JSONDecodeError("an element of more than 32 MB", self._buffer, self._at)
             self._extend()
 
     def _extend(self) -> None:
-        """Append at least as much as there is: a value in many pieces is tried few times."""
+        """At least double what is not parsed yet: a value in many pieces is tried few times."""
         pieces = [self._buffer[self._at :]]
         wanted = length = len(pieces[0])
         while length <= 2 * wanted and not self._ended:
@@ -158,3 +127,97 @@ class _Text:
             pieces.append(self._decoder.decode(chunk or b"", final=self._ended))
             length += len(pieces[-1])
         self._dropped, self._at, self._buffer = self._dropped + self._at, 0, "".join(pieces)
+
+
+def take_row(add: Callable[[Mapping], None], key: str, row: object, where: str) -> None:
+    """Pass an element of the array `key` to `add`. InputError in place of ROW_ERRORS."""
+    try:
+        add(row)
+    except ROW_ERRORS as error:
+        raise InputError(f"{where}: an entry of {key!r} {problem(error)}: {str(row)[:200]}") from error
+
+
+def problem(error: Exception) -> str:
+    """One of ROW_ERRORS as a clause."""
+    return f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+
+
+def whole(row: Mapping, key: str) -> int:
+    """A whole number, also where it is written as 3.0. ValueError otherwise, KeyError if it is missing."""
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(f"{key} must be a whole number, found {repr(value)[:60]}")
+    return int(value)
+
+
+def flag(row: Mapping, key: str) -> bool:
+    """0 or 1; 0 if it is missing. ValueError for anything else."""
+    value = row.get(key) or 0
+    if value not in (0, 1):
+        raise ValueError(f"{key} must be 0 or 1, found {repr(value)[:60]}")
+    return bool(value)
+
+
+def file_name(row: Mapping) -> str:
+    """The name of a file. ValueError otherwise, KeyError if it is missing."""
+    value = row["file_name"]
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"a file name was expected, found {repr(value)[:60]}")
+    value.encode()  # half a character, which JSON can write, raises ValueError
+    return value
+
+
+def side(row: Mapping, key: str) -> int:
+    """A side of an image in pixels. ValueError if it is none."""
+    pixels = whole(row, key)
+    if not 1 <= pixels <= _LONGEST_SIDE:
+        raise ValueError(f"{key} must be at least 1 and at most {_LONGEST_SIDE}, found {pixels}")
+    return pixels
+
+
+def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
+    """Compressed run lengths of a mask in any of COCO's three forms, checked; one of ROW_ERRORS if it is none.
+
+    Args:
+        segmentation: polygons, or run lengths, compressed or not.
+        size: (height, width) of its image.
+    """
+    if not segmentation:
+        raise ValueError("it has no segmentation, and a box alone is no mask")
+    if isinstance(segmentation, list):
+        # A list of arrays: of lists, the first with 4 numbers, pycocotools would make boxes.
+        drawn = coco_mask.frPyObjects([_polygon(polygon, size) for polygon in segmentation], *size)
+        return drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
+    if not isinstance(segmentation, Mapping):
+        raise TypeError(f"its segmentation must be polygons or run lengths, found {str(segmentation)[:60]!r}")
+    if list(segmentation["size"]) != list(size):
+        raise ValueError(f"its run lengths are of size {segmentation['size']}, its image is of {list(size)}")
+    counts, pixels = segmentation["counts"], size[0] * size[1]
+    if isinstance(counts, list):
+        numbers = np.array(counts, dtype=np.int64)
+        if ((numbers < 0) | (numbers > pixels)).any():
+            raise ValueError(f"its run lengths must lie within 0..{pixels}")
+        code = coco_mask.frPyObjects({"size": list(size), "counts": numbers.tolist()}, *size)
+    else:
+        code = {"size": list(size), "counts": counts.encode("ascii")}
+    runs_of_rles([code["counts"]], pixels)
+    return code
+
+
+def _polygon(numbers: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+    """float64 [2 * corners]."""
+    polygon = np.array(numbers, dtype=np.float64)
+    if polygon.ndim != 1 or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"a polygon is [x1, y1, x2, y2, ...] of 3 corners or more, found {str(numbers)[:60]}")
+    # Negated, for comparisons with NaN are False.
+    if not np.abs(polygon).max() <= _FARTHEST * max(size):
+        raise ValueError(f"a corner of its polygon lies far off its image of {size[1]}x{size[0]} (width x height)")
+    return polygon
+
+
+def area(value: float | None, mask: dict) -> float:
+    """The area that the dataset gives, by default the pixels of the mask."""
+    pixels = float(coco_mask.area(mask) if value is None else value)
+    if not 0 <= pixels < np.inf:
+        raise ValueError(f"its area must be a number of at least 0, found {pixels}")
+    return pixels

@@ -1,4 +1,4 @@
-"""A user's own data for semantic segmentation: a folder of images and a folder of label PNGs."""
+"""Custom data for semantic segmentation: a folder of images and a folder of label PNGs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 
 from datasets.files.archive import find_source
 from datasets.files.source import Source
-from datasets.readers.coco_files import open_root
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, runs
-from datasets.readers.paired_files import PairedFiles
-from eomt.class_list import FORMS, is_color, is_list, read_classes, whole
-from eomt.classes import Classes
+from datasets.readers.base import open_root
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles, runs
+from eomt.class_list import FORMS, is_list, read_classes
+from eomt.classes import Classes, is_color, is_whole
 from eomt.errors import InputError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -96,13 +95,13 @@ def _code(color: Sequence[int]) -> int:
 
 def _void_values(ignore: int | Sequence | None) -> list[int]:
     values = [] if ignore is None else list(ignore) if is_list(ignore) else [ignore]
-    if not all(whole(value, 0xFFFF) for value in values):
+    if not all(is_whole(value, 0, 0xFFFF) for value in values):
         raise InputError(f"data.ignore={ignore} must be a value of the label files, 0 to 65535, or a list of them")
     return values
 
 
 def _void_colors(ignore: int | Sequence | None) -> list[Sequence[int]]:
-    if whole(ignore, 255):
+    if is_whole(ignore, 0, 255):
         return [[ignore] * 3]
     colors = [] if ignore is None else list(ignore) if is_list(ignore) and not is_color(ignore) else [ignore]
     if not all(is_color(color) for color in colors):

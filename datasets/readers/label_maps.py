@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 
-import cv2
 import numpy as np
 import torch
 
-from datasets.files.decode import decode_color_map, decode_label_map
-from datasets.readers.coco_reader import by
-from datasets.readers.paired_files import PairedFiles
+from datasets.files.decode import decode_color_map, decode_label_map, decode_rgb
+from datasets.files.index import IndexedFiles, file_columns, open_index
+from datasets.files.source import Member, Source
+from datasets.readers.base import check_size
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.targets import ImageTargets
+from eomt.targets import ImageTargets, equal_pixels
+
+log = logging.getLogger(__name__)
 
 VOID = -1
 """In place of a class: the pixel belongs to no segment."""
 
+_VERSION = 2  # part of the index's key: raise it when the arrays or their meaning change
+
 
 class LabelTable:
-    """Which class each value of a label PNG stands for.
+    """Classes of the values of label PNGs.
 
     Args:
-        class_of: values, 0..65535, or with `colors` red + 256 * green + 65536 * blue, to classes, 0..C-1, or VOID.
-            Several values may stand for one class.
-        remedy: what to do about a value that is not in it, for messages.
+        class_of: the class, 0..C-1 or VOID, of each value 0..65535, or with `colors` of red + 256 * green +
+            65536 * blue. Several values may stand for one class.
+        remedy: the way out for a value that is not in it, for messages.
         colors: the PNGs' colours are the values.
     """
 
@@ -36,7 +42,7 @@ class LabelTable:
         self.colors = colors
 
     def decode(self, data: bytes, where: str) -> np.ndarray:
-        """The values of a PNG: unsigned integers [H, W]. InputError if it cannot be decoded."""
+        """Decode a PNG: unsigned integers [H, W], its values. InputError if it is damaged."""
         return (decode_color_map if self.colors else decode_label_map)(data, where)
 
     def classes(self, values: np.ndarray, where: str) -> np.ndarray:
@@ -63,18 +69,18 @@ class LabelTable:
 class LabelMaps:
     """Semantic segmentation from label PNGs; a `datasets.readers.base.Reader`.
 
-    An image's segments are the classes that its PNG has, by class, none a crowd. `has_targets` is True for all
-    images: to know of those without a class would take decoding every PNG. Such files hold no image ids:
-    `image_id` counts the images from 1 in the order of their names, and `name` is the path of the image.
+    An image's segments are the classes that its PNG shows, by class, none a crowd. `has_targets` is True for all
+    images: finding those without a class would take decoding every PNG. Such files hold no image ids: `image_id`
+    counts the images from 1 in the order of their names, and `name` is the path of the image.
 
     Args:
         files: images with one label PNG each.
         classes: at most 32767 of them.
-        table: from the PNGs' values to classes.
+        table: the classes of the PNGs' values.
     """
 
     def __init__(self, files: PairedFiles, classes: Classes, table: LabelTable):
-        most = np.iinfo(np.int16).max  # of an image's segments: targets number them in int16
+        most = np.iinfo(np.int16).max  # segments of an image: targets number them in int16
         if len(classes) > most:
             raise InputError(f"the dataset has {len(classes)} classes, more than {most}")
         self.classes = classes
@@ -103,38 +109,20 @@ class LabelMaps:
 
     def _targets(self, index: int, size: tuple[int, int], image: str) -> ImageTargets:
         data, where = self._files.truth(0, index)
-        values = self._table.decode(data, where)
-        check_size(values.shape, size, where, image)
-        if values.dtype == np.uint8:
-            return self._targets_from_bytes(values, where)
-        values, lengths = runs(values)
+        pixels = self._table.decode(data, where)
+        check_size(pixels.shape, size, where, image)
+        values, lengths = runs(pixels)
         classes = self._table.classes(values, where)
         return targets_from_runs(classes, classes, lengths, size)
-
-    def _targets_from_bytes(self, pixels: np.ndarray, where: str) -> ImageTargets:
-        """The same of uint8 [H, W], by tables of 256 values."""
-        values = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().nonzero()[0]
-        classes = self._table.classes(values, where)
-        labels = np.unique(classes[classes != VOID])
-        numbers = np.zeros(256, dtype=np.int16)
-        numbers[values] = np.where(classes != VOID, np.searchsorted(labels, classes) + 1, 0)
-        return one_plane(cv2.LUT(pixels, numbers), labels)
-
-
-def check_size(label: tuple[int, ...], size: tuple[int, int], where: str, image: str) -> None:
-    """InputError unless a map of ground truth has the size (height, width) of its image."""
-    if label != size:
-        raise InputError(f"{where} is {by(label)}, but its image {image} is {by(size)}: replace one of the two")
 
 
 def runs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Runs of equal pixels, row after row: int64 values [R] and their lengths [R].
 
-    Neighbours mostly share their value, so looking up runs is faster than any look-up of each pixel.
+    Neighbours mostly share their value: looking up runs is faster than looking up pixels.
     """
-    flat = pixels.reshape(-1)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    return flat[starts].astype(np.int64), np.diff(starts, append=flat.size)
+    starts, values = equal_pixels(pixels)
+    return values.astype(np.int64), np.diff(starts, append=pixels.size)
 
 
 def targets_from_runs(
@@ -148,20 +136,126 @@ def targets_from_runs(
         lengths: int64 [R], pixels of each run, row after row.
         size: (height, width) of the plane.
     """
-    # VOID, which is -1, has the last place.
+    # VOID is -1, the last element.
     label_of = np.full(segments.max() + 2, VOID)
     label_of[segments] = labels
     found = label_of != VOID
     number_of = (found.cumsum() * found).astype(np.int16)
     ids = np.repeat(number_of[segments], lengths).reshape(size)
-    return one_plane(ids, label_of[found])
+    labels = torch.from_numpy(label_of[found])
+    none = torch.zeros(len(labels), dtype=torch.int64)
+    return ImageTargets(torch.from_numpy(ids)[None], labels, none, none.bool())
 
 
-def one_plane(ids: np.ndarray, labels: np.ndarray, crowd: np.ndarray | None = None) -> ImageTargets:
-    """Targets of segments numbered from 1 in int16 [H, W]; integers [T], their classes; bool [T], default none."""
-    return ImageTargets(
-        torch.from_numpy(ids)[None],
-        torch.from_numpy(labels.astype(np.int64)),
-        torch.zeros(len(labels), dtype=torch.int64),
-        torch.from_numpy(np.zeros(len(labels), dtype=bool) if crowd is None else np.array(crowd)),
-    )
+class PairedFiles:
+    """Images in the order of their names, each with one file from every source of ground truth.
+
+    An image and its ground truth have the same relative path, but for their endings. Their locations are found
+    once and kept in an index: see `datasets.files.index`.
+
+    Args:
+        images: the source of images.
+        image_endings: endings of their names, as (".jpg",), in any case of letters.
+        truths: sources of ground truth, each with the ending of its names, likewise.
+
+    Raises:
+        InputError: if there is no image, two images differ in nothing but their endings, or one lacks a file.
+    """
+
+    def __init__(self, images: Source, image_endings: Sequence[str], truths: Sequence[tuple[Source, str]]):
+        endings = tuple(image_endings)
+        state = blake2b(repr((endings, [ending for _, ending in truths])).encode(), digest_size=16)
+        for source in (images, *(source for source, _ in truths)):
+            state.update(source.fingerprint())
+        index = open_index(
+            f"pairs-{_VERSION}-{state.hexdigest()}", lambda: (_pair_columns(images, endings, truths), {})
+        )
+        self._count = len(index.column("image_member"))
+        self._images = IndexedFiles(images, index, "image")
+        self._truths = [IndexedFiles(source, index, f"truth{kind}") for kind, (source, _) in enumerate(truths)]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, index: int) -> str:
+        """The image's path within its source."""
+        return self._images.name(index)
+
+    def image(self, index: int) -> tuple[np.ndarray, str]:
+        """Read an image: uint8 [H, W, 3], red, green, blue, writable; and its name in messages.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        data, where = self._images.read(index)
+        return decode_rgb(data, where), where
+
+    def truth(self, kind: int, index: int) -> tuple[bytes, str]:
+        """The contents of the image's file from the source `truths[kind]`, and its name in messages.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        return self._truths[kind].read(index)
+
+    def files(self) -> tuple[set[str], set[str]]:
+        """The files of images and ground truth that are used, and all that lie beside them."""
+        used, there = set(), set()
+        for files in (self._images, *self._truths):
+            used |= {files.source.describe(files.name(index)) for index in range(len(self))}
+            there |= {files.source.describe(name) for name in files.source.members()}
+        return used, there
+
+
+def _pair_columns(
+    images: Source, endings: Sequence[str], truths: Sequence[tuple[Source, str]]
+) -> dict[str, np.ndarray]:
+    photos = _by_stem(images, endings)
+    if not photos:
+        patterns = " or ".join(f"*{ending}" for ending in endings)
+        raise InputError(f"there are no images {images.describe(patterns)}")
+    stems = sorted(photos)
+    arrays = file_columns("image", (photos[stem] for stem in stems))
+    for kind, (source, ending) in enumerate(truths):
+        found = _by_stem(source, (ending,))
+        missing = [stem for stem in stems if stem not in found]
+        if missing:
+            lines = [f"{source.describe(stem + ending)} is missing, the file of {photos[stem][0]}" for stem in missing]
+            raise InputError(
+                f"{len(missing)} of {len(stems)} images in {images.describe('')} have no ground truth: {lines[0]}; "
+                "complete the files, or move those images away",
+                lines,
+            )
+        left_over = sorted(stem for stem in found if stem not in photos)
+        if left_over:
+            log.warning(
+                "%d files of ground truth have no image and are not used, the first: %s",
+                len(left_over),
+                source.describe(found[left_over[0]][0]),
+            )
+        arrays |= file_columns(f"truth{kind}", (found[stem] for stem in stems))
+    return arrays
+
+
+def _by_stem(source: Source, endings: Sequence[str]) -> dict[str, tuple[str, Member]]:
+    """Name and location of the files with one of the endings, by their names without it."""
+    found: dict[str, tuple[str, Member]] = {}
+    for name, member in source.members().items():
+        ending = next((ending for ending in endings if name.lower().endswith(ending.lower())), None)
+        if ending is None or _is_hidden(name):
+            continue
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:  # a folder gives this for bytes that it cannot decode
+            raise InputError(f"{source.describe(ascii(name))} has a name that is no UTF-8: rename the file") from error
+        stem = name[: -len(ending)]
+        if stem in found:
+            names = " and ".join(sorted((found[stem][0], name)))
+            raise InputError(f"{source.describe('')} has both {names}: files are matched by name, so keep one of them")
+        found[stem] = name, member
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    """True for files that systems leave behind, such as macOS's __MACOSX/._photo.jpg."""
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))

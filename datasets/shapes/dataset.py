@@ -31,10 +31,8 @@ from pycocotools import mask as coco_mask
 
 from datasets.files.archive import ZipArchive, find_source
 from datasets.files.index import cache_errors, cache_folder
-from datasets.readers.coco_instance import CocoInstance
-from datasets.readers.coco_panoptic import CocoPanoptic
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable
-from datasets.readers.paired_files import PairedFiles
+from datasets.readers.coco import CocoInstance, CocoPanoptic
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
 from datasets.shapes.draw import Scene, draw_scene
 from datasets.shapes.kinds import STUFF, THINGS, Kind
 from eomt.classes import Classes

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datasets.module import SegmentationData, accumulation
-from datasets.readers.coco_panoptic import CocoPanoptic
+from datasets.readers.coco import CocoPanoptic
 from eomt.errors import InputError
 from eomt.postprocess.geometry import FIT_AND_PAD
 from eomt.targets import targets_from_id_map

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from datasets.readers.coco_panoptic import CocoPanoptic  # noqa: E402
+from datasets.readers.coco import CocoPanoptic  # noqa: E402
 from datasets.shapes.dataset import ensure_shapes  # noqa: E402
 from eomt.cli.main import explain  # noqa: E402
 from eomt.errors import InputError, Stopped, worker_failure  # noqa: E402

@@ -61,7 +61,7 @@ def test_sound_sets_pass(kind, shapes, tmp_path, caplog):
 
 
 def test_the_histogram_counts_what_is_there(shapes, tmp_path):
-    from datasets.readers.coco_panoptic import CocoPanoptic
+    from datasets.readers.coco import CocoPanoptic
 
     report, _ = checked(tmp_path, "task=shapes_panoptic", f"data.root='{shapes}'", "split=train", "pictures=0")
     assert not list(tmp_path.glob("*.png"))

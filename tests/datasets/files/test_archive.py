@@ -9,11 +9,10 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
-import numpy as np
 import pytest
 
 from datasets.files.archive import ZipArchive, find_source
-from datasets.files.source import CHUNK, MEMBER, Folder, Member
+from datasets.files.source import CHUNK, Folder
 from eomt.errors import InputError
 
 FILES = {
@@ -263,11 +262,6 @@ def test_claims_of_64_bits_end_in_one_line(tmp_path, field):
     member = source.members()["other.txt"]._replace(**{field: (1 << 64) - 1})
     with pytest.raises(InputError, match=r"a\.zip: other\.txt"):
         source.read("other.txt", member)
-
-
-def test_members_survive_an_array(tmp_path):
-    member = Member(1 << 40, 2, 1 << 33, 0xFFFFFFFF, 8, 0x800)
-    assert Member(*np.array([member], dtype=MEMBER)[0].item()) == member
 
 
 def test_real_archives_hold_what_zipfile_reads(shared_data):

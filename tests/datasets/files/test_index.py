@@ -3,11 +3,13 @@
 import os
 import pickle
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from datasets.files.index import cache_folder, open_index
+from datasets.files.index import IndexedFiles, cache_folder, file_columns, open_index, text_columns
+from datasets.files.source import Member
 from eomt.errors import InputError
 
 
@@ -31,8 +33,8 @@ def must_not_build():
 def check(index):
     assert index.meta == {"categories": ["a"]}
     for name, array in ARRAYS.items():
-        assert index[name].dtype == array.dtype
-        np.testing.assert_array_equal(index[name], array)
+        assert index.column(name).dtype == array.dtype
+        np.testing.assert_array_equal(index.column(name), array)
 
 
 def test_cache_folder(tmp_path, monkeypatch):
@@ -49,42 +51,56 @@ def test_cache_folder(tmp_path, monkeypatch):
         cache_folder()
 
 
-def test_index_is_built_once_and_mapped(cache):
-    check(open_index("key", build))
-    index = open_index("key", must_not_build)
-    check(index)
-    assert not index["numbers"].flags.writeable
-    assert not index["numbers"].flags.owndata
-    assert [path.name for path in cache.iterdir()] == ["key"]
-
-
-def test_pickled_index_maps_the_same_files():
-    index = open_index("key", build)
-    data = pickle.dumps(index)
-    assert len(data) < 500
-    copy = pickle.loads(data)
-    check(copy)
-    assert not copy["numbers"].flags.owndata
-
-
-@pytest.mark.parametrize("damage", ["empty folder", "cut array", "empty array", "cut meta", "no meta"])
-def test_damaged_index_is_built_anew(cache, damage):
-    open_index("key", build)
-    folder = cache / "key"
-    if damage == "cut array":
-        os.truncate(folder / "numbers.npy", 500)
-    elif damage == "empty array":
-        os.truncate(folder / "numbers.npy", 0)
-    elif damage == "cut meta":
-        os.truncate(folder / "meta.json", 20)
-    elif damage == "no meta":
-        (folder / "meta.json").unlink()
-    else:
-        for path in folder.iterdir():
-            path.unlink()
+def test_index_is_built_once(cache):
     check(open_index("key", build))
     check(open_index("key", must_not_build))
-    assert [path.name for path in cache.iterdir()] == ["key"]
+    assert [path.name for path in cache.iterdir()] == ["key.safetensors"]
+
+
+def test_rows_are_the_callers_own():
+    index = open_index("key", build)
+    for start, end in ((0, 3), (997, 1000), (5, 5), (1000, 1000)):
+        np.testing.assert_array_equal(index.rows("numbers", start, end), ARRAYS["numbers"][start:end])
+    assert index.rows("nothing", 0, 0).dtype == np.int32
+    index.rows("numbers", 0, 3)[:] = 7
+    check(index)
+
+
+def test_a_strided_array_is_stored_as_it_reads():
+    index = open_index("key", lambda: ({"odd": np.arange(10)[1::2]}, {}))
+    assert index.column("odd").tolist() == [1, 3, 5, 7, 9]
+
+
+def test_pickled_index_maps_the_same_file():
+    data = pickle.dumps(open_index("key", build))
+    assert len(data) < 500
+    check(pickle.loads(data))
+
+
+def test_files_and_texts_come_back(tmp_path):
+    files = {"a/é.txt": Member(1 << 40, 2, (1 << 64) - 1, 0xFFFFFFFF, 8, 0x800), "b.txt": Member()}
+    arrays = file_columns("photo", files.items()) | text_columns("mask", [b"", b"one", b"", b"three"])
+    index = open_index("key", lambda: (arrays, {}))
+    seen = {}
+    source = SimpleNamespace(
+        read=lambda name, member: seen.setdefault(name, member), describe=lambda name: f"in {name}"
+    )
+    listed = IndexedFiles(source, index, "photo")
+    assert [listed.read(k)[1] for k in range(2)] == ["in a/é.txt", "in b.txt"]
+    assert seen == files
+    assert index.texts("mask", 0, 4) == [b"", b"one", b"", b"three"]
+    assert [index.texts("mask", k, k + 1) for k in range(4)] == [[b""], [b"one"], [b""], [b"three"]]
+    assert index.texts("mask", 4, 4) == []
+
+
+@pytest.mark.parametrize("size", [0, 7, 60, -1])
+def test_a_damaged_index_is_built_anew(cache, size, caplog):
+    open_index("key", build)
+    path = cache / "key.safetensors"
+    os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
+    check(open_index("key", build))
+    assert "is damaged and is built anew" in caplog.text
+    check(open_index("key", must_not_build))
 
 
 def test_builders_at_once(cache):
@@ -110,7 +126,7 @@ def test_builders_at_once(cache):
     assert not errors
     for index in results:
         check(index)
-    assert [path.name for path in cache.iterdir()] == ["key"]
+    assert [path.name for path in cache.iterdir()] == ["key.safetensors"]
 
 
 def test_failed_build_leaves_nothing(cache):
@@ -119,6 +135,4 @@ def test_failed_build_leaves_nothing(cache):
 
     with pytest.raises(InputError, match="bad data"):
         open_index("key", fail)
-    with pytest.raises(ValueError, match="Object arrays"):
-        open_index("key", lambda: ({"ragged": np.array([{}], dtype=object)}, {}))
     assert list(cache.iterdir()) == []

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from datasets.readers.coco_instance import CocoInstance
+from datasets.readers.coco import CocoInstance
 from datasets.transforms import TrainTransform
 from eomt.errors import InputError
 
@@ -134,7 +134,7 @@ def check_tiny(data, tiny):
     assert [data.name(k) for k in range(4)] == list(SIZES)
     assert [data.image_id(k) for k in range(4)] == [7, 3, 5, 1]
     assert data.has_targets().tolist() == [True, False, False, True]
-    assert data._index["annotation_id"].tolist() == [11, 14, 10, 13, 12, 15]
+    assert data._index.column("segment_id").tolist() == [11, 14, 10, 13, 12, 15]
     coco = official(tiny.json)
     for k, name in enumerate(SIZES):
         image, targets = data.read(k)
@@ -185,7 +185,7 @@ def test_training_draws_from_runs_what_it_would_from_masks(tmp_path, tiny):
 def test_an_index_is_built_once(tmp_path, tiny, layout, monkeypatch):
     CocoInstance(tiny.write(tmp_path, layout), "val")
     with monkeypatch.context() as patch:
-        patch.setattr("datasets.readers.coco_instance.build_instance_index", None)
+        patch.setattr("datasets.readers.coco.build_instance_index", None)
         check_tiny(CocoInstance(tmp_path, "val"), tiny)
     tiny.json["annotations"][0]["area"] = 99.5
     check_tiny(CocoInstance(tiny.write(tmp_path, layout), "val"), tiny)
@@ -193,7 +193,7 @@ def test_an_index_is_built_once(tmp_path, tiny, layout, monkeypatch):
 
 @pytest.mark.parametrize("keys", [["images", "annotations", "categories"], ["categories", "annotations", "images"]])
 def test_order_of_the_json(tmp_path, tiny, keys, monkeypatch, caplog):
-    monkeypatch.setattr("datasets.readers.instance_index._REPORT_EVERY", 4)
+    monkeypatch.setattr("datasets.readers.coco_index._REPORT_EVERY", 4)
     tiny.json = {key: tiny.json[key] for key in keys}
     with caplog.at_level(logging.INFO, "datasets"):
         check_tiny(own(tiny.write(tmp_path)), tiny)
@@ -258,7 +258,7 @@ FAULTS = {
     "half a character": (lambda j: j["images"][1].update(file_name="\ud800"), "'images' cannot be read"),
     "no images": (lambda j: j["images"].clear(), "names no images"),
     "no categories": (lambda j: j["categories"].clear(), "at least one class"),
-    "category of text": (lambda j: j["categories"].append("sky"), "'categories' cannot be read"),
+    "category of text": (lambda j: j["categories"].append("sky"), "a category needs an id and a name, found sky"),
     "category without a name": (lambda j: j["categories"].append({"id": 5}), "a category needs an id and a name"),
     "no annotations key": (lambda j: j.pop("annotations"), "has no 'annotations'"),
     "no categories key": (lambda j: j.pop("categories"), "has no 'categories'"),
@@ -266,10 +266,10 @@ FAULTS = {
     "row of text": (lambda j: j["annotations"].append("x"), "'annotations' cannot be read"),
     "no id": (lambda j: j["annotations"][0].pop("id"), "an entry of 'annotations' lacks 'id'"),
     "id twice": (lambda j: j["annotations"][0].update(id=14), "annotation id 14 stands more than once"),
-    "unknown image": (first(image_id=8), "annotation 11 belongs to the unknown image id 8"),
+    "unknown image": (first(image_id=8), MASK + "belongs to the unknown image id 8"),
     "image of text": (first(image_id="7"), "annotation 11 cannot be read .image_id must be a whole number, found '7'"),
     "no image": (lambda j: j["annotations"][0].pop("image_id"), "annotation 11 lacks 'image_id'; mend or remove it"),
-    "unknown category": (first(category_id=3), "annotation 11 has the category id 3, which is not in 'categories'"),
+    "unknown category": (first(category_id=3), "annotation 11 of the image a.jpg has the category id 3, which"),
     "category 1.5": (first(category_id=1.5), MASK + "category_id must be a whole number, found 1.5"),
     "crowd of text": (first(iscrowd="0"), MASK + "iscrowd must be 0 or 1, found '0'"),
     "area below 0": (first(area=-1), MASK + "area must be a number of at least 0, found -1"),
@@ -307,7 +307,7 @@ def test_what_the_format_forbids(tmp_path, tiny, fault):
 
 
 def test_more_objects_than_targets_can_number(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr("datasets.readers.instance_index.MAX_SEGMENTS", 3)
+    monkeypatch.setattr("datasets.readers.coco_index.MAX_SEGMENTS", 3)
     fails(lambda: own(tiny.write(tmp_path)), r"the image a\.jpg has 4 annotations, more than 3")
 
 
@@ -345,5 +345,5 @@ def test_real_masks_are_those_of_pycocotools(shared_data, tmp_path, split, image
     # The same in files of one's own.
     write_folder(tmp_path, {"mine.json": text})
     other = CocoInstance(tmp_path, images=str(shared_data / "coco" / f"{split}2017"), annotations="mine.json")
-    for name in ("mask", "area", "label", "annotation_id"):
-        np.testing.assert_array_equal(other._index[name], data._index[name])
+    for name in ("mask", "area", "label", "segment_id"):
+        np.testing.assert_array_equal(other._index.column(name), data._index.column(name))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.readers.coco import CocoPanoptic
 from datasets.readers.coco_json import stream_arrays
-from datasets.readers.coco_panoptic import CocoPanoptic
 from eomt.errors import InputError
 
 CATEGORIES = [
@@ -210,7 +210,7 @@ def test_moved_archives_need_no_new_index(tmp_path, tiny, monkeypatch):
     (tmp_path / "one").mkdir()
     CocoPanoptic(tiny.write(tmp_path / "one"), "val")
     (tmp_path / "one").rename(tmp_path / "two")
-    monkeypatch.setattr("datasets.readers.coco_panoptic.build_panoptic_index", None)
+    monkeypatch.setattr("datasets.readers.coco.build_panoptic_index", None)
     check_tiny(CocoPanoptic(tmp_path / "two", "val"), tiny)
 
 
@@ -298,7 +298,7 @@ JSON_FAULTS = {
     ),
     "two annotations": (
         lambda j: j["annotations"][1].update(image_id=20),
-        r"b\.jpg \(id 20\) has more than one annotation",
+        r"the image b\.jpg has more than one annotation",
     ),
     "unknown category": (
         lambda j: first_segment(j, 2).update(category_id=8),
@@ -317,14 +317,29 @@ JSON_FAULTS = {
         r"segment 16777216 of the image a\.jpg .* no PNG colour",
     ),
     "no height": (lambda j: j["images"][1].pop("height"), r"an entry of 'images' lacks 'height': .*a\.jpg"),
-    "instances": (lambda j: j["annotations"][0].pop("segments_info"), "'annotations' lacks 'segments_info'"),
+    "instances": (lambda j: j["annotations"][0].pop("segments_info"), r"annotation c\.png lacks 'segments_info'"),
     "id of text": (lambda j: j["images"][1].update(id="berlin_7"), "'images' cannot be read .*berlin_7"),
     "no file name": (lambda j: j["images"][1].update(file_name=None), "'images' cannot be read .*file name"),
     "row of text": (lambda j: j["images"].append("d.jpg"), "'images' cannot be read"),
     "no images": (lambda j: j["images"].clear() or j["annotations"].clear(), "names no images"),
     "no categories": (lambda j: j.update(categories=[]), "at least one class"),
     "category twice": (lambda j: j["categories"].append(CATEGORIES[0]), "category id 200 .* more than once"),
-    "category of text": (lambda j: j["categories"].append("sky"), "'categories' cannot be read"),
+    "category of text": (lambda j: j["categories"].append("sky"), "a category needs an id and a name, found sky"),
+    "category of 5 colours": (
+        lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 3, 4, 5]}),
+        r"the color of the category .* must be \[red, green, blue\]",
+    ),
+    "colour out of range": (
+        lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 256]}),
+        r"the color of the category .* must be \[red, green, blue\]",
+    ),
+    "category id of text": (
+        lambda j: j["categories"].append({"id": "5", "name": "x"}),
+        "the id of the category .* must be a whole number",
+    ),
+    "id of 64 bits": (lambda j: j["images"][1].update(id=10**30), "'images' cannot be read"),
+    "a side that no image has": (lambda j: j["images"][1].update(height=10**9), "height must be .* at most 1048576"),
+    "segments of text": (lambda j: j["annotations"][0].update(segments_info="x"), "c.png cannot be read"),
     "no key": (lambda j: j.pop("annotations"), "has no 'annotations'"),
     "no array": (lambda j: j.update(images={}), r"is not valid JSON \(expected \["),
 }
@@ -339,10 +354,12 @@ def test_contradictions_in_the_json(tmp_path, tiny, fault):
     fails(tiny.write(tmp_path), files + match)
 
 
-BROKEN = ["", "{", '{"images": [{"id": 1', "[]", '{"info": [1 2]}', '{"a" 1}', "\0", "{}"]
+DIGITS, DEEP = "9" * 5000, "[" * 100_000
+BROKEN = [f'{{"images": [{{"id": {DIGITS}', f'{{"info": {DEEP}', f'{{"images": [{DEEP}']
+BROKEN += ["", "{", '{"images": [{"id": 1', "[]", '{"info": [1 2]}', '{"a" 1}', "\0", "{}"]
 
 
-@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize("text", BROKEN, ids=lambda text: text[:20])
 def test_broken_json(tmp_path, tiny, text):
     fails(tiny.write(tmp_path, text=text), r"panoptic_val2017\.json (is not valid JSON|has no)")
 
@@ -357,7 +374,7 @@ IMAGE_FAULTS = {
         f"b.png .*b.jpg.* no pixel with the id {DOG}",
     ),
     "png with an unknown id": (png_of([[SKY, DOG, 9], [0, 9, 0]]), r"b.png .*b.jpg.* the id 9 on 2 pixels"),
-    "png of another size": (png_of([[SKY, DOG]]), r"b.png .*b.jpg\) is 2x1 .*its image is 3x2"),
+    "png of another size": (png_of([[SKY, DOG]]), r"b.png is 2x1 .*its image .*b.jpg is 3x2"),
     "png without colours": (
         lambda t: t.masks.update({"b.png": encode(picture(2, 3, mode="L"), "PNG")}),
         "red, green and blue, but its mode is L",
@@ -420,6 +437,13 @@ def test_json_is_not_held_whole():
     for _ in stream_arrays(chunks(), ["a"], "file"):
         pending["now"] -= 1
     assert pending["most"] < 10
+
+
+def test_an_element_that_would_fill_the_memory_is_refused():
+    chunks = (b'{"a": ["' if k == 0 else b"x" * (1 << 20) for k in range(200))
+    with pytest.raises(InputError, match=r"file is not valid JSON \(an element of more than 32 MB"):
+        list(stream_arrays(chunks, ["a"], "file"))
+    assert next(chunks)
 
 
 # Real data

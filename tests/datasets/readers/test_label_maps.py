@@ -6,19 +6,16 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
 from datasets.files.decode import decode_color_map, decode_label_map
 from datasets.files.source import Folder
 from datasets.readers.folder import FolderSemantic
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, runs, targets_from_runs
-from datasets.readers.paired_files import PairedFiles
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
 from datasets.shapes.dataset import CATEGORIES, shapes_panoptic, shapes_semantic
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -109,7 +106,7 @@ def test_changed_files_are_found_anew_and_moved_ones_need_no_new_index(tmp_path,
     own.images["d.jpg"], own.labels["d.png"] = photo(1, 1), label_png([[1]])
     assert len(open_own(own.write(tmp_path / "one"))) == 4
     (tmp_path / "one").rename(tmp_path / "two")
-    monkeypatch.setattr(PairedFiles, "_build", None)
+    monkeypatch.setattr("datasets.readers.label_maps._pair_columns", None)
     assert len(open_own(tmp_path / "two")) == 4
 
 
@@ -191,26 +188,6 @@ def test_more_classes_than_a_byte_holds(tmp_path, own):
     assert len(data.classes) == 1000
     with pytest.raises(InputError, match=r"data\.ignore=255 is also the value of the class 'class 255'"):
         open_own(tmp_path, classes=names)
-
-
-def test_bytes_are_looked_up_as_other_values_are():
-    table = LabelTable({0: VOID, 1: 3, 2: 0, 9: 3, 200: 1, 255: VOID}, "mend it")
-    data = LabelMaps(None, Classes.from_categories([{"id": k, "name": str(k)} for k in range(4)]), table)
-    rng = np.random.default_rng(0)
-    for present in ([0, 1, 2, 9, 200, 255], [1, 9], [0, 255], [200]):
-        values = np.kron(rng.choice(present, (7, 9)), np.ones((3, 2), int)).astype(np.uint8)
-        data._files = SimpleNamespace(truth=lambda kind, index, values=values: (label_png(values), "x.png"))
-        found = data._targets(0, values.shape, "image")
-        classes = table.classes(values.astype(np.int64), "")
-        check_classes(found, classes)
-        numbers, lengths = runs(values)
-        classes = table.classes(numbers, "")
-        expected = targets_from_runs(classes, classes, lengths, values.shape)
-        assert all(torch.equal(a, b) for a, b in zip(found[:4], expected[:4], strict=True))
-        assert [part.dtype for part in found[:4]] == [part.dtype for part in expected[:4]]
-    data._files = SimpleNamespace(truth=lambda kind, index: (label_png([[1, 7], [8, 2]]), "x.png"))
-    with pytest.raises(InputError, match=r"x\.png has the values 7, 8, but no class for it: mend it"):
-        data._targets(0, (2, 2), "image")
 
 
 def test_several_values_may_stand_for_one_class(tmp_path, own):

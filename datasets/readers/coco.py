@@ -1,0 +1,291 @@
+"""COCO's formats, instance and panoptic: COCO 2017 itself, or any dataset with a JSON like it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from itertools import compress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.crops import RunTargets, run_targets
+from datasets.files.archive import ZipArchive, find_source
+from datasets.files.decode import decode_id_map, decode_rgb
+from datasets.files.index import Index, IndexedFiles, open_index
+from datasets.files.source import Folder, Member, Source
+from datasets.readers.base import Annotated, check_size, open_root
+from datasets.readers.coco_index import VERSION, annotated, build_instance_index, build_panoptic_index
+from eomt.classes import Classes
+from eomt.errors import InputError
+from eomt.targets import ImageTargets, equal_pixels, targets_from_id_map, targets_from_rles
+
+_INSTANCE_ARCHIVE = "annotations_trainval2017.zip"
+_PANOPTIC_ARCHIVE = "panoptic_annotations_trainval2017.zip"
+
+
+class _CocoReader:
+    """Images and segments by the rows of an index.
+
+    Args:
+        images: the images.
+        json: the annotations.
+        index: the arrays of `coco_index`.
+    """
+
+    def __init__(self, images: Source, json: JsonFile, index: Index):
+        self._images = IndexedFiles(images, index, "image")
+        self._json = json
+        self._index = index
+        self._count = len(index.column("image_id"))
+        self.classes = Classes.from_list(index.meta["categories"])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, index: int) -> str:
+        return self._images.name(index)
+
+    def image_id(self, index: int) -> int:
+        return int(self._index.rows("image_id", index, index + 1)[0])
+
+    def files(self) -> tuple[set[str], set[str]]:
+        """The images that the JSON names, and all files beside them."""
+        source = self._images.source
+        used = {source.describe(self.name(index)) for index in range(len(self))}
+        return used, {source.describe(name) for name in source.members()}
+
+    def annotated(self) -> Annotated:
+        """Boxes, areas and outlines of the segments. Reads the JSON anew."""
+        return annotated(self._json.chunks(), self._json.describe(), self._index)
+
+    def _size(self, index: int) -> tuple[int, int]:
+        height, width = self._index.rows("size", index, index + 1)[0].tolist()
+        return height, width
+
+    def _image(self, index: int) -> tuple[np.ndarray, str]:
+        """uint8 [H, W, 3], and its name in messages. InputError if it cannot be read or its size is not the JSON's."""
+        data, where = self._images.read(index)
+        image, (height, width) = decode_rgb(data, where), self._size(index)
+        if image.shape[:2] != (height, width):
+            found = f"{image.shape[1]}x{image.shape[0]}"
+            raise InputError(f"{where} is {found} (width x height), but its JSON says {width}x{height}")
+        return image, where
+
+    def _segments(self, index: int, *columns: str) -> list[np.ndarray]:
+        """Rows of an image's segments."""
+        return [self._index.rows(column, *self._span(index)) for column in columns]
+
+    def _span(self, index: int) -> tuple[int, int]:
+        start, end = self._index.rows("segment_end", index, index + 2).tolist()
+        return start, end
+
+
+class CocoInstance(_CocoReader):
+    """Images with COCO instance ground truth, from the archives as downloaded or the same tree extracted.
+
+    `root` holds the images as `train2017.zip` or `train2017/`, and the annotations as
+    `annotations_trainval2017.zip` (in it `annotations/instances_train2017.json`) or as
+    `annotations/instances_train2017.json`. An archive goes before a folder of the same name. It is a
+    `datasets.readers.base.Reader`.
+
+    Classes are the JSON's categories by category id, all of them things. Masks may be polygons, drawn as
+    pycocotools draws them, or run lengths, compressed or not. The JSON is parsed once: see `datasets.files.index`.
+    An annotation without `iscrowd` is no crowd, and the default of `area` is the mask's. Everything else that COCO's
+    format demands must be there.
+
+    Args:
+        root: the folder with the archives.
+        split: "train" or "val"; chooses the default names.
+        images: the images' archive or folder without `.zip`, default `{split}2017`.
+        annotations: the name of the JSON without suffix, default `instances_{split}2017`; or the path of a custom
+            JSON, absolute or below `root`, ending in `.json`.
+
+    Raises:
+        InputError: if no folder is given; if a file is missing or damaged; if the JSON names an image that is not
+            there, an image id, annotation id or file name twice, an unknown image or category id; if an annotation
+            has no mask, a polygon of fewer than 3 corners, or run lengths of another size than its image.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        split: str = "train",
+        images: str | None = None,
+        annotations: str | None = None,
+    ):
+        annotations = annotations or f"instances_{split}2017"
+        source, json, _ = _find(root, images or f"{split}2017", annotations, _INSTANCE_ARCHIVE, masks=False)
+        index = open_index(
+            _index_key("instance", json, source), lambda: build_instance_index(json.chunks, json.describe(), source)
+        )
+        super().__init__(source, json, index)
+
+    def has_targets(self) -> np.ndarray:
+        """bool [N]: the image has an object that is no crowd."""
+        objects = np.cumsum(~self._index.column("crowd"))
+        return np.diff(np.append(0, objects)[self._index.column("segment_end")]) > 0
+
+    def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
+        image, _ = self._image(index)
+        codes = self._index.texts("mask", *self._span(index))
+        return image, targets_from_rles(codes, self._size(index), *self._segments(index, "label", "crowd", "area"))
+
+    def read_for_training(self, index: int) -> tuple[np.ndarray, RunTargets]:
+        """Read one image with its masks as run lengths, without crowds."""
+        image, _ = self._image(index)
+        label, crowd = self._segments(index, "label", "crowd")
+        codes = list(compress(self._index.texts("mask", *self._span(index)), ~crowd))
+        return image, run_targets(codes, self._size(index), label[~crowd])
+
+
+class CocoPanoptic(_CocoReader):
+    """Images with COCO panoptic ground truth, from the archives as downloaded or the same tree extracted.
+
+    `root` holds the images as `train2017.zip` or `train2017/`, and the annotations as
+    `panoptic_annotations_trainval2017.zip` (in it `annotations/panoptic_train2017.json` and
+    `annotations/panoptic_train2017.zip`), or as `annotations/panoptic_train2017.json` beside
+    `annotations/panoptic_train2017.zip` or `annotations/panoptic_train2017/`. An archive goes before a folder
+    of the same name. It is a `datasets.readers.base.Reader`.
+
+    A pixel of a panoptic PNG belongs to the segment with the id R + 256 * G + 65536 * B; 0 is void. Classes
+    are the JSON's categories, things before stuff, each by category id. The JSON is parsed once: see
+    `datasets.files.index`.
+
+    Args:
+        root: the folder with the archives.
+        split: "train" or "val"; chooses the default names.
+        images: the images' archive or folder without `.zip`, default `{split}2017`.
+        annotations: the name of the JSON and of its PNGs without suffix, default `panoptic_{split}2017`; or the path
+            of a custom JSON, absolute or below `root`, ending in `.json`: its PNGs are then in the archive or folder
+            of the same name beside it.
+
+    Raises:
+        InputError: if no folder is given; if a file is missing or damaged; if the JSON names an image or PNG
+            that is not there, an image id or file name twice, an unknown image or category id, or a segment
+            id twice in an image.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        split: str = "train",
+        images: str | None = None,
+        annotations: str | None = None,
+    ):
+        annotations = annotations or f"panoptic_{split}2017"
+        source, json, masks = _find(root, images or f"{split}2017", annotations, _PANOPTIC_ARCHIVE, masks=True)
+        index = open_index(
+            _index_key("panoptic", json, source, masks),
+            lambda: build_panoptic_index(json.chunks, json.describe(), source, masks),
+        )
+        super().__init__(source, json, index)
+        self._masks = IndexedFiles(masks, index, "mask")
+
+    def has_targets(self) -> np.ndarray:
+        """bool [N]: the image has a segment."""
+        return np.diff(self._index.column("segment_end")) > 0
+
+    def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
+        image, name = self._image(index)
+        ids, label, crowd = self._segments(index, "segment_id", "label", "crowd")
+        (mask,) = self._index.rows("mask_of_image", index, index + 1)
+        if mask < 0:
+            id_map = np.zeros(image.shape[:2], dtype=np.uint32)
+        else:
+            data, file = self._masks.read(mask)
+            where = f"{file} (ground truth of {name})"
+            id_map = decode_id_map(data, where)
+            check_size(id_map.shape, image.shape[:2], file, name)
+            _check_ids(id_map, ids, where)
+        return image, targets_from_id_map(id_map, ids, label, crowd)
+
+
+def _check_ids(id_map: np.ndarray, segment_ids: np.ndarray, where: str) -> None:
+    """Raise InputError unless a PNG and its JSON name the same segments, as panopticapi demands."""
+    found = np.unique(equal_pixels(id_map)[1])
+    unknown = np.setdiff1d(found, np.append(segment_ids, 0))
+    if len(unknown):
+        pixels = np.isin(id_map, unknown).sum()
+        raise InputError(f"{where} has the id {unknown[0]} on {pixels} pixels, but its JSON has no such segment")
+    missing = np.setdiff1d(segment_ids, found)
+    if len(missing):
+        raise InputError(f"{where} has no pixel with the id {missing[0]}, a segment of its JSON")
+
+
+class JsonFile(NamedTuple):
+    """An annotation file in an archive or a folder.
+
+    Attributes:
+        source: the archive or folder.
+        name: its name there.
+        member: its location there.
+    """
+
+    source: Source
+    name: str
+    member: Member
+
+    def describe(self) -> str:
+        """Its name in messages."""
+        return self.source.describe(self.name)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes in pieces of about 1 MiB."""
+        return self.source.chunks(self.name, self.member)
+
+    def masks(self) -> Source | None:
+        """The archive or folder of the same stem beside it, if there is one."""
+        stem = self.name.removesuffix(".json")
+        if isinstance(self.source, Folder):
+            return find_source(self.source.path, stem)
+        member = self.source.members().get(f"{stem}.zip")
+        return self.source.nested(f"{stem}.zip", member, stem) if member else None
+
+
+def _find(
+    root: str | Path | None, images: str, annotations: str, archive: str, masks: bool
+) -> tuple[Source, JsonFile, Source | None]:
+    """Images, JSON and, if wanted, panoptic PNGs of a set. InputError names all that is missing."""
+    custom = annotations.endswith(".json")
+    folder = open_root(root, f"{images}.zip and {annotations if custom else archive}")
+    source = find_source(folder, images)
+    found = ((json, json.masks() if masks else None) for json in _jsons(folder, annotations, archive))
+    json, pngs = next((pair for pair in found if pair[1] or not masks), (None, None))
+    stem = annotations.removesuffix(".json")
+    if custom:
+        needs = f"{annotations} with its PNGs in {stem}.zip or {stem}/" if masks else annotations
+    elif masks:
+        needs = f"{archive} with annotations/{stem}.json and .zip (or that JSON with its PNGs extracted)"
+    else:
+        needs = f"{archive} with annotations/{stem}.json (or that JSON extracted)"
+    wanted = {f"{images}.zip or {images}/": source, needs: json}
+    missing = " and ".join(what for what, thing in wanted.items() if thing is None)
+    if missing:
+        raise InputError(
+            f"data.root: {folder} lacks {missing}; download it, no need to unpack it, or name custom files by "
+            "`images` and `annotations` of data.train and data.val"
+        )
+    return source, json, pngs
+
+
+def _jsons(root: Path, annotations: str, archive: str) -> Iterator[JsonFile]:
+    """The places where a JSON is found, the preferred one first."""
+    custom = annotations.endswith(".json")
+    extracted = Path(root, annotations) if custom else root / "annotations" / f"{annotations}.json"
+    if not custom and (root / archive).is_file():
+        packed = ZipArchive(root / archive, "annotations")
+        member = packed.members().get(extracted.name)
+        if member:
+            yield JsonFile(packed, extracted.name, member)
+    if extracted.is_file():
+        yield JsonFile(Folder(extracted.parent), extracted.name, Member())
+
+
+def _index_key(kind: str, json: JsonFile, *sources: Source) -> str:
+    """A key for `open_index` that changes with the JSON's contents and with the files of the sources."""
+    state = blake2b(json.source.digest(json.name), digest_size=16)
+    for source in sources:
+        state.update(source.fingerprint())
+    return f"{kind}-{VERSION}-{json.name.removesuffix('.json')[:80]}-{state.hexdigest()}"
