@@ -1,15 +1,15 @@
-"""Between images of any size and the network's input, and back from logits to the image.
+"""Geometry between images of any size and the network's input, and back from logits to the image.
 
-Two ways in, as EoMT uses them. Instance and panoptic segmentation fit the whole image into the input
-and pad it; semantic segmentation lets the image cover the input and cuts windows along the side that
-is too long. `undo_fit` and `merge_windows` are their inverses. Sizes are (height, width) throughout.
+Instance and panoptic segmentation fit the whole image into the input and pad it (`fit_and_pad`, undone by `undo_fit`).
+Semantic segmentation lets the image cover the input and cuts it into windows along the longer side (`cut_windows`,
+undone by `merge_windows`). Sizes are (height, width) throughout.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +19,9 @@ from torch.nn import functional
 
 from eomt.errors import InputError
 
-# The C library keeps smaller blocks of a CPU's memory for reuse. Larger ones come from the system anew each
-# time, which takes as long as resizing into them.
-REUSED_BYTES = 16 * 2**20
-
 
 class Placement(NamedTuple):
-    """How an image was scaled on its way in; all in pixels.
+    """An image's size before and after scaling, in pixels.
 
     Attributes:
         height, width: the original size.
@@ -39,13 +35,13 @@ class Placement(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """One of the two ways in.
+    """The way of an image into the network.
 
     Attributes:
-        prepare: from an image (PIL, or uint8 [h, w, 3]) and the network's input size to uint8
-            [N, 3, height, width], the inputs that show the image, and its placement.
-        view: from those inputs, the placement and the size back to what the network saw of the image: uint8
-            [3, placement.scaled_height, placement.scaled_width].
+        prepare: makes an image's inputs. Takes the image (PIL, or uint8 [h, w, 3]) and the input's size; returns the
+            inputs, uint8 [N, 3, height, width], and the image's placement.
+        view: makes the picture that the network saw. Takes the inputs, the placement and the input's size; returns
+            uint8 [3, placement.scaled_height, placement.scaled_width].
     """
 
     prepare: Callable[[Image.Image | np.ndarray, tuple[int, int]], tuple[Tensor, Placement]]
@@ -53,10 +49,10 @@ class Geometry(NamedTuple):
 
 
 def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the image's aspect inside `size`.
+    """The largest size of the image's aspect ratio inside `size`.
 
-    Sides are rounded half to even, as the original does. A side of an extremely long image would round
-    to 0, where the original fails; it becomes 1.
+    Sides are rounded half to even, as the original does. A side of an extremely long image that would round to 0,
+    where the original fails, becomes 1.
     """
     factor = min(size[0] / height, size[1] / width)
     return (
@@ -66,7 +62,7 @@ def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def cover_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The smallest size of the image's aspect that covers `size`, sides rounded half to even.
+    """The smallest size of the image's aspect ratio that covers `size`, sides rounded half to even.
 
     At least one side equals that of `size`; only the other can exceed it.
     """
@@ -93,57 +89,21 @@ def fit_and_pad(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
     return padded, placement
 
 
-def undo_fit(
-    logits: Tensor,
-    placement: Placement,
-    size: tuple[int, int],
-    box: tuple[slice, slice] | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
+def undo_fit(logits: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     """Bring mask logits of a padded input back to the original image.
+
+    Resize them to the input, crop the padding, and resize the rest to the original, each time bilinearly.
 
     Args:
         logits: float [K, h, w], over the whole input at any stride.
-        placement: of `fit_and_pad`.
+        placement: the placement from `fit_and_pad`.
         size: height and width of the network's input.
-        box: the rows and columns of the original image that are wanted; default all.
-        out: float32 [K, placement.height, placement.width], memory that may be used for the second resize.
 
     Returns:
-        float [K, placement.height, placement.width], or the box of it: resized to the input, cropped to the image's
-        part, resized to the original, each time bilinearly. Still logits: the sigmoid comes after. May be a view.
+        float [K, placement.height, placement.width], still logits; may be a view of `logits`.
     """
-    shape = (placement.height, placement.width)
-    part = (slice(0, placement.scaled_height), slice(0, placement.scaled_width))
-    if (placement.scaled_height, placement.scaled_width) == shape:
-        return _resize_part(logits, size, part if box is None else box)
-    if box is None:
-        return resize_maps(_resize_part(logits, size, part), shape, out)
-    # What the box is made of, and zeros elsewhere: the weights of the second resize depend on what is before them.
-    scaled = logits.new_zeros(len(logits), placement.scaled_height, placement.scaled_width)
-    part = tuple(
-        slice(max(wanted.start * inner // outer - 2, 0), min(-(-wanted.stop * inner // outer) + 2, inner))
-        for wanted, inner, outer in zip(box, scaled.shape[1:], shape, strict=True)
-    )
-    scaled[:, part[0], part[1]] = _resize_part(logits, size, part)
-    return resize_maps(scaled, shape, out)[:, box[0], box[1]]
-
-
-def _resize_part(maps: Tensor, size: tuple[int, int], part: tuple[slice, slice]) -> Tensor:
-    """The rows and columns of `resize_maps(maps, size)`, without the others where that gives the same bits."""
-    rows, columns = part
-    enlarged, inner = [], []
-    for axis, wanted in enumerate(part):
-        factor = size[axis] // maps.shape[1 + axis]
-        # Then all positions and weights are exact, and do not change with where the part begins.
-        if factor * maps.shape[1 + axis] != size[axis] or factor & (factor - 1):
-            return resize_maps(maps, size)[:, rows, columns]
-        first = max(wanted.start // factor - 1, 0)
-        last = min(-(-wanted.stop // factor) + 1, maps.shape[1 + axis])
-        enlarged.append((slice(first, last), (last - first) * factor))
-        inner.append(slice(wanted.start - first * factor, wanted.stop - first * factor))
-    (used_rows, height), (used_columns, width) = enlarged
-    return resize_maps(maps[:, used_rows, used_columns], (height, width))[:, inner[0], inner[1]]
+    scaled = resize_maps(logits, size)[:, : placement.scaled_height, : placement.scaled_width]
+    return resize_maps(scaled, (placement.height, placement.width))
 
 
 def undo_fit_in_chunks(
@@ -154,35 +114,31 @@ def undo_fit_in_chunks(
     max_bytes: int,
     pixel_bytes: int = 4,
 ) -> Iterator[Tensor]:
-    """`undo_fit` for a few masks at a time, none of which depends on the others beside it.
+    """Apply `undo_fit` to a few masks at a time.
 
-    Drop each chunk (`del`) before the next one is asked for: it may stand in the same memory, otherwise two are held.
+    Delete each chunk before the next one is asked for; otherwise two are held.
 
     Args:
         mask_logits: float [Q, h, w], any float type.
         queries: int64 [K], the masks wanted, in this order.
-        max_bytes: how much a chunk may take, on a CPU at most 16 MiB; at least one mask is upsampled.
-        pixel_bytes: what the caller holds for each pixel of a mask at the original size, the logit included.
+        placement, size: see `undo_fit`.
+        max_bytes: the memory that a chunk may take; a chunk has at least one mask.
+        pixel_bytes: the bytes that the caller holds per pixel of a mask at the original size, the logit included.
 
     Yields:
-        float32 [k, placement.height, placement.width], the k >= 1 next ones; free to be overwritten.
+        float32 [k, placement.height, placement.width], k >= 1; the caller may overwrite it.
     """
-    # A mask takes its pixels at the input's size twice: resized, and its crop made contiguous.
+    # At the input's size a mask takes its pixels twice: resized, and its crop made contiguous.
     mask_bytes = 8 * size[0] * size[1] + pixel_bytes * placement.height * placement.width
-    if mask_logits.device.type == "cpu":
-        max_bytes = min(max_bytes, REUSED_BYTES)
-    count = max(1, max_bytes // mask_bytes)
-    shape = (placement.height, placement.width)
-    out = mask_logits.new_empty(min(count, len(queries)), *shape, dtype=torch.float32)
-    for chunk in queries.split(count):
-        yield undo_fit(mask_logits[chunk].float(), placement, size, out=out[: len(chunk)])
+    for chunk in queries.split(max(1, max_bytes // mask_bytes)):
+        yield undo_fit(mask_logits[chunk].float(), placement, size)
 
 
 def window_starts(length: int, size: int) -> list[int]:
-    """Where windows of `size` pixels begin so that they cover `length` >= `size` pixels evenly.
+    """Starts of the windows of `size` pixels that cover `length` >= `size` pixels evenly.
 
-    There are ceil(length / size) of them, the first at 0, the last at length - size. All in integers:
-    the original's floating point truncates the last start at extreme lengths and leaves a column bare.
+    There are ceil(length / size) of them, the first at 0, the last at length - size. All in integers: the original's
+    floating point truncates the last start at extreme lengths and leaves a column uncovered.
     """
     count = math.ceil(length / size)
     return [j * (length - size) // max(count - 1, 1) for j in range(count)]
@@ -206,68 +162,37 @@ def cut_windows(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
     return torch.stack([scaled[:, rows, columns] for rows, columns in _windows(placement, size)]), placement
 
 
-def merge_windows(scores: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
-    """Lay the windows' scores over each other and bring them to the original image.
+def merge_windows(score: Callable[[int], Tensor], placement: Placement, size: tuple[int, int]) -> Tensor:
+    """Average the scores of windows where they overlap.
 
     Args:
-        scores: float [N, C, size[0], size[1]], for the windows of `cut_windows`.
-        placement: of `cut_windows`.
+        score: returns the scores of a window of `cut_windows`, float [C, size[0], size[1]], given its number. Called
+            for one window after the other, so that only one window's scores are held.
+        placement: the placement from `cut_windows`.
         size: height and width of a window.
 
     Returns:
-        float [C, placement.height, placement.width]: averaged where windows overlap, then resized
-        bilinearly.
-    """
-    averaged = average_windows(scores, lambda window: window, placement, size)
-    return resize_maps(averaged, (placement.height, placement.width))
-
-
-def average_windows(
-    windows: Iterable[Any], score: Callable[[Any], Tensor], placement: Placement, size: tuple[int, int]
-) -> Tensor:
-    """Score windows one after the other and lay the scores over each other.
-
-    Args:
-        windows: what `score` needs for each window of `cut_windows`.
-        score: gives a window's float [C, size[0], size[1]], dropped before it is asked for the next.
-        placement: of `cut_windows`.
-        size: height and width of a window.
-
-    Returns:
-        float [C, placement.scaled_height, placement.scaled_width], averaged where windows overlap.
+        float [C, placement.scaled_height, placement.scaled_width].
     """
     total = None
-    for window, (rows, columns) in zip(windows, _windows(placement, size), strict=True):
-        scores = score(window)
+    for number, (rows, columns) in enumerate(_windows(placement, size)):
+        scores = score(number)
         if total is None:
-            total = scores.new_zeros(len(scores), placement.scaled_height, placement.scaled_width)
-            # Windows stand in a grid: a pixel is covered by those over its row times those over its column.
-            down, across = scores.new_zeros(placement.scaled_height, 1), scores.new_zeros(placement.scaled_width)
+            shape = (placement.scaled_height, placement.scaled_width)
+            total, covered = scores.new_zeros(len(scores), *shape), scores.new_zeros(shape)
         total[:, rows, columns] += scores
-        if columns.start == 0:
-            down[rows] += 1
-        if rows.start == 0:
-            across[columns] += 1
+        covered[rows, columns] += 1
         del scores
-    return total.div_(down).div_(across)
+    return total.div_(covered)
 
 
-def resize_maps(maps: Tensor, size: tuple[int, int], out: Tensor | None = None) -> Tensor:
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize float [K, h, w] to [K, *size] bilinearly: corners not aligned, no antialias.
 
-    A map's result does not depend on the others beside it. Maps of that size already are returned as they
-    are, not copied.
-
-    Args:
-        maps: as above.
-        size: height and width.
-        out: float32 [K, *size] to resize into, without gradients: see `REUSED_BYTES`.
+    A map's result does not depend on the others beside it. Maps of that size already are returned as they are.
     """
     if maps.shape[1:] == size:
         return maps
-    if out is not None:
-        torch.ops.aten.upsample_bilinear2d.out(maps[:, None], list(size), False, out=out[:, None])
-        return out
     # One map per batch entry, not per channel: PyTorch picks its kernel by the number of channels.
     return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
@@ -293,7 +218,7 @@ WINDOWS = Geometry(cut_windows, _view_windows)
 
 
 def _windows(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Rows and columns of each window in the scaled image. One of the two sides has a single start."""
+    """Rows and columns of each window in the scaled image."""
     return [
         (slice(top, top + size[0]), slice(left, left + size[1]))
         for top in window_starts(placement.scaled_height, size[0])
@@ -302,7 +227,7 @@ def _windows(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, s
 
 
 def _resize(image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callable) -> tuple[Tensor, Placement]:
-    """The image scaled to `rule(height, width, size)` by PIL, as uint8 [3, h, w]."""
+    """Scale an image to `rule(height, width, size)` with PIL: uint8 [3, h, w], and its placement."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(

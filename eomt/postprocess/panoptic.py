@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eomt.postprocess.compete import compete
-from eomt.postprocess.geometry import Placement
+from eomt.postprocess.geometry import Placement, undo_fit_in_chunks
 from eomt.postprocess.types import Segmentation
 
 
@@ -22,26 +21,27 @@ def panoptic_segmentation(
     overlap_threshold: float = 0.8,
     max_bytes: int = 256 * 2**20,
 ) -> Segmentation:
-    """Let the confident queries compete for the pixels of the original image.
+    """Give each pixel of the original image to the most confident query.
 
-    The rule of Mask2Former that EoMT follows: a query takes part if its best class is not "no object" and
-    more probable than `score_threshold`; a pixel goes to the query with the largest product of class and
-    mask probability; a segment is its pixels with a mask probability of at least `mask_threshold`. It is
-    dropped if empty, or if the pixels won, also those below the threshold, are fewer than
-    `overlap_threshold` of its own mask's. Of what remains, stuff of one class is one segment.
+    The rule of Mask2Former (arXiv 2112.01527) that EoMT follows: a query is kept if its best class is not "no object"
+    and more probable than `score_threshold`. A pixel goes to the kept query with the largest product of class and mask
+    probability, of equals to the first. A segment is the query's pixels with a mask probability of at least
+    `mask_threshold`. It is dropped if empty, or if the pixels won, also those below the threshold, are fewer than
+    `overlap_threshold` of the query's own mask. Remaining stuff of one class is merged into one segment.
 
     Args:
         mask_logits: float [Q, h, w], over the whole input at any stride.
         class_logits: float [Q, C + 1], the last one for "no object".
-        placement: of `fit_and_pad`.
+        placement: the placement from `fit_and_pad`.
         size: height and width of the network's input.
         is_thing: bool [C].
-        max_bytes: how much the masks that are upsampled at a time may take. The result does not depend
-            on it; at least one mask is upsampled.
+        score_threshold, mask_threshold, overlap_threshold: see above, 0..1.
+        max_bytes: the memory that the masks upsampled at a time may take; at least one mask is upsampled. The result
+            does not depend on it.
 
     Returns:
         Segments at the original size in query order, on the device of the logits. The host waits for the device twice,
-        however many queries there are: for the number of those kept, and for what each has won.
+        however many queries there are: for the number of kept queries, and for the pixels that each has won.
     """
     scores, labels = class_logits.float().softmax(-1).max(-1)
     kept = ((labels < class_logits.shape[1] - 1) & (scores > score_threshold)).nonzero()[:, 0]
@@ -50,7 +50,9 @@ def panoptic_segmentation(
         ids = torch.zeros(placement.height, placement.width, dtype=torch.int32, device=mask_logits.device)
         return Segmentation(ids, labels, scores)
 
-    code, counts, own_area = compete(mask_logits, kept, scores, placement, size, mask_threshold, max_bytes)
+    code, own_area = _argmax_of_masks(mask_logits, kept, scores, placement, size, mask_threshold, max_bytes)
+    # Not `bincount`: it makes the host wait for the largest value.
+    counts = torch.histc(code.double(), bins=2 * len(kept), min=0, max=2 * len(kept)).long()
     outside, inside = counts.reshape(-1, 2).T
     things = is_thing.to(labels.device, non_blocking=True)[labels]
     table = torch.stack([labels, things.long(), own_area, outside + inside, inside]).T.tolist()
@@ -60,17 +62,58 @@ def panoptic_segmentation(
     return Segmentation(ids, labels[index], scores[index])
 
 
+def _argmax_of_masks(
+    mask_logits: Tensor,
+    kept: Tensor,
+    scores: Tensor,
+    placement: Placement,
+    size: tuple[int, int],
+    mask_threshold: float,
+    max_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """Argmax over K kept queries of score times mask probability, a chunk of masks at a time.
+
+    Args:
+        kept: int64 [K], the queries, K >= 1.
+        scores: float32 [K], their class probabilities.
+
+    Returns:
+        int32 [H, W], 2k where query k wins with a probability below the threshold and 2k + 1 where it wins with at
+        least that; and int64 [K], the pixels of each query's own mask. The device is not waited for.
+    """
+    shape = (placement.height, placement.width)
+    best = torch.full(shape, -1.0, device=mask_logits.device)
+    code = torch.zeros(shape, dtype=torch.int32, device=mask_logits.device)
+    own_area = torch.zeros(len(kept), dtype=torch.int64, device=mask_logits.device)
+    first = 0
+    # Per pixel of a mask: a logit, which becomes a probability, a product, and whether it is inside.
+    for logits in undo_fit_in_chunks(mask_logits, kept, placement, size, max_bytes, pixel_bytes=9):
+        probability = logits.sigmoid_()
+        inside = probability >= mask_threshold
+        last = first + len(logits)
+        own_area[first:last] = inside.sum((1, 2))
+        highest, query = probability.mul_(scores[first:last, None, None]).max(0)
+        found = 2 * (query + first) + inside.gather(0, query[None])[0]
+        better = highest > best
+        code = torch.where(better, found.int(), code)
+        best = torch.where(better, highest, best)
+        first = last
+        del logits, probability, inside  # before the next chunk is made
+    return code, own_area
+
+
 def _number_segments(
     table: list[tuple[int, int, int, int, int]], overlap_threshold: float
 ) -> tuple[list[int], list[int]]:
-    """Drop and merge on the host.
+    """Drop and merge segments, on the host.
 
     Args:
-        table: per query its label, 1 for a thing, the area of its own mask, the pixels won, and those of
-            the won that are inside its mask.
+        table: per query its label, 1 for a thing, the area of its own mask, the pixels won, and the pixels won inside
+            its mask.
+        overlap_threshold: see `panoptic_segmentation`.
 
     Returns:
-        The segment's number for each code of `compete` (0 for none), and the (first) query of each segment.
+        The segment's number for each code of `_argmax_of_masks` (0 for none), and the (first) query of each segment.
     """
     lookup, first = [], []
     stuff_number: dict[int, int] = {}
