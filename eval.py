@@ -25,8 +25,9 @@ def main(cfg: DictConfig) -> None:
     """Score weights; what is not null in `cfg` takes the place of the settings that they carry."""
     from eomt.cli.build import build_data, build_trainer, check_types, compile_network, load_module
     from eomt.training.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
-    from eomt.weights.checkpoint import check_same_classes, foreign_code
+    from eomt.weights.checkpoint import foreign_code
     from eomt.weights.load import read_weights
+    from eomt.weights.validate import check_same_classes
 
     check_types(cfg)
     if cfg.ckpt is None:

@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from eomt.model.eomt import EoMT
-from eomt.weights.huggingface import from_huggingface, to_huggingface
+from eomt.weights.huggingface import from_huggingface
+from eomt.weights.huggingface_export import to_huggingface
 
 SIZES = {
     "dinov2-small": ("vit_small_patch14_reg4_dinov2", 3),

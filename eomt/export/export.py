@@ -21,9 +21,9 @@ from eomt.files import write_json
 from eomt.inference.load_image import load_image
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
-from eomt.weights.detect import EXPORT, WHOLE
-from eomt.weights.huggingface import to_huggingface
+from eomt.weights.huggingface_export import to_huggingface
 from eomt.weights.original import to_original
+from eomt.weights.safe_load import EXPORT, WHOLE
 from eomt.weights.weights import Weights
 
 FORMATS = ("eomt", "hf", "original", "onnx", "torch_export")

@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 
 from eomt.errors import InputError
-from eomt.weights.key_maps import block_to_transformers, convert_blocks
-from eomt.weights.original import BACKBONE
+from eomt.weights.hub import local_path
+from eomt.weights.key_maps import Names, block_to_transformers, convert_blocks, renamed
+from eomt.weights.original import BACKBONE, weights_of
+from eomt.weights.safe_load import Source, read_source
+from eomt.weights.weights import Chosen, Weights
 
+# The width of a DINOv3 and the pretrained one that the original started from.
+_PRETRAINED = {
+    width: f"facebook/dinov3-vit{size}16-pretrain-lvd1689m" for width, size in ((384, "s"), (768, "b"), (1024, "l"))
+}
 _PIXEL = ("network.encoder.pixel_mean", "network.encoder.pixel_std")
 # transformers' name, the original's; timm's name, the original's.
-_TRANSFORMERS = {"embeddings.": "patch_embed."}
-_TIMM = {
-    "cls_token": "patch_embed.cls_token",
-    "reg_token": "patch_embed.register_tokens",
-    "patch_embed.proj.": "patch_embed.patch_embeddings.",
-}
+_TRANSFORMERS: Names = (("embeddings.", "patch_embed."),)
+_TIMM: Names = (
+    ("cls_token", "patch_embed.cls_token"),
+    ("reg_token", "patch_embed.register_tokens"),
+    ("patch_embed.proj.", "patch_embed.patch_embeddings."),
+)
 
 
-def is_delta(state: Mapping[str, Tensor]) -> bool:
-    """Whether the original's weights are a delta file: whether the pixels' deviation in it is 0.
+def read_delta(source: Source, chosen: Chosen) -> Weights:
+    """Read a delta file and the pretrained backbone that it is relative to.
 
-    The original subtracts its whole encoder, with the pixel statistics in it, and stores these in every file;
-    no absolute file has a deviation of 0. Where the deviation was taken out of a delta file, this cannot
-    be seen; in files of `to_original` it is missing because they are absolute.
+    Raises:
+        InputError: if the backbone cannot be had or is of another size.
     """
-    deviation = state.get(_PIXEL[1])
-    return deviation is not None and not deviation.any()
+    width = source.state["network.q.weight"].shape[-1]
+    name = str(chosen.backbone or _PRETRAINED.get(width, ""))
+    if not name:
+        raise InputError("delta weights of an unknown DINOv3: give the pretrained one by delta_base=FILE")
+    path = local_path(name)
+    if not path.exists():
+        raise InputError(f"delta_base={name}: no such file or folder")
+    state = add_backbone(source.state, read_source(path, name).state)
+    return weights_of(state, "original delta weights", source, chosen)
 
 
 def add_backbone(state: Mapping[str, Tensor], backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Make a delta file absolute.
 
     Args:
-        state: the original's delta file, keys `network.*`. What is not in the backbone is absolute already.
-        backbone_state: of the pretrained DINOv3 that the training began with, under transformers' names
-            (the file model.safetensors of `facebook/dinov3-vitl16-pretrain-lvd1689m`) or timm's. What EoMT
-            does not have, such as the mask token, is not used. Biases of queries and values that it lacks
+        state: the original's delta file, keys `network.*`. Weights outside the backbone are absolute already.
+        backbone_state: the pretrained DINOv3 that the training started from, under transformers' names
+            (the file model.safetensors of `facebook/dinov3-vitl16-pretrain-lvd1689m`) or timm's. Parts that EoMT
+            does not have, such as the mask token, are not used. Biases of queries and values that it lacks
             are 0, as they are in timm's files without `qkvb`.
 
     Returns:
@@ -56,10 +70,9 @@ def add_backbone(state: Mapping[str, Tensor], backbone_state: Mapping[str, Tenso
         )
     absolute = {}
     for key, value in state.items():
-        if key in _PIXEL:
-            continue
-        name = key.removeprefix(BACKBONE)
-        absolute[key] = value if name == key else value + _base_weight(base, name, value)
+        if key not in _PIXEL:
+            name = key.removeprefix(BACKBONE)
+            absolute[key] = value if name == key else value + _base_weight(base, name, value)
     return absolute
 
 
@@ -79,21 +92,10 @@ def _base_weight(base: Mapping[str, Tensor], name: str, delta: Tensor) -> Tensor
 
 def _original_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(key.startswith("blocks.") for key in state):
-        names = _TIMM
-        state = convert_blocks(state, "blocks.", "blocks.", lambda block: block_to_transformers(block, dinov3=True))
-    else:
-        names = _TRANSFORMERS
-        # transformers 5 calls the encoder "model".
-        for prefix in ("layer.", "model.layer."):
-            state = convert_blocks(state, prefix, "blocks.", dict)
-    renamed = {}
-    for key, value in state.items():
-        for old, new in names.items():
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-                break
-        renamed[key] = value
-    return renamed
+        blocks = convert_blocks(state, "blocks.", "blocks.", partial(block_to_transformers, dinov3=True))
+        return renamed(blocks, _TIMM)
+    # transformers 5 calls the encoder "model".
+    return renamed(state, (("layer.", "blocks."), ("model.layer.", "blocks."), *_TRANSFORMERS))
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str = "") -> int:

@@ -8,44 +8,43 @@ from pathlib import Path
 
 from eomt.errors import InputError
 
-# What files of weights are called; a repository's name is none of these.
+# Suffixes of weight files, which no repository's name has.
 SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_DESCRIPTION = ["config.json", "preprocessor_config.json", "eomt.json"]
+_DESCRIPTIONS = ["config.json", "preprocessor_config.json", "eomt.json"]
 _SAFE = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether this is `owner/name`, and no file or folder that is there."""
+    """Whether this is `owner/name`, and neither an existing file nor an existing folder."""
     text = str(source)
     return bool(_ID.fullmatch(text)) and not text.lower().endswith(SUFFIXES) and not os.path.exists(text)
 
 
-def fetch(repo_id: str) -> Path:
-    """Bring a repository's weights and their description into the cache of the Hub's client.
+def local_path(source: str | Path) -> Path:
+    """The path of a file or folder, or of the Hub's cache once it holds a repository's weights and descriptions.
 
-    Safetensors go before PyTorch's own files; nothing else is downloaded.
+    Only what is needed is downloaded: safetensors, or PyTorch's own files where there are none.
 
     Args:
-        repo_id: such as "tue-mps/coco_panoptic_eomt_large_640".
-
-    Returns:
-        the folder of the cache that holds them.
+        source: a path, or a repository such as "tue-mps/coco_panoptic_eomt_large_640".
 
     Raises:
-        InputError: if they cannot be had; the message says why and where a downloaded copy can be given.
+        InputError: if a repository cannot be had; the message says why, and where a downloaded copy can be given.
     """
-    folder = _snapshot(repo_id, _DESCRIPTION + _SAFE)
+    if not is_hub_id(source):
+        return Path(source).expanduser()
+    folder = _snapshot(str(source), _DESCRIPTIONS + _SAFE)
     if folder is None or not any(folder.glob("*.safetensors")):
-        folder = _snapshot(repo_id, _DESCRIPTION + _PICKLED)
+        folder = _snapshot(str(source), _DESCRIPTIONS + _PICKLED)
     if folder is None:
-        raise InputError(f"{repo_id} on the Hugging Face Hub holds neither model.safetensors nor pytorch_model.bin")
+        raise InputError(f"{source} on the Hugging Face Hub holds neither model.safetensors nor pytorch_model.bin")
     return folder
 
 
 def _snapshot(repo_id: str, patterns: list[str]) -> Path | None:
-    """The folder of the cache; None if the cache, complete or not, lacks what was asked for."""
+    """The folder in the cache; None if the cache lacks the files that were asked for."""
     import huggingface_hub
     from huggingface_hub import errors
 

@@ -1,53 +1,74 @@
 """Weights as transformers has them: `EomtForUniversalSegmentation` (DINOv2) and `EomtDinov3ForUniversalSegmentation`.
 
-Pure functions on state dicts and on what stands in config.json; transformers itself is not needed.
+They are read from state dicts and config.json; transformers itself is not needed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.weights.huggingface_config import (
-    DINOV3,
-    MODEL_TYPES,
-    classes_of,
-    config_of,
-    network_options,
-    preprocessor_of,
-)
-from eomt.weights.key_maps import block_to_timm, block_to_transformers, convert_blocks
+from eomt.weights.key_maps import Names, block_to_timm, convert_blocks, renamed
+from eomt.weights.safe_load import CONFIG, PROCESSOR, Source
 from eomt.weights.spec import network_of
+from eomt.weights.weights import Chosen, Weights
 
-__all__ = ["classes_of", "from_huggingface", "to_huggingface"]
+DINOV2, DINOV3 = "eomt", "eomt_dinov3"
+MODEL_TYPES = {DINOV2: "EomtForUniversalSegmentation", DINOV3: "EomtDinov3ForUniversalSegmentation"}
 
-# What its files may hold besides weights.
+OURS = "eomt"
+"""The part of config.json with our kind and classes, which transformers keeps and does not look at."""
+
+THETA = 100.0
+"""The base of the rotary embedding in published DINOv3 models."""
+
+# Entries of its files that are no weights.
 _NO_WEIGHTS = re.compile(
     r"^(criterion\.|attn_mask_probs$|embeddings\.(mask_token|position_ids)$|rope_embeddings\.|.*\.inv_freq$)"
 )
-# transformers' name, ours. Upscaling and blocks follow below.
-_NAMES = (
-    ("query.weight", "queries"),
-    ("class_predictor.", "class_head."),
-    ("mask_head.fc1.", "mask_head.0."),
-    ("mask_head.fc2.", "mask_head.2."),
-    ("mask_head.fc3.", "mask_head.4."),
-    ("layernorm.", "backbone.vit.norm."),
-    ("embeddings.cls_token", "backbone.vit.cls_token"),
-    ("embeddings.register_tokens", "backbone.vit.reg_token"),
-    ("embeddings.position_embeddings.weight", "backbone.vit.pos_embed"),
-)
-_PATCHES = {
-    "eomt": ("embeddings.patch_embeddings.projection.", "backbone.vit.patch_embed.proj."),
-    DINOV3: ("embeddings.patch_embeddings.", "backbone.vit.patch_embed.proj."),
-}
-_UPSCALE = (("conv1.", "transposed."), ("conv2.", "depthwise."), ("layernorm2d.", "norm."))
+UPSCALE: Names = (("conv1.", "transposed."), ("conv2.", "depthwise."), ("layernorm2d.", "norm."))
+"""transformers' name, ours, within an upscaling block."""
+
+
+def names_of(model_type: str) -> Names:
+    """transformers' name, ours, outside the blocks."""
+    patches = "projection." if model_type == DINOV2 else ""
+    return (
+        ("query.weight", "queries"),
+        ("class_predictor.", "class_head."),
+        ("mask_head.fc1.", "mask_head.0."),
+        ("mask_head.fc2.", "mask_head.2."),
+        ("mask_head.fc3.", "mask_head.4."),
+        ("layernorm.", "backbone.vit.norm."),
+        ("embeddings.cls_token", "backbone.vit.cls_token"),
+        ("embeddings.register_tokens", "backbone.vit.reg_token"),
+        ("embeddings.position_embeddings.weight", "backbone.vit.pos_embed"),
+        (f"embeddings.patch_embeddings.{patches}", "backbone.vit.patch_embed.proj."),
+    )
+
+
+def read_huggingface(source: Source, chosen: Chosen) -> Weights:
+    """Read a Hugging Face folder."""
+    config = source.descriptions[CONFIG]
+    state, network = from_huggingface(source.state, config)
+    kind, classes = classes_of(config)
+    if kind is None and PROCESSOR in source.descriptions:
+        windows = source.descriptions[PROCESSOR].get("do_split_image")
+        if windows is True:
+            kind = "semantic"
+        elif windows is False and network["num_classes"] == 150:
+            # Images are cut into windows for semantic segmentation alone, which tells ADE20K's two kinds apart.
+            kind = "panoptic"
+    # Names alone are numbered from 0, as things.
+    named = classes is not None and classes.ids == list(range(len(classes))) and all(classes.is_thing)
+    guessed = frozenset({"backbone_options", "classes"} if named else {"backbone_options"})
+    return Weights("Hugging Face folder", state, network, kind, classes, guessed=guessed)
 
 
 def from_huggingface(
@@ -56,8 +77,8 @@ def from_huggingface(
     """Rename transformers' weights to ours.
 
     Args:
-        state: of `model.safetensors`.
-        config: of `config.json`. What it leaves out has transformers' defaults.
+        state: the tensors of `model.safetensors`.
+        config: the content of `config.json`. Entries that are missing have transformers' defaults.
 
     Returns:
         A state dict for `EoMT` and its arguments, see `EoMT.spec`. Mask probabilities are left out: the
@@ -73,65 +94,87 @@ def from_huggingface(
             f"config.json: model_type={model_type}: the Hugging Face models that can be read are "
             + " and ".join(MODEL_TYPES)
         )
-    names = (*_NAMES, _PATCHES[model_type])
     weights = {key: value for key, value in state.items() if not _NO_WEIGHTS.match(key)}
     weights = convert_blocks(weights, "layers.", "backbone.vit.blocks.", block_to_timm)
-    weights = convert_blocks(weights, "upscale_block.block.", "upscale.", lambda part: _renamed(part, _UPSCALE))
-    weights = _renamed(weights, names)
+    weights = convert_blocks(weights, "upscale_block.block.", "upscale.", partial(renamed, names=UPSCALE))
+    weights = renamed(weights, names_of(model_type))
     if "backbone.vit.pos_embed" in weights:
         weights["backbone.vit.pos_embed"] = weights["backbone.vit.pos_embed"][None]
-    options = network_options(config)
-    temperature = options.pop("rope_temperature")
-    network = network_of(weights, **options)
-    if temperature is not None:
-        network["backbone_options"]["rope_temperature"] = temperature
-    _check_sizes(weights, network)
-    return weights, network
-
-
-def to_huggingface(
-    state: Mapping[str, Tensor], network: Mapping[str, Any], classes: Classes | None, kind: str | None
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Rename our weights to transformers' and describe the network.
-
-    Args:
-        state: of `EoMT`.
-        network: its `spec`.
-        classes: of the network's outputs; None where they are not known.
-        kind: "panoptic", "instance" or "semantic"; None where it is not known.
-
-    Returns:
-        What belongs in `model.safetensors`, `config.json` and `preprocessor_config.json`. Mask probabilities
-        are 0, so that transformers computes the mask-free network.
-
-    Raises:
-        InputError: if transformers has no such network.
-    """
-    config = config_of(state, network, classes, kind)
-    model_type = config["model_type"]
-    names = [(ours, theirs) for theirs, ours in (*_NAMES, _PATCHES[model_type])]
-    upscale = [(ours, theirs) for theirs, ours in _UPSCALE]
-    weights = convert_blocks(
-        state, "backbone.vit.blocks.", "layers.", lambda block: block_to_transformers(block, model_type == DINOV3)
-    )
-    weights = convert_blocks(weights, "upscale.", "upscale_block.block.", lambda part: _renamed(part, upscale))
-    weights = _renamed(weights, names)
-    if "embeddings.position_embeddings.weight" in weights:
-        weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"][0]
-    class_weights = torch.ones(network["num_classes"] + 1)
-    class_weights[-1] = config["no_object_weight"]
-    weights["criterion.empty_weight"] = class_weights
-    weights["attn_mask_probs"] = torch.zeros(network["num_masked_blocks"])
-    return weights, config, preprocessor_of(network["image_size"][0], kind)
-
-
-def _check_sizes(weights: Mapping[str, Tensor], network: Mapping[str, Any]) -> None:
-    """InputError where transformers has a degree of freedom that `EoMT` does not have."""
     registers = weights.get("backbone.vit.reg_token")
     if registers is None or not registers.shape[1]:
         raise InputError("config.json: num_register_tokens=0: EoMT is read with register tokens only")
-    patch_size, side = network["patch_size"], network["image_size"][0]
-    # From the patch size down to a stride of 4.
+    known, count, theta = _sizes(config)
+    network, _ = network_of(weights, known, count)
+    if theta != THETA:
+        network["backbone_options"]["rope_temperature"] = theta
+    _check_sizes(weights, network, known["image_size"][0])
+    return weights, network
+
+
+def classes_of(config: Mapping[str, Any]) -> tuple[str | None, Classes | None]:
+    """Kind of segmentation and classes of a Hugging Face model.
+
+    Args:
+        config: the content of `config.json`.
+
+    Returns:
+        The kind and classes that our exporter wrote. Without them, or where the labels have been changed since, kind
+        None and classes by the labels' names alone: ids are 0, 1, ... and all count as things, since transformers
+        does not say. Classes are None where the labels have no names ("LABEL_0").
+
+    Raises:
+        InputError: if the kind is no text.
+    """
+    labels = config.get("id2label") or {}
+    names = [str(labels[key]) for key in sorted(labels, key=int)]
+    ours = config.get(OURS)
+    ours = ours if isinstance(ours, Mapping) else {}
+    kind = ours.get("kind")
+    if kind is not None and not isinstance(kind, str):
+        raise InputError(f"config.json: {OURS}.kind is {str(kind)[:80]}, where the name of a kind belongs")
+    if ours.get("classes"):
+        classes = Classes.from_list(ours["classes"])
+        if classes.names == names:
+            return kind, classes
+        kind = None
+    if not names or all(name == f"LABEL_{k}" for k, name in enumerate(names)):
+        return kind, None
+    return kind, Classes.from_categories({"id": k, "name": name} for k, name in enumerate(names))
+
+
+def _sizes(config: Mapping[str, Any]) -> tuple[dict[str, Any], int, float]:
+    """The part of a config that the weights do not show.
+
+    Returns:
+        Arguments of `EoMT` (image_size, num_heads), the number of masked blocks, and the base of the rotary
+        embedding.
+
+    Raises:
+        InputError: if the config says what `EoMT` cannot be.
+    """
+    dinov3 = config["model_type"] == DINOV3
+    for key, usual in {"hidden_act": ("gelu",), "layer_norm_eps": (1e-6, 1e-5) if dinov3 else (1e-6,)}.items():
+        if config.get(key, usual[0]) not in usual:
+            raise InputError(f"config.json: {key}={config[key]}: EoMT has {' or '.join(map(str, usual))}")
+    if dinov3 and config.get("use_gated_mlp"):
+        raise InputError("config.json: use_gated_mlp=true: transformers' EoMT has GELU in it where timm has SiLU")
+    sides = []
+    for key, default in (("image_size", 640), ("patch_size", 16)):
+        size = config.get(key, default)
+        height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+        if height != width or not isinstance(height, int):
+            raise InputError(f"config.json: {key}={size}: transformers' EoMT takes squares only")
+        sides.append(height)
+    rope = config.get("rope_parameters") or {}
+    theta = float(rope.get("rope_theta", config.get("rope_theta") or THETA)) if dinov3 else THETA
+    heads = {"num_heads": int(config.get("num_attention_heads", 16))}
+    return {"image_size": [sides[0]] * 2, "backbone_options": heads}, int(config.get("num_blocks", 4)), theta
+
+
+def _check_sizes(weights: Mapping[str, Tensor], network: Mapping[str, Any], side: int) -> None:
+    """Raise InputError where transformers has a degree of freedom that `EoMT` does not have."""
+    patch_size = network["patch_size"]
+    # From the patch size to a stride of 4.
     wanted = max(1, patch_size.bit_length() - 3)
     found = sum(key.startswith("upscale.") and key.endswith(".norm.weight") for key in weights)
     if found != wanted:
@@ -142,14 +185,3 @@ def _check_sizes(weights: Mapping[str, Tensor], network: Mapping[str, Any]) -> N
             f"config.json: image_size={side} with patch_size={patch_size} has {(side // patch_size) ** 2} patches, "
             f"the position embedding {position.shape[1]}: the two files do not belong together"
         )
-
-
-def _renamed(state: Mapping[str, Tensor], names: Any) -> dict[str, Tensor]:
-    renamed = {}
-    for key, value in state.items():
-        for old, new in names:
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-                break
-        renamed[key] = value
-    return renamed

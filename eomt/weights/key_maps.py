@@ -1,4 +1,4 @@
-"""The weights of a backbone's blocks under timm's names and under transformers' names.
+"""Renaming weights by prefix, and a backbone's blocks between timm's names and transformers' names.
 
 The original's DINOv3 files, the pretrained DINOv3 models and the Hugging Face port of EoMT all carry
 transformers' names for a block; timm's, which are ours, hold queries, keys and values in one matrix.
@@ -7,12 +7,15 @@ transformers' names for a block; timm's, which are ours, hold queries, keys and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from eomt.errors import InputError
+
+Names = Sequence[tuple[str, str]]
+"""Pairs of an old prefix and the new one; the first that fits a key is taken."""
 
 # transformers' name, timm's name. Norms are called the same.
 _DINOV2 = (
@@ -33,15 +36,29 @@ _DINOV3_GATED_MLP = (
 )
 
 
+def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Replace the prefix of every key that has one of these; other keys stay as they are."""
+    result = {}
+    for key, value in state.items():
+        old, new = next((pair for pair in names if key.startswith(pair[0])), ("", ""))
+        result[new + key.removeprefix(old)] = value
+    return result
+
+
+def inverted(names: Names) -> Names:
+    """The pairs that undo `renamed`."""
+    return [(new, old) for old, new in names]
+
+
 def convert_blocks(
     state: Mapping[str, Tensor], old: str, new: str, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Rename the weights of every block, those of one block at a time.
+    """Rename the weights of every block, one block at a time.
 
     Args:
-        state: blocks are under `old` + number + "."; other keys stay as they are.
+        state: the weights; those of blocks are under `old` + number + ".", other keys stay as they are.
         old, new: prefixes such as "layers." and "backbone.vit.blocks.".
-        convert: from the names and weights inside a block to others.
+        convert: renames the weights inside one block.
     """
     blocks: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     result = {}
@@ -57,7 +74,7 @@ def convert_blocks(
 
 
 def block_to_timm(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a block's weights from transformers' names; under timm's names already, they stay.
+    """Rename a block's weights from transformers' names; a block under timm's names stays as it is.
 
     DINOv2's gated MLP is read in both forms that transformers has had: gate and value in one matrix
     (`weights_in`) or in two.
@@ -84,15 +101,15 @@ def block_to_timm(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 halves = [_take(rest, f"mlp.{half}_proj.{kind}") for half in ("gate", "up")]
                 result[f"mlp.fc1.{kind}"] = torch.cat(halves)
                 result[f"mlp.fc2.{kind}"] = _take(rest, f"mlp.down_proj.{kind}")
-    return result | {_renamed(name, names): value for name, value in rest.items()}
+    return result | renamed(rest, names)
 
 
 def block_to_transformers(block: Mapping[str, Tensor], dinov3: bool) -> dict[str, Tensor]:
-    """The inverse of `block_to_timm`. DINOv2's gated MLP is written as two matrices, as transformers 5 has it.
+    """Rename a block's weights to transformers' names, with DINOv2's gated MLP as the two matrices of transformers 5.
 
     Args:
         block: names and weights inside one block.
-        dinov3: whether the block is of timm's `Eva`, otherwise of its `VisionTransformer`.
+        dinov3: whether the block is from timm's `Eva`, otherwise from its `VisionTransformer`.
 
     Raises:
         InputError: if the block has no fused query, key and value.
@@ -101,17 +118,13 @@ def block_to_transformers(block: Mapping[str, Tensor], dinov3: bool) -> dict[str
     result = _split(_take(rest, "attn.qkv.weight"), [f"attention.{part}_proj.weight" for part in "qkv"])
     if dinov3:
         result |= {f"attention.{p}_proj.bias": rest.pop(f"attn.{p}_bias") for p in "qv" if f"attn.{p}_bias" in rest}
-        names = _DINOV3 + (_DINOV3_GATED_MLP if "mlp.fc1_g.weight" in rest else _DINOV3_MLP)
-    else:
-        names = _DINOV2
-        result |= _split(_take(rest, "attn.qkv.bias"), [f"attention.{part}_proj.bias" for part in "qkv"])
-        if is_gated(block):
-            for kind in ("weight", "bias"):
-                halves = [f"mlp.{half}_proj.{kind}" for half in ("gate", "up")]
-                result |= _split(_take(rest, f"mlp.fc1.{kind}"), halves)
-                result[f"mlp.down_proj.{kind}"] = _take(rest, f"mlp.fc2.{kind}")
-    names = [(timm, transformers) for transformers, timm in names]
-    return result | {_renamed(name, names): value for name, value in rest.items()}
+        return result | renamed(rest, inverted(_DINOV3 + (_DINOV3_GATED_MLP if is_gated(block) else _DINOV3_MLP)))
+    result |= _split(_take(rest, "attn.qkv.bias"), [f"attention.{part}_proj.bias" for part in "qkv"])
+    if is_gated(block):
+        for kind in ("weight", "bias"):
+            result |= _split(_take(rest, f"mlp.fc1.{kind}"), [f"mlp.{half}_proj.{kind}" for half in ("gate", "up")])
+            result[f"mlp.down_proj.{kind}"] = _take(rest, f"mlp.fc2.{kind}")
+    return result | renamed(rest, inverted(_DINOV2))
 
 
 def is_gated(block: Mapping[str, Tensor]) -> bool:
@@ -120,13 +133,6 @@ def is_gated(block: Mapping[str, Tensor]) -> bool:
         return True
     first, second = _take(dict(block), "mlp.fc1.weight"), _take(dict(block), "mlp.fc2.weight")
     return first.shape[0] == 2 * second.shape[1]
-
-
-def _renamed(name: str, names: tuple | list) -> str:
-    for old, new in names:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
 
 
 def _split(fused: Tensor, names: list[str]) -> dict[str, Tensor]:

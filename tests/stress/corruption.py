@@ -69,7 +69,7 @@ def case(run: Path, options: list[str], draw: random.Random, arguments: argparse
         cfg = configured(run, *options, f"ckpt='{last}'")
         choose_checkpoint(cfg, [])
         chosen, _ = starting_point(cfg)
-        read = read_checkpoint(chosen, every_byte=True)
+        read = read_checkpoint(chosen)
     except InputError as error:
         return damage, "one line" if "\n" not in str(error) else "several lines"
     finally:

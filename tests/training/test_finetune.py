@@ -263,7 +263,7 @@ def test_settings_that_make_no_sense(settings, tmp_path, overrides, words):
 
 def test_a_run_goes_on_with_what_it_began_with(settings, undisturbed, tmp_path):
     for name, changed, words in (
-        ("lora", ("model.lora.rank=3", "callbacks.ema.decay=0.6"), r"with model\.lora=.*begin another by weights="),
+        ("lora", ("model.lora.rank=3", "callbacks.ema.decay=0.6"), r"with model\.lora=.*start another by weights="),
         ("frozen", (), r"with model\.freeze_backbone=True, this one has False"),
         ("blocks", ("model.freeze_backbone=2",), r"averages its weights: set callbacks\.ema\.decay"),
     ):

@@ -11,7 +11,8 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
-from eomt.weights.huggingface import classes_of, from_huggingface, to_huggingface
+from eomt.weights.huggingface import classes_of, from_huggingface
+from eomt.weights.huggingface_export import to_huggingface
 from tests.random_networks import PUBLISHED, published, same_state, tiny
 
 SIZES = {

@@ -24,7 +24,7 @@ from eomt.inference.segmenter import Segmenter
 from eomt.known_classes import ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC, classes_by_names, kind_of
 from eomt.model.eomt import EoMT
 from eomt.weights.hub import is_hub_id
-from eomt.weights.huggingface import to_huggingface
+from eomt.weights.huggingface_export import to_huggingface
 from eomt.weights.load import read_weights
 from eomt.weights.original import from_original, to_original
 from eomt.weights.validate import check_spec
@@ -376,7 +376,7 @@ def test_a_kind_is_text(kind, tmp_path):
         ):
             read_weights(theirs)
     ours = write_folder(tmp_path / "ours", network.state_dict(), part_of(network) | {"kind": kind})
-    with pytest.raises(InputError, match="ours is damaged"):
+    with pytest.raises(InputError, match="ours: its description lacks or garbles"):
         read_weights(ours)
 
 
@@ -472,7 +472,7 @@ def broken_files(folder):
     yield folder / "other.bin", "holds no EoMT: its weights are called a"
     yield checkpoint("repeated.ckpt", queries=torch.zeros(1).expand(10**9, 64)), "queries is no plain weight"
     yield checkpoint("sparse.ckpt", queries=torch.eye(64).to_sparse()), "queries is no plain weight"
-    yield checkpoint("text.ckpt", queries="x"), "holds str under 'queries'"
+    yield checkpoint("text.ckpt", queries="x"), "holds str under 'network.queries'"
     yield checkpoint("nan.ckpt", queries=torch.full((6, 64), float("nan"))), "queries holds values that are infinite"
     yield checkpoint("inf.ckpt", queries=torch.full((6, 64), float("inf"))), "queries holds values that are infinite"
     yield checkpoint("shape.ckpt", queries=torch.zeros(7, 64)), r"queries is \[7, 64\], and \[6, 64\]"
@@ -482,7 +482,7 @@ def broken_files(folder):
     torch.save({"eomt": own, "state_dict": fewer}, folder / "fewer.ckpt")
     yield folder / "fewer.ckpt", r"lacks class_head\.weight, class_head\.bias"
     torch.save({"eomt": own}, folder / "nothing.ckpt")
-    yield folder / "nothing.ckpt", "it lacks its state_dict"
+    yield folder / "nothing.ckpt", "holds dict under 'eomt', where a weight belongs"
     yield checkpoint("kind.ckpt", {k: v for k, v in own.items() if k != "kind"}), "its description lacks or garbles"
     yield checkpoint("rows.ckpt", own | {"classes": [1]}), "its description lacks or garbles"
     yield checkpoint("deep.ckpt", network_part(backbone_options={"embed_dim": 64, "depth": 10**9})), "1000000000 blocks"

@@ -5,12 +5,27 @@ import torch
 
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
-from eomt.weights.delta import add_backbone, is_delta
-from eomt.weights.original import BACKBONE, from_original, is_original, network_of_original, to_original
+from eomt.weights.delta import add_backbone, read_delta
+from eomt.weights.detect import detect
+from eomt.weights.eomt_format import read_bare
+from eomt.weights.original import BACKBONE, PROBABILITIES, from_original, read_original, to_original
+from eomt.weights.safe_load import Source
+from eomt.weights.spec import network_of
 from tests.golden_numbers import golden_network, golden_tensors
 from tests.random_networks import PUBLISHED, published, same_state, tiny
 
 PIXELS = {"network.encoder.pixel_mean", "network.encoder.pixel_std"}
+
+
+def spec_of(state, image_size=None, num_heads=None):
+    """The network that the original's weights tell by their shapes."""
+    chosen = {"image_size": image_size, "backbone_options": {"num_heads": num_heads}}
+    count = len(state[PROBABILITIES]) if PROBABILITIES in state else None
+    return network_of(from_original(state), chosen, count)[0]
+
+
+def reader_of(state):
+    return detect(Source("x", state, state, {}))
 
 
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny"])
@@ -35,19 +50,17 @@ def test_our_weights_there_and_back(backbone):
     network = tiny(backbone)
     state = network.state_dict()
     written = to_original(state, network.spec)
-    assert is_original(written)
-    assert not is_original(state)
-    assert not is_delta(written)
+    assert (reader_of(written), reader_of(state)) == (read_original, read_bare)
     assert same_state(from_original(written), state)
-    size = (32, 32) if "dinov3" in backbone else None
-    assert network_of_original(written, size, num_heads=3) == network.spec
+    size = [32, 32] if "dinov3" in backbone else None
+    assert spec_of(written, size, num_heads=3) == network.spec
 
 
 def test_dinov3_without_biases_of_queries_gets_zeros_which_the_original_wants():
     network = tiny("vit_small_patch16_dinov3")
     written = to_original(network.state_dict(), network.spec)
     assert not written[f"{BACKBONE}blocks.0.attention.q_proj.bias"].any()
-    other = EoMT(**network_of_original(written, num_heads=3)).eval()
+    other = EoMT(**spec_of(written, num_heads=3)).eval()
     other.load_state_dict(from_original(written))
     images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
@@ -59,7 +72,7 @@ def test_published_sizes_are_known_by_their_shapes(backbone, num_masked_blocks):
     network = published(backbone, num_masked_blocks)
     state = to_original(network.state_dict(), network.spec)
     del state["network.attn_mask_probs"]
-    assert network_of_original(state) == network.spec
+    assert spec_of(state) == network.spec
 
 
 @pytest.mark.parametrize(
@@ -76,8 +89,8 @@ def test_other_sizes_are_told_by_options(changes):
     network = tiny("vit_small_patch14_reg4_dinov2", **changes)
     state = to_original(network.state_dict(), network.spec)
     with pytest.raises(InputError, match=r"3 blocks is of no published size.*network\.backbone_options={num_heads: 4}"):
-        network_of_original(state)
-    found = network_of_original(state, num_heads=changes.get("num_heads", 3))
+        spec_of(state)
+    found = spec_of(state, num_heads=changes.get("num_heads", 3))
     EoMT(**found).load_state_dict(from_original(state))
     assert found["num_masked_blocks"] == 2, "as many as there are mask probabilities"
 
@@ -85,11 +98,11 @@ def test_other_sizes_are_told_by_options(changes):
 def test_what_cannot_be_read_is_named():
     state = golden_tensors("dinov2_tiny_original_state")
     with pytest.raises(InputError, match="24 patches, which is no square"):
-        network_of_original(state, num_heads=3)
-    assert network_of_original(state, (64, 96), 3) == golden_network("dinov2_tiny").spec
+        spec_of(state, num_heads=3)
+    assert spec_of(state, [64, 96], 3) == golden_network("dinov2_tiny").spec
     del state["network.class_head.weight"]
     with pytest.raises(InputError, match=r"class_head\.weight is missing"):
-        network_of_original(state, (64, 96), 3)
+        spec_of(state, [64, 96], 3)
     state = golden_tensors("dinov3_tiny_original_state")
     del state[f"{BACKBONE}blocks.2.attention.k_proj.weight"]
     with pytest.raises(InputError, match=r"lacks attention\.k_proj\.weight"):
@@ -129,11 +142,10 @@ def check_outputs(absolute):
 def test_delta_weights_with_a_backbone_of_transformers(encoder):
     delta, base, recorded = delta_weights(lambda key: in_transformers(key).replace("layer.", encoder))
     base["embeddings.mask_token"] = torch.randn(1, 1, 48)
-    assert is_delta(delta)
-    assert not is_delta(recorded)
-    assert network_of_original(delta, (64, 96), 3) == golden_network("dinov3_tiny").spec
+    assert (reader_of(delta), reader_of(recorded)) == (read_delta, read_original)
+    assert spec_of(delta, [64, 96], 3) == golden_network("dinov3_tiny").spec
     absolute = add_backbone(delta, base)
-    assert not is_delta(absolute)
+    assert reader_of(absolute) is read_original
     assert absolute.keys() == recorded.keys() - PIXELS
     check_outputs(absolute)
 

@@ -1,8 +1,9 @@
-"""config.json and preprocessor_config.json of transformers' EoMT: the network's sizes, its classes, its way in."""
+"""Our weights in transformers' form: model.safetensors, config.json and preprocessor_config.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,64 +15,49 @@ from torch import Tensor, nn
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.backbone import Backbone
-from eomt.weights.key_maps import is_gated
+from eomt.weights.huggingface import DINOV2, DINOV3, MODEL_TYPES, OURS, UPSCALE, names_of
+from eomt.weights.key_maps import block_to_transformers, convert_blocks, inverted, is_gated, renamed
 
-DINOV2, DINOV3 = "eomt", "eomt_dinov3"
-MODEL_TYPES = {DINOV2: "EomtForUniversalSegmentation", DINOV3: "EomtDinov3ForUniversalSegmentation"}
-# Our part of config.json, which transformers keeps and does not look at.
-_OURS = "eomt"
 _WAY_OUT = "export the original's format (format=original) or our own instead"
-_THETA = 100.0
 
 
-def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says that the weights do not show.
+def to_huggingface(
+    state: Mapping[str, Tensor], network: Mapping[str, Any], classes: Classes | None, kind: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Rename our weights to transformers' and describe the network.
 
     Args:
-        config: of `config.json`, its model type one of `MODEL_TYPES`; defaults are transformers'.
+        state: the state dict of an `EoMT`.
+        network: its `spec`.
+        classes: the classes of its outputs; None where they are not known.
+        kind: "panoptic", "instance" or "semantic"; None where it is not known.
 
     Returns:
-        num_heads, num_masked_blocks, image_size (height, width) and rope_temperature, which is None for DINOv3's
-        own and for DINOv2.
-
-    Raises:
-        InputError: if the config says what `EoMT` cannot be.
-    """
-    dinov3 = config["model_type"] == DINOV3
-    for key, plain in {"hidden_act": ("gelu",), "layer_norm_eps": (1e-6, 1e-5) if dinov3 else (1e-6,)}.items():
-        if config.get(key, plain[0]) not in plain:
-            raise InputError(f"config.json: {key}={config[key]}: EoMT has {' or '.join(map(str, plain))}")
-    if dinov3 and config.get("use_gated_mlp"):
-        raise InputError("config.json: use_gated_mlp=true: transformers' EoMT has GELU in it where timm has SiLU")
-    sizes = config.get("image_size", 640), config.get("patch_size", 16)
-    sizes = [tuple(size) if isinstance(size, list | tuple) else (size, size) for size in sizes]
-    for key, size in zip(("image_size", "patch_size"), sizes, strict=True):
-        if len(size) != 2 or size[0] != size[1]:
-            raise InputError(f"config.json: {key}={list(size)}: transformers' EoMT takes squares only")
-    rope = config.get("rope_parameters") or {}
-    theta = float(rope.get("rope_theta", config.get("rope_theta") or _THETA)) if dinov3 else _THETA
-    return {
-        "num_heads": int(config.get("num_attention_heads", 16)),
-        "num_masked_blocks": int(config.get("num_blocks", 4)),
-        "image_size": sizes[0],
-        "rope_temperature": None if theta == _THETA else theta,
-    }
-
-
-def config_of(
-    state: Mapping[str, Tensor], network: Mapping[str, Any], classes: Classes | None, kind: str | None
-) -> dict[str, Any]:
-    """config.json for a network of ours.
-
-    Args:
-        state: of `EoMT`; only shapes are looked at.
-        network: its `spec`.
-        classes, kind: as of `huggingface.to_huggingface`. They go into `id2label` and, with the datasets' ids,
-            colours and things, into a part of our own.
+        The contents of `model.safetensors`, `config.json` and `preprocessor_config.json`. Mask probabilities
+        are 0, so that transformers computes the mask-free network.
 
     Raises:
         InputError: if transformers has no such network.
     """
+    config = _config(state, network, classes, kind)
+    dinov3 = config["model_type"] == DINOV3
+    weights = convert_blocks(state, "backbone.vit.blocks.", "layers.", partial(block_to_transformers, dinov3=dinov3))
+    upscale = partial(renamed, names=inverted(UPSCALE))
+    weights = convert_blocks(weights, "upscale.", "upscale_block.block.", upscale)
+    weights = renamed(weights, inverted(names_of(config["model_type"])))
+    if "embeddings.position_embeddings.weight" in weights:
+        weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"][0]
+    class_weights = torch.ones(network["num_classes"] + 1)
+    class_weights[-1] = config["no_object_weight"]
+    weights["criterion.empty_weight"] = class_weights
+    weights["attn_mask_probs"] = torch.zeros(network["num_masked_blocks"])
+    return weights, config, _preprocessor(network["image_size"][0], kind)
+
+
+def _config(
+    state: Mapping[str, Tensor], network: Mapping[str, Any], classes: Classes | None, kind: str | None
+) -> dict[str, Any]:
+    """config.json; kind and classes go into `id2label` and, with ids, colours and things, into a part of our own."""
     height, width = network["image_size"]
     if height != width:
         raise InputError(f"image_size={[height, width]}: transformers' EoMT takes squares only; {_WAY_OUT}")
@@ -106,13 +92,13 @@ def config_of(
         "id2label": {str(k): name for k, name in enumerate(names)},
         "label2id": {name: k for k, name in enumerate(names)},
         **(_dinov3_part(backbone, block) if model_type == DINOV3 else _dinov2_part(backbone, block)),
-        _OURS: {"kind": kind, "classes": None if classes is None else classes.to_list()},
+        OURS: {"kind": kind, "classes": None if classes is None else classes.to_list()},
     }
 
 
-def preprocessor_of(image_size: int, kind: str | None) -> dict[str, Any]:
-    """preprocessor_config.json for the geometry of a kind: semantic images are cut into windows along their longer
-    side, others are fitted into the square and padded."""
+def _preprocessor(image_size: int, kind: str | None) -> dict[str, Any]:
+    """preprocessor_config.json: semantic images are cut into windows along their longer side, others are fitted into
+    the square and padded."""
     windows = kind == "semantic"
     return {
         "image_processor_type": "EomtImageProcessor",
@@ -130,39 +116,8 @@ def preprocessor_of(image_size: int, kind: str | None) -> dict[str, Any]:
     }
 
 
-def classes_of(config: Mapping[str, Any]) -> tuple[str | None, Classes | None]:
-    """Kind of segmentation and classes of a Hugging Face model.
-
-    Args:
-        config: of `config.json`.
-
-    Returns:
-        What our exporter wrote; without it, or where the labels have been changed since, kind None and
-        classes by the labels' names alone: their ids are 0, 1, ... and all count as things, since transformers
-        does not say. Classes are None where the labels have no names ("LABEL_0").
-
-    Raises:
-        InputError: if the kind is no text.
-    """
-    labels = config.get("id2label") or {}
-    names = [str(labels[key]) for key in sorted(labels, key=int)]
-    ours = config.get(_OURS)
-    ours = ours if isinstance(ours, Mapping) else {}
-    kind = ours.get("kind")
-    if kind is not None and not isinstance(kind, str):
-        raise InputError(f"config.json: {_OURS}.kind is {str(kind)[:80]}, where the name of a kind belongs")
-    if ours.get("classes"):
-        classes = Classes.from_list(ours["classes"])
-        if classes.names == names:
-            return kind, classes
-        kind = None
-    if not names or all(name == f"LABEL_{k}" for k, name in enumerate(names)):
-        return kind, None
-    return kind, Classes.from_categories({"id": k, "name": name} for k, name in enumerate(names))
-
-
 def _model_type(backbone: Backbone) -> str:
-    """Which of transformers' classes a backbone is; InputError if none."""
+    """The one of transformers' models that a backbone belongs to; InputError if there is none."""
     vit, block = backbone.vit, backbone.blocks[0]
     dinov3 = isinstance(vit, Eva)
     plain = [
@@ -217,7 +172,7 @@ def _dinov3_part(backbone: Backbone, block: Mapping[str, Tensor]) -> dict[str, A
         "proj_bias": True,
         "mlp_bias": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": backbone.vit.rope.temperature},
-        # Augmentations of training, which are off in ours and in the original.
+        # Augmentations in training, which are off in ours and in the original.
         "pos_embed_shift": None,
         "pos_embed_jitter": None,
         "pos_embed_rescale": None,
