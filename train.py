@@ -14,7 +14,7 @@ from eomt.cli.main import command, log
 
 def main(cfg: DictConfig) -> None:
     """Train and validate under a composed configuration."""
-    from eomt.training.signals import StopSignals
+    from eomt.training.stop import StopSignals
 
     with StopSignals() as signals:
         _train(cfg, signals)
@@ -38,7 +38,8 @@ def _train(cfg: DictConfig, signals) -> None:
     )
     from eomt.cli.resume import choose_checkpoint, continue_logs
     from eomt.files import replacing
-    from eomt.training.callbacks import LastCheckpoint, WeightAverage, keep_best
+    from eomt.training.callbacks import WeightAverage
+    from eomt.training.checkpoint import LastCheckpoint
     from eomt.weights.checkpoint import check_same_model, check_same_training, read_checkpoint
 
     check_numbers(cfg)
@@ -82,8 +83,6 @@ def _train(cfg: DictConfig, signals) -> None:
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.
         trainer.validate(module, data, verbose=False)
-        if trainer.is_global_zero:
-            keep_best(trainer, module.scores)
     if trainer.is_global_zero:
         if module.scores:
             log.info("%s", module.task.table(module.scores))

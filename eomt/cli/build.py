@@ -11,7 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -21,8 +21,8 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
-from eomt.training.callbacks import LastCheckpoint, RankWatch
-from eomt.training.checkpoint_io import AtomicCheckpointIO
+from eomt.training.callbacks import RankWatch
+from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.module import EoMTModule
 from eomt.training.sharding import ShardedStrategy
 from eomt.weights.load import read_weights
@@ -184,7 +184,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         on_gpu = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
         settings["precision"] = "bf16-mixed" if on_gpu else "32-true"
     unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
-    unwanted += [] if settings["enable_checkpointing"] else [ModelCheckpoint, LastCheckpoint]
+    unwanted += [] if settings["enable_checkpointing"] else [Checkpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
     callbacks.append(RankWatch())
     # Its messages go where all others go, once.

@@ -32,8 +32,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eomt.errors import InputError, Stopped, worker_failure
-from eomt.training.signals import StopSignals
 from eomt.training.slurm import ENDING, batch_job, first_task, requeue
+from eomt.training.stop import StopSignals
 from eomt.weights.hub import is_hub_id
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")

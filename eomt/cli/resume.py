@@ -46,7 +46,7 @@ def continue_logs(cfg: DictConfig) -> None:
             if name in logs and settings.get(key) is None:
                 settings[key] = logs[name]
             if name == "ContinuedCSVLogger" and name in logs:
-                settings.goes_on_at, settings.validates = checkpoint["global_step"], saved["validates"]
+                settings.goes_on_at, settings.validates = checkpoint["global_step"], True
 
 
 def _of_this_job(run_folder: Path, overrides: list[str]) -> Path | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -245,6 +247,13 @@ class EoMTModule(lightning.LightningModule):
             self.validated_at = self.step
         for name, value in self.scores.items():
             self.log(name, torch.tensor(value, dtype=torch.float64), prog_bar=name == self.task.monitor, sync_dist=True)
+
+    @cached_property
+    def score_names(self) -> tuple[str, ...]:
+        """The names of the scores of a validation."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*called before the ``update``.*")
+            return tuple(self.task.metric(self.classes).compute())
 
     @property
     def mask_free(self) -> bool:

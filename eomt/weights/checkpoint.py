@@ -14,7 +14,7 @@ from eomt.weights.validate import check_same_classes
 log = logging.getLogger("eomt")
 
 CONTINUATION = "continuation"
-"""The key under which `last.ckpt` names its SLURM job, its logs, and whether a validation comes next."""
+"""The key under which `last.ckpt` names its SLURM job and its logs."""
 
 TRAINED = "trained_weights"
 """The key of the weights that the optimizer trains, in a checkpoint whose own weights are averages."""

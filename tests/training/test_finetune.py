@@ -15,7 +15,7 @@ from eomt.errors import InputError, Stopped
 from eomt.model.eomt import EoMT
 from eomt.model.lora import LoRALinear, add_lora, merged
 from eomt.training.callbacks import WeightAverage
-from eomt.weights.checkpoint import CONTINUATION, FORMAT, TRAINED, read_checkpoint
+from eomt.weights.checkpoint import FORMAT, TRAINED, read_checkpoint
 from eomt.weights.load import read_weights
 from tests.running import configured, equal, typed
 
@@ -135,7 +135,6 @@ def test_a_run_that_has_only_its_last_validation_left_validates_the_averages(set
     """Killed after the last save, before the validation that `train.py` ends with."""
     whole = undisturbed["blocks"]
     checkpoint = checkpoint_of(whole)
-    checkpoint[CONTINUATION]["validated_at"] = None
     checkpoint[TRAINED] = {name: -weight for name, weight in checkpoint[TRAINED].items()}
     (tmp_path / "checkpoints").mkdir()
     torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
@@ -223,7 +222,7 @@ def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
         assert equal(parts[part], whole[part]), part
     train.main(configured(tmp_path / "parts", *stopping, resumed))
     assert checkpoint_of(tmp_path / "parts")["global_step"] == 9
-    assert "in 2 validations: this run had ended before" in caplog.text
+    assert len(re.findall(words, caplog.text)) == 3, "validated anew, and ended again"
     train.main(configured(tmp_path / "parts", *stopping[:-1], "callbacks.early_stopping.patience=3", resumed))
     assert checkpoint_of(tmp_path / "parts")["global_step"] == 12
 
@@ -252,7 +251,7 @@ def test_what_is_frozen_should_have_learned_something(settings, tmp_path, caplog
         ([*PATIENT, "callbacks.early_stopping.min_delta=abc"], r"early_stopping\.min_delta=abc must be a number"),
         ([*PATIENT, "callbacks.early_stopping.min_delta=-1"], r"early_stopping\.min_delta=-1 must be"),
         ([*PATIENT, "callbacks.early_stopping.mode=up"], r"early_stopping\.mode=up must be max or min"),
-        ([*PATIENT, "callbacks.early_stopping.monitor=map"], r"monitor=map is no score of this run; it has .*, pq,"),
+        ([*PATIENT, "callbacks.early_stopping.monitor=map"], r"monitor=map is no score of this run; it has"),
     ],
 )
 def test_settings_that_make_no_sense(settings, tmp_path, overrides, words):

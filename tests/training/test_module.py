@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -24,8 +23,7 @@ from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.normalisers import step_normalisers
 from eomt.training.annealing import mask_probability, resolve_windows
-from eomt.training.callbacks import keep_best
-from eomt.training.checkpoint_io import AtomicCheckpointIO
+from eomt.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
@@ -469,20 +467,33 @@ def test_evaluation_on_other_classes_of_the_same_number_is_refused(run, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "kept"),
+    ("before", "after", "mode", "kept"),
     [
-        (None, 1.0, "last"),
-        (None, float("nan"), "last"),
-        (2.0, 3.0, "last"),
-        (2.0, 2.0, "best"),
-        (2.0, float("nan"), "best"),
+        (None, 1.0, "max", "last"),
+        (None, float("nan"), "max", "last"),
+        (float("nan"), 1.0, "max", "last"),
+        (2.0, 3.0, "max", "last"),
+        (2.0, 3.0, "min", "best"),
+        (2.0, 2.0, "max", "best"),
+        (2.0, float("nan"), "max", "best"),
     ],
 )
-def test_a_validation_after_training_counts_for_the_best_checkpoint(tmp_path, before, after, kept):
+def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode, kept):
     for name in ("last", "best"):
         (tmp_path / f"{name}.ckpt").write_text(name)
-    callback = ModelCheckpoint(tmp_path, filename="best", monitor="pq", mode="max")
-    callback.best_model_score = None if before is None else torch.tensor(before)
-    keep_best(SimpleNamespace(checkpoint_callbacks=[callback]), {"pq": after, "sq": 50.0})
+    last, best = LastCheckpoint(tmp_path), BestCheckpoint("pq", mode)
+    best.score, last.step = before, 7
+    trainer = SimpleNamespace(callbacks=[best, last], sanity_checking=False, fast_dev_run=False, is_global_zero=True)
+    trainer.global_step = 7
+    best.on_validation_end(trainer, SimpleNamespace(scores={"pq": after, "sq": 50.0}))
     assert (tmp_path / "best.ckpt").read_text() == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_score_that_does_not_exist_is_refused_before_training(tmp_path):
+    trainer, module = SimpleNamespace(callbacks=[LastCheckpoint(tmp_path)]), SimpleNamespace(score_names=("pq", "sq"))
+    with pytest.raises(InputError, match=r"callbacks\.best\.monitor=ap is no score of this run; it has pq, sq"):
+        BestCheckpoint("ap").setup(trainer, module, "fit")
+    trainer.callbacks = []
+    with pytest.raises(InputError, match=r"callbacks\.last=null"):
+        BestCheckpoint("pq").setup(trainer, module, "fit")

@@ -18,10 +18,9 @@ import train
 from eomt.cli import main
 from eomt.cli import resume as resume
 from eomt.errors import InputError, Stopped
-from eomt.training.callbacks import LastCheckpoint
-from eomt.training.checkpoint_io import AtomicCheckpointIO
+from eomt.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from eomt.training.csv_log import ContinuedCSVLogger
-from eomt.training.signals import StopSignals
+from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, check_same_training, intact, read_checkpoint
 from tests.running import configured, equal
 
@@ -141,6 +140,11 @@ def _trainer(step, save):
     )
 
 
+def _save(callback, trainer):
+    callback._write(trainer)
+    callback._finish(trainer)
+
+
 def _full(*_):
     raise InputError("no checkpoint can be written: No space left on device")
 
@@ -150,10 +154,10 @@ def _writing(step):
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_whole_one(tmp_path):
-    """Going on from the one before, with a disk that is full at the first save."""
+    """Resumed from the one before, with a disk that is full at the first save."""
     begun = LastCheckpoint(tmp_path)
     for step in (1, 2):
-        begun._save(_trainer(step, _writing(step)))
+        _save(begun, _trainer(step, _writing(step)))
     last = tmp_path / "last.ckpt"
     last.write_bytes(last.read_bytes()[:100])
     assert intact(last).name == PREVIOUS
@@ -162,20 +166,20 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_whole_one(tmp_path):
     trainer.ckpt_path = intact(last)
     resumed.on_load_checkpoint(trainer, SimpleNamespace(), {})
     with pytest.raises(InputError, match="No space"):
-        resumed._save(trainer)
+        _save(resumed, trainer)
     assert read_checkpoint(intact(last))["global_step"] == 1
     for step in (2, 3):
-        resumed._save(_trainer(step, _writing(step)))
+        _save(resumed, _trainer(step, _writing(step)))
     assert [read_checkpoint(tmp_path / name)["global_step"] for name in ("last.ckpt", PREVIOUS)] == [3, 2]
 
 
-def test_a_whole_checkpoint_that_is_gone_on_from_is_kept(tmp_path):
-    LastCheckpoint(tmp_path)._save(_trainer(1, _writing(1)))
+def test_a_whole_checkpoint_that_a_run_is_resumed_from_is_kept(tmp_path):
+    _save(LastCheckpoint(tmp_path), _trainer(1, _writing(1)))
     resumed = LastCheckpoint(tmp_path)
     trainer = _trainer(2, _writing(2))
     trainer.ckpt_path = str(tmp_path / "last.ckpt")
-    resumed.on_load_checkpoint(trainer, SimpleNamespace(), {})
-    resumed._save(trainer)
+    resumed.on_load_checkpoint(trainer, SimpleNamespace(), {"global_step": 1})
+    _save(resumed, trainer)
     assert read_checkpoint(tmp_path / PREVIOUS)["global_step"] == 1
 
 
@@ -183,7 +187,7 @@ def test_logs_that_cannot_be_written_do_not_keep_the_checkpoint_from_it(tmp_path
     trainer = _trainer(1, _writing(1))
     trainer.loggers = [SimpleNamespace(save=lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))]
     with pytest.raises(OSError, match="No space left"):
-        LastCheckpoint(tmp_path)._save(trainer)
+        _save(LastCheckpoint(tmp_path), trainer)
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 1
 
 
@@ -244,7 +248,7 @@ def _full_disk(monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("eomt.training.checkpoint_io.torch.save", save)
+    monkeypatch.setattr("eomt.training.checkpoint.torch.save", save)
 
 
 def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(settings, undisturbed, tmp_path, monkeypatch):
@@ -254,9 +258,9 @@ def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(settings, undi
     last = tmp_path / "checkpoints" / "last.ckpt"
     with monkeypatch.context() as patch:
         _full_disk(patch)
-        with pytest.raises(InputError, match=r"No space left on device.*free some space, then go on by"):
+        with pytest.raises(InputError, match=r"No space left on device.*free some space, then resume by"):
             train.main(configured(tmp_path, *settings, f"ckpt='{last}'"))
-    assert {path.name for path in last.parent.iterdir()} == {"last.ckpt", PREVIOUS}
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
     assert intact(last) == last
     train.main(configured(tmp_path, *settings, f"ckpt='{last}'"))
     _same(tmp_path, undisturbed)
@@ -265,17 +269,9 @@ def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(settings, undi
 def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     """The moments are those between what the file system is told to do."""
     callback = LastCheckpoint(tmp_path)
-    io = AtomicCheckpointIO()
 
     def save(step):
-        trainer = SimpleNamespace(
-            fast_dev_run=False,
-            is_global_zero=True,
-            global_step=step,
-            loggers=[],
-            save_checkpoint=lambda path: io.save_checkpoint({FORMAT: {}, "global_step": step}, path),
-        )
-        callback._save(trainer)
+        _save(callback, _trainer(step, _writing(step)))
 
     class Killed(BaseException):
         pass
@@ -314,16 +310,8 @@ def test_no_hard_links_still_keep_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
     callback = LastCheckpoint(tmp_path)
     for step in (1, 2):
-        trainer = SimpleNamespace(
-            fast_dev_run=False,
-            is_global_zero=True,
-            global_step=step,
-            loggers=[],
-            save_checkpoint=lambda path, step=step: AtomicCheckpointIO().save_checkpoint({FORMAT: step}, path),
-        )
-        callback._save(trainer)
-    assert read_checkpoint(tmp_path / "last.ckpt")[FORMAT] == 2
-    assert read_checkpoint(tmp_path / PREVIOUS)[FORMAT] == 1
+        _save(callback, _trainer(step, _writing(step)))
+    assert [read_checkpoint(tmp_path / name)["global_step"] for name in ("last.ckpt", PREVIOUS)] == [2, 1]
 
 
 def test_a_requeued_job_goes_on_by_itself(settings, undisturbed, tmp_path, monkeypatch):

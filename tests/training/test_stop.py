@@ -91,7 +91,7 @@ class InterruptAt(lightning.Callback):
 def test_ctrl_c_within_and_at_the_end_of_a_step(settings, undisturbed, tmp_path, batch):
     """Two micro-batches make a step: whichever Ctrl-C meets, the step is finished before it is saved."""
     interrupt = f"+callbacks.interrupt={{_target_: tests.training.test_stop.InterruptAt, batch: {batch}}}"
-    with pytest.raises(Stopped, match=r"go on by: python train\.py ckpt="):
+    with pytest.raises(Stopped, match=r"resume by: python train\.py ckpt="):
         train.main(configured(tmp_path, *settings, "callbacks.last.every_n_steps=1000", interrupt))
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] in (3, 4)
     _same_end(settings, tmp_path, undisturbed)
@@ -104,7 +104,7 @@ def test_signals_on_the_command_line(settings, tmp_path, number, status):
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == status, output
-    assert "go on by: python train.py ckpt=" in output
+    assert "resume by: python train.py ckpt=" in output
     assert "Traceback" not in output
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] >= 1
 

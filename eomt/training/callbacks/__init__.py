@@ -1,10 +1,8 @@
-"""What a run leaves behind besides weights: numbers, curves, pictures; and a clean stop."""
+"""What a run leaves behind besides weights: numbers, curves, pictures, predictions."""
 
-from eomt.training.callbacks.best import keep_best
 from eomt.training.callbacks.curves import CurvePlot
 from eomt.training.callbacks.early_stopping import EarlyStop
 from eomt.training.callbacks.ema import WeightAverage
-from eomt.training.callbacks.last import LastCheckpoint
 from eomt.training.callbacks.metrics_file import MetricsFile
 from eomt.training.callbacks.pictures import PredictionPictures
 from eomt.training.callbacks.progress import Progress
@@ -14,12 +12,10 @@ from eomt.training.callbacks.results import SavePredictions
 __all__ = [
     "CurvePlot",
     "EarlyStop",
-    "LastCheckpoint",
     "MetricsFile",
     "PredictionPictures",
     "Progress",
     "RankWatch",
     "SavePredictions",
     "WeightAverage",
-    "keep_best",
 ]

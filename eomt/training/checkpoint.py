@@ -1,0 +1,313 @@
+"""Checkpoints of a run: `last.ckpt` to resume from, `previous.ckpt` before it, `best.ckpt` of the best score.
+
+No checkpoint is written within a validation, and none between the batches of an optimizer step: a file always holds
+the whole state, and the weights that a validation scores are those of the file saved just before it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from eomt.errors import InputError
+from eomt.files import replacing, sync_folder
+from eomt.training.slurm import ENDING, batch_job
+from eomt.training.stop import Agreement, StopSignals, stopped
+from eomt.weights.checkpoint import CONTINUATION, PREVIOUS, read_checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's reading and writing of checkpoint files: whole or not at all, and no code is run from a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a temporary file in the same folder, flush it to disk, and rename it.
+
+        Raises:
+            InputError: if the disk is full or cannot be written; what was at `path` stays whole.
+        """
+        path = Path(path)
+        try:
+            # Killed runs leave half-written files.
+            for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
+                leftover.unlink(missing_ok=True)
+            with replacing(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:
+            reason = str(error)
+            if isinstance(error, RuntimeError):
+                # PyTorch's message about a full disk tells the byte at which it failed.
+                reason = f"the disk is full or a quota used up; {reason.splitlines()[0][:100]}"
+            raise InputError(
+                f"no checkpoint can be written to {path.parent} ({reason}): free some space, then resume by "
+                f"python train.py ckpt={path.parent}/last.ckpt; what was written before is whole"
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:
+        """Read a checkpoint of plain values and tensors; `weights_only` is always on."""
+        return read_checkpoint(path)
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves `last.ckpt` before each validation, every so many steps, at the end, and when a signal asks to stop.
+
+    Ctrl-C, SIGTERM and SIGUSR1 finish the optimizer step (with several ranks: the one after it), save and end
+    the run with `Stopped`. In a validation they end it between two batches. A run that is resumed from a checkpoint
+    of before a validation starts with that validation.
+
+    The checkpoint before is kept as `previous.ckpt`, to resume from if `last.ckpt` turns out to be damaged. It takes
+    the room of one more checkpoint.
+
+    Args:
+        folder: where `last.ckpt` goes.
+        every_n_steps: optimizer steps between checkpoints, at least 1.
+        keep_previous: whether the checkpoint before is kept.
+
+    Raises:
+        InputError: if `every_n_steps` is no such number.
+
+    Attributes:
+        path: the file.
+        step: optimizer steps done in the state that `last.ckpt` is known to hold; None before it is known.
+        signals: what asks the run to stop; replace it by the handlers that are installed for the whole program.
+    """
+
+    def __init__(self, folder: str | Path, every_n_steps: int = 1000, keep_previous: bool = True):
+        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise InputError(f"callbacks.last.every_n_steps={every_n_steps} must be a whole number of at least 1")
+        self.path = Path(folder) / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self.keep_previous = keep_previous
+        self.step: int | None = None
+        self.signals = StopSignals()
+        self._agreement: Agreement | None = None
+        self._steps_done = 0
+        self._between_steps = True
+        self._before_validation = False
+        self._written: int | None = None
+        self._stopping = 0
+
+    # When
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        progress = trainer.fit_loop.epoch_progress
+        if trainer.fit_loop.restarted_mid_epoch and progress.total.ready == progress.total.processed:
+            # Resumed from the last batch of an epoch, Lightning trains the next one, but does not count it as started:
+            # a run resumed from a later checkpoint would take that epoch for a longer one.
+            progress.increment_ready()
+            progress.increment_started()
+        self._steps_done = trainer.global_step
+        self._agreement = Agreement(trainer.world_size)
+        self.signals.training = True
+        # Later than Lightning, whose handler of SIGTERM talks to other ranks from the middle of a step.
+        self.signals.install(signal.SIGINT, *ENDING)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module, batch, batch_idx: int) -> None:
+        self._finish(trainer)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        # Between the batches of an optimizer step there are gradients, which no checkpoint holds.
+        self._between_steps = trainer.global_step != self._steps_done
+        if not self._between_steps:
+            return
+        self._steps_done = trainer.global_step
+        self._stopping = self._agreement.ask(self.signals.received)
+        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        due = (
+            bool(self._stopping)
+            or trainer.global_step % self.every_n_steps == 0
+            or trainer.global_step == trainer.max_steps
+            or trainer.should_stop
+            or last_epoch
+            # A validation between the batches of the next step scores the weights of this one.
+            or any(validates_after(trainer, ahead) for ahead in range(1, trainer.accumulate_grad_batches))
+        )
+        # From here Lightning would take a validation that is due for done: in that case the next hook saves.
+        if due and not validates_after(trainer):
+            self._write(trainer)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self.signals.install(*ENDING)
+        elif not trainer.sanity_checking:
+            if self._between_steps:
+                self._before_validation = True
+                self._write(trainer)
+                self._before_validation = False
+            self._finish(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # All ranks have as many batches, or they could not ask each other.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.step == trainer.global_step:
+            self._stopping = self._agreement.ask(self.signals.received)
+            self._finish(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._finish(trainer)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self.signals.training = False
+
+    # What
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        if self._before_validation:
+            # Lightning resumes with a validation only if one of its batches was started and not finished, and has no
+            # public way to say so; from any other state it would leave this validation out.
+            batches = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            batches["total"].update(ready=1, started=1, processed=0, completed=0)
+        checkpoint[CONTINUATION] = {
+            "job": batch_job(),
+            "logs": {type(logger).__name__: logger.version for logger in trainer.loggers},
+        }
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        # A file that this run has neither written nor read may be damaged, and is not kept as the previous one.
+        if Path(trainer.ckpt_path).resolve() == self.path.resolve():
+            self.step = checkpoint.get("global_step")
+
+    @property
+    def _new(self) -> Path:
+        return self.path.with_name(f".{self.path.name}")
+
+    def _write(self, trainer: lightning.Trainer) -> None:
+        """Write the state to a file beside `last.ckpt`, whose place it takes in `_finish`."""
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(self._new)
+            self._written = trainer.global_step
+
+    def _finish(self, trainer: lightning.Trainer) -> None:
+        """Let what was written become `last.ckpt`, and end the run if a signal asks for it.
+
+        Lightning logs the numbers of a step after the step's last hook. They belong to its checkpoint, since a
+        resumed run does not log them again; so the file takes its name in the next hook.
+        """
+        if self._written is not None:
+            self._take_name(trainer)
+        if self._stopping:
+            self._agreement.close()
+            # No rank leaves before the checkpoint has its name.
+            trainer.strategy.barrier()
+            raise stopped(self._stopping, trainer.global_step, self.path)
+
+    def _take_name(self, trainer: lightning.Trainer) -> None:
+        unlogged = None
+        try:
+            for logger in trainer.loggers:
+                logger.save()
+        except OSError as error:
+            # A full disk may still have the room of a checkpoint, which is worth more than the log's last rows.
+            unlogged = error
+        if trainer.is_global_zero:
+            if self.keep_previous and self.step is not None and self.path.is_file():
+                keep_as(self.path, PREVIOUS)
+            os.replace(self._new, self.path)
+            sync_folder(self.path.parent)
+        self.step, self._written = self._written, None
+        if unlogged is not None:
+            raise unlogged
+
+
+class BestCheckpoint(Checkpoint):
+    """Keeps the `last.ckpt` of before a validation as `best.ckpt` where its score is the best so far.
+
+    So `best.ckpt` holds the weights that were scored, averages with `callbacks.ema`. A score that is not a number is
+    kept only until another one comes.
+
+    Args:
+        monitor: the score.
+        mode: "max" where higher is better, "min" where lower is.
+
+    Raises:
+        InputError: for another mode; and, before training, without `callbacks.last` or if there is no such score.
+    """
+
+    def __init__(self, monitor: str, mode: Literal["max", "min"] = "max"):
+        if mode not in ("max", "min"):
+            raise InputError(f"callbacks.best.mode={mode} must be max or min")
+        self.monitor = monitor
+        self.mode = mode
+        self.score: float | None = None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if not any(isinstance(callback, LastCheckpoint) for callback in trainer.callbacks):
+            raise InputError("callbacks.best keeps copies of last.ckpt, which callbacks.last=null does not write")
+        check_monitor(pl_module, self.monitor, "callbacks.best.monitor")
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        score = pl_module.scores[self.monitor]
+        if not self._is_better(score):
+            return
+        self.score = score
+        last = next(callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))
+        if trainer.is_global_zero and last.step == trainer.global_step and last.path.is_file():
+            keep_as(last.path, "best.ckpt")
+
+    def _is_better(self, score: float) -> bool:
+        if self.score is None or math.isnan(self.score):
+            return True
+        return score > self.score if self.mode == "max" else score < self.score
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score so far."""
+        return {"score": self.score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from a best score."""
+        self.score = state_dict["score"]
+
+
+def check_monitor(module: lightning.LightningModule, monitor: str, key: str) -> None:
+    """Raise InputError unless a score has this name.
+
+    Args:
+        module: the `EoMTModule`.
+        monitor: the name.
+        key: the configuration key that holds the name.
+    """
+    if monitor not in module.score_names:
+        raise InputError(f"{key}={monitor} is no score of this run; it has {', '.join(module.score_names)}")
+
+
+def validates_after(trainer: lightning.Trainer, ahead: int = 0) -> bool:
+    """Whether Lightning validates after the current batch.
+
+    Its own answer is private. A wrong one here would cost a needless checkpoint, or the validation of a run that is
+    killed between two hooks.
+
+    Args:
+        trainer: the trainer, in `on_train_batch_end`.
+        ahead: ask for the batch that many after the current one.
+    """
+    every, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    if trainer.should_stop:
+        return True
+    done = trainer.fit_loop.total_batch_idx if every is None else trainer.fit_loop.batch_idx
+    # None where validations follow the clock.
+    return batches is not None and (done + 1 + ahead) % batches == 0
+
+
+def keep_as(path: Path, name: str) -> None:
+    """Give a file a second name in its folder, under which it stays when another file takes the first."""
+    temporary = path.with_name(f".{name}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        # A file system without hard links.
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, path.with_name(name))
