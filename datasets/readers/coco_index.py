@@ -164,8 +164,8 @@ class _Segments:
 
     def _add(self, place: int, number: int, row: Mapping) -> None:
         category, crowd = whole(row, "category_id"), flag(row, "iscrowd")
-        for column, value in ((self._ids, number), (self._categories, category)):
-            column.append(value)
+        self._ids.append(number)  # may raise, as the next may: before the others, so that all stay of one length
+        self._categories.append(category)
         self._places.append(place)
         self._crowd.append(crowd)
 
@@ -260,11 +260,12 @@ class _Panoptic(_Segments):
         seen: set[int] = set()
         for row in rows:
             number = whole(row, "id")
-            segment = f"segment {number} of the image {self._images.names[place]}"
-            if not 0 < number < 1 << 24:
-                raise ValueError(f"{segment} has an id that no PNG colour stands for (1 to 16777215; 0 is void)")
-            if number in seen:
-                raise ValueError(f"{segment} has an id that stands more than once in this image")
+            if number in seen or not 0 < number < 1 << 24:
+                fault = (
+                    "stands more than once in this image" if number in seen else "no PNG colour stands for (0 is void)"
+                )
+                image = self._images.names[place]
+                raise ValueError(f"segment {number} of the image {image} has an id that {fault}")
             seen.add(number)
             self._add(place, number, row)
 
