@@ -1,1 +1,1 @@
-"""Checks of a whole dataset: what is broken and what is odd, by name."""
+"""Check of a whole dataset: broken and odd images by name."""

@@ -1,4 +1,4 @@
-"""Sheets of images with their targets, as annotated and as the network receives them."""
+"""Contact sheets: images with their targets, as annotated and as the network receives them."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ AUGMENTED = 2  # versions of each training image
 CROWD_GREY = (150, 150, 150)
 
 
-def train_sheet(data: SegmentationData, fit: Sequence[int], count: int) -> np.ndarray | None:
-    """Training images, their targets, and how training sees them in its first epochs.
+def train_sheet(data: SegmentationData, usable: Sequence[int], count: int) -> np.ndarray | None:
+    """Draw training images, their targets, and their augmented versions of the first epochs.
 
     Args:
         data: the sets.
-        fit: indices of the images that can be read.
-        count: how many are shown, one from each of as many equal parts of the set.
+        usable: indices of the images that can be read.
+        count: rows of the sheet, one from each of as many equal parts of the set.
 
     Returns:
-        uint8 [H, W, 3], a row an image; None if there is none to show.
+        uint8 [H, W, 3], a row per image; None if there is none to show.
     """
     if not data.reader("train").has_targets().any():
         return None
     images = data.training_set()
-    places = np.flatnonzero(np.isin(images.indices, fit))
+    places = np.flatnonzero(np.isin(images.indices, usable))
     rows = []
     for place in spread(places, count, data.seed):
         samples = [images[SampleKey(epoch, place, 0)] for epoch in range(AUGMENTED)]
@@ -50,11 +50,11 @@ def train_sheet(data: SegmentationData, fit: Sequence[int], count: int) -> np.nd
     return contact_sheet(rows) if rows else None
 
 
-def val_sheet(data: SegmentationData, fit: Sequence[int], count: int) -> np.ndarray | None:
-    """Validation images, their targets, and the same on what the network receives. As `train_sheet`."""
+def val_sheet(data: SegmentationData, usable: Sequence[int], count: int) -> np.ndarray | None:
+    """Draw validation images, their targets, and both as the network receives them; see `train_sheet`."""
     images = EvaluationSet(data.reader("val"), data.geometry, data.image_size)
     rows = []
-    for index in spread(fit, count, data.seed):
+    for index in spread(usable, count, data.seed):
         item = images[index]
         view = data.geometry.view(item.inputs, item.placement, data.image_size)
         targets = item.targets._replace(ids=_nearest(item.targets.ids, tuple(view.shape[1:])))
@@ -65,7 +65,7 @@ def val_sheet(data: SegmentationData, fit: Sequence[int], count: int) -> np.ndar
 
 
 def spread(places: Sequence[int], count: int, seed: int) -> list[int]:
-    """One at random of each of `count` equal parts; all if there are no more."""
+    """Choose one at random from each of `count` equal parts; all if there are no more."""
     generator = np.random.default_rng(seed)
     parts = [part for part in np.array_split(np.asarray(places, dtype=np.int64), max(count, 1)) if len(part)]
     return [int(generator.choice(part)) for part in parts] if count else []
@@ -83,7 +83,7 @@ def _row(reader: Reader, index: int, seen: Sequence[tuple[str, np.ndarray]]) -> 
 
 
 def _drawn(image: Tensor, targets: ImageTargets, classes: Classes) -> np.ndarray:
-    """Targets over an image, uint8 [3, H, W], of their size; crowds are grey."""
+    """Draw targets over an image of their size, uint8 [3, H, W]; crowds are grey."""
     pixels, ids = _scaled(image, targets.ids)
     crowds = tuple(SegmentClass(-1 - k, f"{item.name} (crowd)", CROWD_GREY, False) for k, item in enumerate(classes))
     labels = targets.labels + len(classes) * targets.crowd
@@ -91,7 +91,7 @@ def _drawn(image: Tensor, targets: ImageTargets, classes: Classes) -> np.ndarray
 
 
 def _scaled(image: Tensor, ids: Tensor) -> tuple[np.ndarray, Tensor]:
-    """Both at a tile's size, uint8 [h, w, 3] and [K, h, w], so that names are as large on all."""
+    """Resize both to a tile, uint8 [h, w, 3] and [K, h, w], so that class names have one size on all."""
     height, width = image.shape[1:]
     factor = TILE / max(height, width)
     size = max(round(height * factor), 1), max(round(width * factor), 1)
@@ -106,7 +106,7 @@ def _nearest(ids: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _flat(ids: Tensor, planes: Tensor) -> Tensor:
-    """One map [H, W] of planes [K, H, W]: smaller segments hide larger ones, so that a tie shows on its wearer."""
+    """Merge planes [K, H, W] to one map [H, W]: smaller segments hide larger ones, as a tie its wearer."""
     counts = torch.stack([torch.bincount(plane.flatten().long(), minlength=len(planes) + 1) for plane in ids]).sum(0)
     flat = torch.zeros(ids.shape[1:], dtype=ids.dtype)
     for number in (counts[1:].argsort(descending=True) + 1).tolist():
@@ -115,7 +115,7 @@ def _flat(ids: Tensor, planes: Tensor) -> Tensor:
 
 
 def _padded(picture: np.ndarray, height: int) -> np.ndarray:
-    """White below and to the right, to the height and to a tile's width."""
+    """Pad with white below and to the right, to the height and to a tile's width."""
     room = ((0, height - picture.shape[0]), (0, max(TILE - picture.shape[1], 0)), (0, 0))
     return np.pad(picture, room, constant_values=255)
 

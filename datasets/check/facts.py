@@ -1,4 +1,4 @@
-"""What reading one image tells of it, in a worker process."""
+"""Facts of one image and its targets, gathered in a worker process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets.readers.base import Reader
 from eomt.errors import InputError
 from eomt.targets import ImageTargets
 
-_TOGETHER = 8  # images that a worker sends at a time
+_TOGETHER = 8  # images that a worker sends at once
 
 
 class ImageFacts(NamedTuple):
@@ -41,14 +41,14 @@ class ImageFacts(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Why an image is of no use: a kind of finding, and what is the matter."""
+    """Reason why an image is unusable: the kind of finding, and a description."""
 
     kind: str
     what: str
 
 
 class ExaminedImages(Dataset):
-    """The facts of each image of a reader, or its fault."""
+    """Facts of each image of a reader, or its fault."""
 
     def __init__(self, reader: Reader):
         self.reader = reader
@@ -61,7 +61,7 @@ class ExaminedImages(Dataset):
             image, targets = self.reader.read(index)
         except InputError as error:
             return Fault("unreadable", str(error))
-        except Exception as error:  # of a user's own reader: the check goes on with the other images
+        except Exception as error:  # of a custom reader: the other images are still checked
             return Fault("unreadable", f"the reader failed with {type(error).__name__}: {error}")
         wrong = wrong_form(image, targets, len(self.reader.classes))
         return Fault("bad_targets", wrong) if wrong else facts(image, targets)
@@ -82,7 +82,7 @@ def examined(reader: Reader, num_workers: int, timeout: float) -> Iterator[list[
 
 
 def wrong_form(image: np.ndarray, targets: ImageTargets, num_classes: int) -> str:
-    """What of a reader's promises is not kept; empty if all are."""
+    """The first breach of the `Reader` interface in words; empty if there is none."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         return f"the image must be uint8 [height, width, 3], found {image.dtype} {list(image.shape)}"
     ids, count = targets.ids.numpy(), len(targets.labels)
@@ -97,7 +97,7 @@ def wrong_form(image: np.ndarray, targets: ImageTargets, num_classes: int) -> st
 
 
 def facts(image: np.ndarray, targets: ImageTargets) -> ImageFacts:
-    """The facts of an image whose targets have the right form."""
+    """Facts of an image whose targets have the right form."""
     count, crowd = len(targets.labels), targets.crowd.numpy()
     pixels, boxes = np.zeros(count, dtype=np.int64), np.zeros((count, 4), dtype=np.int64)
     labelled = np.zeros(image.shape[:2], dtype=bool)

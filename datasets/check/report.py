@@ -1,4 +1,4 @@
-"""What a check of a dataset found: named findings and the classes' histogram, for the log and as JSON."""
+"""Findings of a dataset check by name and the histogram of classes, for the log and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("eomt")
 
 ERROR, WARNING = "error", "warning"
 
-# What can be found: how grave it is, and in words.
+# Kinds of findings: level and description.
 KINDS = {
     "not_opened": (ERROR, "faults that keep a set from being opened; its images are not read until they are mended"),
     "unreadable": (ERROR, "images that cannot be read with their ground truth"),
@@ -34,7 +34,7 @@ KINDS = {
     "small_image": (WARNING, "images with a very short side"),
     "long_image": (WARNING, "images of extreme proportions"),
     "outside": (WARNING, "images with boxes or polygons that reach beyond the image"),
-    "box": (WARNING, "images with boxes that do not fit their masks (training looks at the masks alone)"),
+    "box": (WARNING, "images with boxes that do not fit their masks (training uses the masks alone)"),
     "area": (WARNING, "images with areas that do not fit their masks (average precision sorts objects by the areas)"),
     "unseen_class": (WARNING, "classes that a set never shows"),
     "unused_file": (WARNING, "files beside the images or the ground truth that neither set uses"),
@@ -42,28 +42,25 @@ KINDS = {
 
 
 class Finding(NamedTuple):
-    """One thing that is broken or odd.
+    """One broken or odd thing.
 
     Attributes:
         split: "train" or "val", or "" for both together.
-        name: of the image, file or class; may be empty.
-        what: is the matter.
+        name: the image, file or class; may be empty.
+        what: a description.
     """
 
     split: str
     name: str
     what: str
 
-    def __str__(self) -> str:
-        return ": ".join(part for part in self if part)
-
 
 @dataclass
 class Tally:
-    """Counts of one set, of the images that could be read.
+    """Counts of one set, over the images that could be read.
 
     Args:
-        classes: of the set.
+        classes: the set's classes.
 
     Attributes:
         images, segments, pixels: int64 [C], by class: images that show it, its segments and their pixels, without
@@ -90,13 +87,12 @@ class Tally:
         np.add.at(self.pixels, labels, pixels)
         self.unlabelled += unlabelled
 
-    def shares(self) -> tuple[np.ndarray, float]:
-        """Percent of all pixels, by class [C] and unlabelled. Objects that overlap count more than once."""
-        total = max(sum(height * width for height, width in self.sizes), 1)
-        return 100 * self.pixels / total, 100 * self.unlabelled / total
+    def percent(self, pixels: int) -> float:
+        """Share of all pixels. Objects that overlap count more than once."""
+        return 100 * int(pixels) / max(sum(height * width for height, width in self.sizes), 1)
 
     def summary(self) -> dict:
-        """Plain values: smallest, middle and largest of sides and of segments per image."""
+        """Plain values: smallest, median and largest side and number of segments."""
         if not self.sizes:
             return {"images": 0}
         heights, widths = zip(*self.sizes, strict=True)
@@ -105,11 +101,11 @@ class Tally:
             name: {"min": int(min(values)), "median": float(np.median(values)), "max": int(max(values))}
             for name, values in columns.items()
         }
-        return {"images": len(self.sizes), **spread, "unlabelled_percent": round(self.shares()[1], 3)}
+        return {"images": len(self.sizes), **spread, "unlabelled_percent": round(self.percent(self.unlabelled), 3)}
 
 
 class Report:
-    """Gathers findings and counts.
+    """Findings and counts of a check.
 
     Attributes:
         findings: by kind.
@@ -128,7 +124,7 @@ class Report:
         return sum(len(found) for kind, found in self.findings.items() if KINDS[kind][0] == level)
 
     def write(self, path: str | Path) -> None:
-        """All of it as JSON."""
+        """Write everything as JSON."""
         found = {
             kind: {
                 "level": level,
@@ -139,67 +135,55 @@ class Report:
             for kind, (level, meaning) in KINDS.items()
             if self.findings.get(kind)
         }
-        write_json(
-            path,
-            {
-                "errors": self.count(ERROR),
-                "warnings": self.count(WARNING),
-                "findings": found,
-                "sets": {split: tally.summary() for split, tally in self.tallies.items()},
-                "classes": self._histogram(),
-            },
-        )
+        summaries = {split: tally.summary() for split, tally in self.tallies.items()}
+        counts = {"errors": self.count(ERROR), "warnings": self.count(WARNING)}
+        write_json(path, {**counts, "findings": found, "sets": summaries, "classes": self._histogram()})
 
     def log(self, shown: int) -> None:
-        """The histogram and the first `shown` findings of each kind."""
+        """Log the histogram and the first `shown` findings of each kind."""
         for line in self._table():
             log.info("%s", line)
         for split, tally in self.tallies.items():
             log.info("%s: %s", split, _sentence(tally.summary()))
         for level, write in ((WARNING, log.warning), (ERROR, log.error)):
-            for kind, (its_level, meaning) in KINDS.items():
-                found = self.findings.get(kind, [])
-                if its_level != level or not found:
-                    continue
-                write("%s (%d): %s", level, len(found), meaning)
+            for kind in [kind for kind in KINDS if KINDS[kind][0] == level and self.findings.get(kind)]:
+                found = self.findings[kind]
+                write("%s (%d): %s", level, len(found), KINDS[kind][1])
                 for finding in found[:shown]:
-                    write("  %s", finding)
+                    write("  %s", ": ".join(filter(None, finding)))
                 if len(found) > shown:
                     write("  and %d more, all of them in report.json", len(found) - shown)
 
     def _histogram(self) -> list[dict]:
-        """A row for each class, with the counts of each set that has it."""
+        """A row per class, with the counts of each set that has it."""
         rows: dict[tuple, dict] = {}
         for split, tally in self.tallies.items():
-            shares, _ = tally.shares()
             for k, item in enumerate(tally.classes):
                 row = {"id": item.id, "name": item.name, "isthing": int(item.is_thing)}
                 rows.setdefault(tuple(row.values()), row)[split] = {
                     "images": int(tally.images[k]),
                     "segments": int(tally.segments[k]),
                     "pixels": int(tally.pixels[k]),
-                    "pixels_percent": round(float(shares[k]), 4),
+                    "pixels_percent": round(tally.percent(tally.pixels[k]), 4),
                 }
         return list(rows.values())
 
     def _table(self) -> list[str]:
+        """The histogram as lines of text."""
         rows = self._histogram()
         if not rows:
             return []
         width = max(8, *(len(row["name"]) for row in rows))
         lines = [
-            " " * width + "".join(split.rjust(30) for split in self.tallies),
+            " " * width + "".join(f"{split:>30}" for split in self.tallies),
             "class".ljust(width) + len(self.tallies) * "    images  segments  pixels %",
         ]
+        cell = "{images:>10}{segments:>10}{pixels_percent:>10.2f}"
         for row in rows:
-            cells = (_cells(row[split]) if split in row else " " * 30 for split in self.tallies)
+            cells = (cell.format(**row[split]) if split in row else " " * 30 for split in self.tallies)
             lines.append(row["name"].ljust(width) + "".join(cells).rstrip())
-        none = (f"{tally.shares()[1]:>30.2f}" for tally in self.tallies.values())
+        none = (f"{tally.percent(tally.unlabelled):>30.2f}" for tally in self.tallies.values())
         return [*lines, "none".ljust(width) + "".join(none)]
-
-
-def _cells(counts: dict) -> str:
-    return f"{counts['images']:>10}{counts['segments']:>10}{counts['pixels_percent']:>10.2f}"
 
 
 def _sentence(summary: dict) -> str:

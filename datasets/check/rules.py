@@ -1,4 +1,4 @@
-"""What is odd about an image and its ground truth, but no error: it can be trained on."""
+"""Rules for odd images and ground truth: warnings, no errors, as they can be trained on."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from eomt.classes import Classes
 SMALL_SIDE = 32  # pixels; an image with a shorter side is odd
 LONGEST = 5.0  # times the shorter side
 TINY = 16  # pixels; a segment with fewer is odd
-# Boxes are often of polygons, which pixels follow to about one; polygons that cross themselves, of which COCO has
-# some, count areas twice. A box's area taken for the object's is far more off.
+# Boxes often enclose polygons, from which masks differ by about a pixel; polygons that cross themselves, of which COCO
+# has some, count areas twice. The area of a box in place of its object's differs far more.
 OUTSIDE = 1.5  # pixels
 BOX_OFF = (3.0, 0.05)  # pixels, and share of the box's longer side: the larger counts
 AREA_OFF = (64.0, 0.5)  # pixels, and share
 
 
 def odd_image(image: ImageFacts, classes: Classes, num_queries: int) -> Iterator[tuple[str, str]]:
-    """What is odd about an image and its segments, as pairs: the kind of finding, and the matter in words."""
+    """Oddities of an image and its segments, as pairs: kind of finding, description."""
     height, width = image.size
     if min(image.size) < SMALL_SIDE:
         yield "small_image", f"{width} x {height} (width x height), a side of fewer than {SMALL_SIDE} pixels"
@@ -42,7 +42,7 @@ def odd_image(image: ImageFacts, classes: Classes, num_queries: int) -> Iterator
 def odd_annotations(
     image: ImageFacts, boxes: np.ndarray, areas: np.ndarray, outlines: np.ndarray, classes: Classes
 ) -> Iterator[tuple[str, str]]:
-    """Faults of boxes, areas and outlines (see `datasets.readers.base.Annotated`) against the image or its masks."""
+    """Boxes, areas and outlines (see `datasets.readers.base.Annotated`) that contradict the image or its masks."""
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     names = [classes[label].name for label in image.labels]
     broken = np.isinf(boxes).any(axis=1)
@@ -50,7 +50,7 @@ def odd_annotations(
         yield "box", f"no [left, top, width, height]: {_listed(names[s] for s in np.flatnonzero(broken))}"
     corners[broken] = np.nan
 
-    # Comparisons with NaN, with what is not there, are False.
+    # Missing values are NaN: comparisons with them are False.
     height, width = image.size
     reaching = [
         f"the {what} of {names[s]} {_numbers(reach[s])}"
@@ -62,7 +62,7 @@ def odd_annotations(
     if reaching:
         yield "outside", f"beyond {width} x {height} (width x height): {_listed(reaching)} (left, top, right, bottom)"
 
-    # An empty mask is reported by itself.
+    # Empty masks have a finding of their own.
     solid = image.pixels > 0
     room = np.maximum(BOX_OFF[0], BOX_OFF[1] * (image.boxes[:, 2:] - image.boxes[:, :2]).max(axis=1))
     off = np.flatnonzero(solid & (np.abs(corners - image.boxes).max(axis=1) > room))

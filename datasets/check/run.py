@@ -1,48 +1,82 @@
-"""Goes through a whole dataset and notes, by name, what is broken or odd."""
+"""Check of a whole dataset: every image is read, and what is broken or odd is reported by name."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from datasets.check.contact_sheet import train_sheet, val_sheet
 from datasets.check.facts import Fault, ImageFacts, examined
-from datasets.check.report import Report, Tally
+from datasets.check.report import ERROR, WARNING, Report, Tally, log
 from datasets.check.rules import odd_annotations, odd_image
 from datasets.module import SegmentationData, check_same_classes
 from datasets.readers.base import Reader
 from datasets.readers.folder import IMAGE_ENDINGS
 from eomt.errors import InputError
+from eomt.files import replacing
 
 
-def check_data(data: SegmentationData, splits: Sequence[str], num_queries: int) -> tuple[Report, dict[str, np.ndarray]]:
-    """Read every image of the sets in `data.num_workers` processes each.
+def check_data(
+    data: SegmentationData, splits: Sequence[str], num_queries: int, folder: str | Path, shown: int, pictures: int
+) -> None:
+    """Check sets, log the findings, and write `report.json` and a contact sheet per set.
 
     Args:
         data: the sets.
         splits: "train", "val", or both.
-        num_queries: of the network.
+        num_queries: the network's queries.
+        folder: the folder for report and sheets.
+        shown: findings of each kind in the log.
+        pictures: rows of each contact sheet; 0 writes none.
+
+    Raises:
+        InputError: if anything is broken. Odd things are warnings.
+    """
+    report, usable = examine(data, splits, num_queries)
+    path = Path(folder) / "report.json"
+    report.write(path)
+    report.log(shown)
+    for split, indices in usable.items():
+        draw = train_sheet if split == "train" else val_sheet
+        sheet = draw(data, indices, pictures) if pictures and len(indices) else None
+        if sheet is not None:
+            with replacing(path.with_name(f"contact_{split}.png")) as temporary:
+                Image.fromarray(sheet).save(temporary)
+            log.info("pictures: %s", path.with_name(f"contact_{split}.png"))
+    errors, warnings = report.count(ERROR), report.count(WARNING)
+    if errors:
+        raise InputError(f"the check found {errors} errors and {warnings} warnings, all of them in {path}")
+    log.info("no errors, %d warnings; report: %s", warnings, path)
+
+
+def examine(data: SegmentationData, splits: Sequence[str], num_queries: int) -> tuple[Report, dict[str, np.ndarray]]:
+    """Read every image of the sets, in `data.num_workers` processes each.
 
     Returns:
-        The report, and for each set that could be opened the indices of the images that are fit to be drawn.
+        The report, and for each set that could be opened the indices of the images that can be drawn.
     """
     report = Report()
     readers = {split: reader for split in splits if (reader := _opened(data, split, report)) is not None}
-    fit: dict[str, np.ndarray] = {}
+    usable: dict[str, np.ndarray] = {}
     seen: dict[bytes, tuple[str, str]] = {}
     for split, reader in readers.items():
-        _check_identities(reader, split, report)
-        fit[split] = _check_images(data, split, num_queries, seen, report)
+        for what, of in (("name", reader.name), ("id", reader.image_id)):
+            for value, times in Counter(map(of, range(len(reader)))).items():
+                if times > 1:
+                    report.add("same_identity", split, str(value), f"this {what} stands for {times} images")
+        usable[split] = _check_images(data, split, num_queries, seen, report)
     if len(readers) == 2:
         try:
             check_same_classes(readers["train"].classes, readers["val"].classes)
         except InputError as error:
             report.add("different_classes", "", "", str(error))
         _check_unused(list(readers.values()), report)
-    return report, fit
+    return report, usable
 
 
 def _opened(data: SegmentationData, split: str, report: Report) -> Reader | None:
@@ -54,14 +88,6 @@ def _opened(data: SegmentationData, split: str, report: Report) -> Reader | None
     return None
 
 
-def _check_identities(reader: Reader, split: str, report: Report) -> None:
-    indices = range(len(reader))
-    for what, of in (("name", reader.name), ("id", reader.image_id)):
-        for value, times in Counter(map(of, indices)).items():
-            if times > 1:
-                report.add("same_identity", split, str(value), f"this {what} stands for {times} images")
-
-
 def _check_images(
     data: SegmentationData,
     split: str,
@@ -69,50 +95,44 @@ def _check_images(
     seen: dict[bytes, tuple[str, str]],
     report: Report,
 ) -> np.ndarray:
-    """Read a set. `seen` has the set and name of the image with each digest, and receives this set's."""
+    """Read a set. `seen` maps each digest to the set and name of its first image, and is extended."""
     reader = data.reader(split)
-    classes, annotated = reader.classes, reader.annotated() if hasattr(reader, "annotated") else None
-    tally = report.tallies[split] = Tally(classes)
-    fit = []
+    annotated = reader.annotated() if hasattr(reader, "annotated") else None
+    tally = report.tallies[split] = Tally(reader.classes)
+    usable = []
     with tqdm(total=len(reader), desc=f"reading {split}", unit=" images", dynamic_ncols=True) as bar:
-        index = 0
-        for batch in examined(reader, data.num_workers, data.timeout):
-            for found in batch:
-                name = reader.name(index)
-                if isinstance(found, Fault):
-                    report.add(found.kind, split, name, found.what)
-                else:
-                    _tally(found, tally)
-                    odd = list(odd_image(found, classes, num_queries))
-                    if annotated is not None:
-                        odd += odd_annotations(found, *annotated.of(index), classes)
-                    for kind, what in odd:
-                        report.add(kind, split, name, what)
-                    _check_repeated(found.digest, split, name, seen, report)
-                    fit.append(index)
-                index += 1
-            bar.update(len(batch))
+        found = (one for batch in examined(reader, data.num_workers, data.timeout) for one in batch)
+        for index, image in enumerate(found):
+            bar.update()
+            name = reader.name(index)
+            if isinstance(image, Fault):
+                report.add(image.kind, split, name, image.what)
+                continue
+            usable.append(index)
+            counted = ~image.crowd
+            tally.add(image.size, image.labels[counted], image.pixels[counted], image.unlabelled)
+            odd = list(odd_image(image, reader.classes, num_queries))
+            if annotated is not None:
+                odd += odd_annotations(image, *annotated.of(index), reader.classes)
+            odd += _repeated(image, split, name, seen)
+            for kind, what in odd:
+                report.add(kind, split, name, what)
     for label in np.flatnonzero(tally.images == 0):
-        report.add("unseen_class", split, classes[label].name, "no image shows it")
+        report.add("unseen_class", split, reader.classes[label].name, "no image shows it")
     if split == "train" and not (tally.images.any() and reader.has_targets().any()):
         report.add("nothing_to_train", split, "", "check that its annotations belong to its images")
-    return np.array(fit, dtype=np.int64)
+    return np.array(usable, dtype=np.int64)
 
 
-def _tally(image: ImageFacts, tally: Tally) -> None:
-    counted = ~image.crowd
-    tally.add(image.size, image.labels[counted], image.pixels[counted], image.unlabelled)
-
-
-def _check_repeated(digest: bytes, split: str, name: str, seen: dict[bytes, tuple[str, str]], report: Report) -> None:
-    first = seen.setdefault(digest, (split, name))
-    if first != (split, name):
-        kind = "duplicate" if first[0] == split else "leak"
-        report.add(kind, split, name, f"has the same pixels as {first[1]} of {first[0]}")
+def _repeated(image: ImageFacts, split: str, name: str, seen: dict[bytes, tuple[str, str]]) -> list[tuple[str, str]]:
+    first_split, first_name = first = seen.setdefault(image.digest, (split, name))
+    if first == (split, name):
+        return []
+    return [("duplicate" if first_split == split else "leak", f"has the same pixels as {first_name} of {first_split}")]
 
 
 def _check_unused(readers: Sequence[Reader], report: Report) -> None:
-    """Of both sets together: they may be parts of one folder."""
+    """Report files that neither set uses: both may be parts of one folder."""
     used, there = set(), set()
     for reader in readers:
         if hasattr(reader, "files"):
