@@ -19,14 +19,14 @@ FORMS = (
 def read_classes(
     spec: str | Path | Sequence | Mapping, root: Path, need_colors: bool = False, key: str = "data.classes"
 ) -> Classes:
-    """Classes in the order of their ids, which are the values of a label PNG.
+    """Read classes in the order of their ids, which are the values of a label PNG.
 
     Args:
-        spec: what FORMS says, or the name of a file: JSON of that content, or with any other suffix than `.json`
+        spec: one of FORMS, or the name of a file: JSON of that content, or with any other suffix than `.json`
             text, one name a line, the first line for the value 0.
-        root: the folder from which a relative name counts.
-        need_colors: every class must come with a colour of its own.
-        key: of the configuration, for messages.
+        root: the base of a relative file name.
+        need_colors: every class must have a different colour.
+        key: the configuration's key, for messages.
 
     Raises:
         InputError: if the file cannot be read, the classes are not in one of these forms, or a name or id stands
@@ -55,7 +55,7 @@ def is_list(value: object) -> bool:
 
 def _read(path: Path, key: str) -> Sequence | Mapping:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except OSError as error:
         start = "data.root" if key == "data.classes" else "the current folder"
         raise InputError(f"{key}: cannot read {path}: {error.strerror}; a relative name counts from {start}") from error
@@ -65,12 +65,12 @@ def _read(path: Path, key: str) -> Sequence | Mapping:
         return text.rstrip().splitlines()
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of integers of thousands of digits
         raise InputError(f"{path} is no JSON: {error}") from error
 
 
 def _rows(spec: object, where: str) -> list[dict]:
-    """One entry a class, with id and name, in the order given."""
+    """One entry per class, with id and name, in the given order."""
     if isinstance(spec, Mapping):
         rows = [{"id": _number(key), "name": name} for key, name in spec.items()]
     elif is_list(spec) and all(isinstance(row, Mapping) for row in spec):
@@ -88,8 +88,8 @@ def _rows(spec: object, where: str) -> list[dict]:
 
 
 def _number(key: object) -> object:
-    """A mapping's key: JSON knows keys of text alone."""
-    return int(key) if isinstance(key, str) and key.strip().isdecimal() else key
+    """A mapping's key as a number, if it is one: JSON has keys of text alone."""
+    return int(key) if isinstance(key, str) and len(key) < 10 and key.strip().isdecimal() else key
 
 
 def _checked(row: dict, where: str) -> dict:
@@ -102,11 +102,11 @@ def _checked(row: dict, where: str) -> dict:
     unknown = [key for key in row if key not in rules]
     if unknown or "name" not in row:
         fault = f"has the unknown key {unknown[0]!r}" if unknown else "has no name"
-        raise InputError(f"{where}: the class {row} {fault}; give {FORMS}")
+        raise InputError(f"{where}: the class {str(row)[:200]} {fault}; give {FORMS}")
     for key, value in row.items():
         good, rule = rules[key]
         if not good(value):
-            raise InputError(f"{where}: the {key} of the class {row} must be {rule}")
+            raise InputError(f"{where}: the {key} of the class {str(row)[:200]} must be {rule}")
     row["name"] = row["name"].strip()
     if "color" in row:
         row["color"] = list(row["color"])

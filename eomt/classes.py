@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class SegmentClass:
     """One class.
 
     Attributes:
-        id: the id that the dataset's own files use (COCO's category id).
+        id: the id in the dataset's own files (COCO's category id).
         name: the class's name.
         color: red, green and blue, 0..255.
         is_thing: True for countable objects, False for stuff.
@@ -30,7 +31,7 @@ class SegmentClass:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a dataset in the order of the network's outputs: class k is output k.
+    """Classes of a dataset in the order of the network's outputs: class k is output k.
 
     The network has one output more, the last, which stands for "no object".
     """
@@ -40,10 +41,9 @@ class Classes:
     def __post_init__(self):
         if not self.items:
             raise InputError("a dataset needs at least one class, found none in its categories")
-        ids = [item.id for item in self.items]
-        twice = sorted({i for i in ids if ids.count(i) > 1})
-        if twice:
-            raise InputError(f"category id {twice[0]} stands more than once in the dataset's categories")
+        number, times = Counter(self.ids).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"category id {number} stands more than once in the dataset's categories")
 
     @classmethod
     def from_categories(cls, categories: Iterable[Mapping]) -> Classes:
@@ -57,9 +57,7 @@ class Classes:
             InputError: if there is none, one lacks its id or name or has a value of another form, or an id stands
                 twice.
         """
-        rows = [_checked(row) for row in categories]
-        rows.sort(key=lambda row: (not row["isthing"], row["id"]))
-        return cls.from_list({**row, "color": row["color"] or distinct_color(k)} for k, row in enumerate(rows))
+        return cls.from_list(sorted(map(_checked, categories), key=lambda row: (not row["isthing"], row["id"])))
 
     def to_list(self) -> list[dict]:
         """Plain values in COCO's `categories` form, fit for JSON and for a checkpoint."""
@@ -67,12 +65,11 @@ class Classes:
 
     @classmethod
     def from_list(cls, rows: Iterable[Mapping]) -> Classes:
-        """The inverse of `to_list`: the order of the rows is kept. InputError for values of another form."""
-        checked = map(_checked, rows)
+        """The inverse of `to_list`: the order of the rows is kept. InputError as `from_categories`."""
         return cls(
             tuple(
                 SegmentClass(row["id"], row["name"], tuple(row["color"] or distinct_color(k)), row["isthing"])
-                for k, row in enumerate(checked)
+                for k, row in enumerate(map(_checked, rows))
             )
         )
 

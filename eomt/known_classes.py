@@ -1,4 +1,4 @@
-"""The classes of the datasets on which EoMT models are published: official ids, names, things and stuff."""
+"""Classes of the datasets on which EoMT models are published: official ids, names, things and stuff."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ CITYSCAPES = Classes(
 """The 19 evaluated classes of Cityscapes (Cordts et al., arXiv 1604.01685) by train id; the ids are those of
 `*_labelIds.png`."""
 
-# What datasets are called, and the kinds in which models of a dataset are published, the likeliest first.
+# Names of the datasets, and the kinds of segmentation for which models of each are published, the likeliest first.
 _KINDS: tuple[tuple[Classes, str, tuple[str, ...]], ...] = (
     (COCO_PANOPTIC, "COCO panoptic", ("panoptic",)),
     (COCO_INSTANCE, "COCO instance", ("instance",)),
@@ -131,12 +131,12 @@ _KINDS: tuple[tuple[Classes, str, tuple[str, ...]], ...] = (
 
 
 def classes_by_count(count: int) -> Classes | None:
-    """The published dataset with so many classes; None where there is none."""
+    """Classes of the published dataset that has `count` of them, or None."""
     return next((classes for classes, *_ in _KINDS if len(classes) == count), None)
 
 
 def classes_by_names(names: Sequence[str]) -> Classes | None:
-    """The published dataset whose classes these are, in this order; None where there is none.
+    """Classes of the published dataset with these names in this order, or None.
 
     Lists in circulation differ in details, such as "door" and "door-stuff" or a blank at the end, so that one
     name in ten may differ.
@@ -149,12 +149,12 @@ def classes_by_names(names: Sequence[str]) -> Classes | None:
 
 
 def dataset_of(classes: Classes) -> str | None:
-    """What the published dataset with these classes is called; None where they are of none."""
+    """Name of the published dataset with these classes, or None."""
     return next((name for known, name, _ in _KINDS if known == classes), None)
 
 
 def kind_of(classes: Classes) -> str:
-    """The kind of segmentation for which these classes of a published dataset are used.
+    """Kind of segmentation for which the classes of a published dataset are used.
 
     Raises:
         InputError: if there are several, or they are of none.

@@ -1,4 +1,4 @@
-"""Image files' bytes to arrays."""
+"""Decoding of image files to arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from eomt.errors import InputError
 
-_PNG_BIT_DEPTH = 24  # where the byte lies: section 11.2.1 of the PNG specification (IHDR)
+_PNG_BIT_DEPTH = 24  # offset of that byte: section 11.2.1 of the PNG specification (IHDR)
 
 
 def decode_rgb(data: bytes, where: str) -> np.ndarray:
@@ -20,7 +20,7 @@ def decode_rgb(data: bytes, where: str) -> np.ndarray:
 
     Args:
         data: the file's bytes.
-        where: names the file in the message.
+        where: the file's name in the message.
 
     Raises:
         InputError: if they are no complete image.
@@ -39,7 +39,7 @@ def decode_id_map(data: bytes, where: str) -> np.ndarray:
     image = _load(data, where)
     if image.mode not in ("RGB", "RGBA"):
         raise InputError(f"{where} must hold segment ids in red, green and blue, but its mode is {image.mode}")
-    # Pillow keeps four bytes a pixel: read as little-endian integers they are the ids, but for the fourth.
+    # Pillow gives four bytes a pixel: read as little-endian integers they are the ids, apart from the fourth.
     pixels = np.frombuffer(image.tobytes("raw", "RGBX" if image.mode == "RGB" else "RGBA"), dtype="<u4")
     return (pixels & 0xFFFFFF).reshape(image.height, image.width)
 
@@ -47,15 +47,15 @@ def decode_id_map(data: bytes, where: str) -> np.ndarray:
 def decode_label_map(data: bytes, where: str) -> np.ndarray:
     """Decode a label PNG: uint8 or uint16 [H, W], the numbers as the file stores them.
 
-    Grey of 1 to 16 bits, or palette indices. PNG would have a viewer spread grey of fewer than 8 bits over
-    0..255; labels are not spread.
+    The file is grey of 1 to 16 bits, or holds palette indices. Viewers scale grey of fewer than 8 bits to 0..255;
+    labels are not scaled.
 
     Args:
         data: the file's bytes.
-        where: names the file in the message.
+        where: the file's name in the message.
 
     Raises:
-        InputError: if they are no complete PNG, or one of colours.
+        InputError: if they are no complete PNG, or a coloured one.
     """
     image = _load(data, where, "PNG")
     if image.mode not in ("1", "L", "P", "I", "I;16"):
@@ -72,7 +72,7 @@ def decode_label_map(data: bytes, where: str) -> np.ndarray:
 def decode_color_map(data: bytes, where: str) -> np.ndarray:
     """Decode a PNG whose colours stand for classes: uint32 [H, W], R + 256 * G + 65536 * B.
 
-    Grey and palette files count as what they look like; transparency is not looked at.
+    Grey and palette files are read as the colours that they show; transparency is ignored.
 
     Raises:
         InputError: if they are no complete PNG of at most 8 bits.

@@ -1,4 +1,4 @@
-"""Reading again what a file system would not give at once."""
+"""Repeated reads after passing errors of a file system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eomt.errors import InputError
 PAUSES = (0.5, 2.0, 8.0)
 """Seconds before each further attempt."""
 
-# What network file systems and overloaded disks answer for a while. A missing file stays missing.
+# Errors of network file systems and overloaded disks that pass. A missing file stays missing.
 _PASSING = {
     errno.EIO,
     errno.EAGAIN,
@@ -34,10 +34,10 @@ _PASSING = {
 
 
 def read_with_retry(read: Callable[[int], Any], index: int) -> Any:
-    """What `read(index)` returns, attempted again after each pause where the operating system's error may pass.
+    """Return `read(index)`, attempted again after each of PAUSES if the operating system's error may pass.
 
     Raises:
-        InputError: the last attempt's, or at once one of another cause.
+        InputError: the last attempt's; one of another cause at once.
     """
     for pause in PAUSES:
         try:

@@ -104,7 +104,7 @@ def _check_instances(ids: np.ndarray, categories: np.ndarray, where: str) -> Non
 
 
 def _paired(root: str | Path | None, split: str, instances: bool = False) -> PairedFiles:
-    """Images with their semantic PNGs and, if wanted, their instance PNGs."""
+    """Pair images with their semantic PNGs and, if wanted, their instance PNGs."""
     if split not in _FOLDERS:
         raise InputError(f"ADE20K has the splits train and val, not {split!r}")
     folder = _FOLDERS[split]

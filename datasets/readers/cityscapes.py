@@ -15,7 +15,7 @@ _IMAGES, _LABELS = "leftImg8bit", "gtFine"
 
 
 class CityscapesSemantic(LabelMaps):
-    """The fine annotations, 19 classes, from the archives as downloaded or the same trees extracted.
+    """Fine annotations, 19 classes, from the archives as downloaded or the same trees extracted.
 
     `root` holds `leftImg8bit_trainvaltest.zip` or `leftImg8bit/`, and `gtFine_trainvaltest.zip` or `gtFine/`, with
     `{split}/CITY/*_leftImg8bit.png` and `{split}/CITY/*_gtFine_labelIds.png`. An archive goes before a folder. All
@@ -45,7 +45,7 @@ def _archive(name: str) -> str:
 
 
 def _find(root: Path) -> list[Source]:
-    """The sources of images and labels."""
+    """Find the sources of images and labels."""
     found, missing = [], []
     for name in (_IMAGES, _LABELS):
         if (root / _archive(name)).is_file():

@@ -29,13 +29,13 @@ class FolderSemantic(LabelMaps):
     `color_labels`, its colours do.
 
     Args:
-        root: the folder that holds the others.
+        root: the folder of images and labels.
         images: the folder with the images below `root`, or the archive of that name with `.zip`.
-        labels: the same for the label PNGs.
+        labels: the folder or archive with the label PNGs, likewise.
         classes: a file below `root`, or plain values: see `class_list.read_classes`. The network's outputs are in
             the order of the values. With `color_labels` every class has a colour, and values do not matter.
-        ignore: what is void: a value, several, or None. With `color_labels` a colour [red, green, blue], several,
-            or the level of a grey: 255 is white, 0 black.
+        ignore: the void value, several, or None. With `color_labels` a colour [red, green, blue], several, or the
+            level of a grey: 255 is white, 0 black.
         color_labels: the colours of the label PNGs stand for classes.
 
     Raises:
@@ -88,7 +88,7 @@ def _table(classes: Classes, ignore: int | Sequence | None, color_labels: bool) 
 
 
 def _code(color: Sequence[int]) -> int:
-    """A colour as `decode_color_map` gives it."""
+    """The value of a colour in `decode_color_map`."""
     red, green, blue = color
     return red | green << 8 | blue << 16
 
@@ -113,7 +113,7 @@ def _void_colors(ignore: int | Sequence | None) -> list[Sequence[int]]:
 
 
 def _ask_for_classes(files: PairedFiles, color_labels: bool) -> str:
-    """The message for classes that are not given, with what the first label files hold."""
+    """Message for missing classes, with the values of the first label files."""
     table = LabelTable({}, "", color_labels)
     count = min(len(files), _SAMPLE)
     found = np.unique(np.concatenate([runs(table.decode(*files.truth(0, k)))[0] for k in range(count)]))

@@ -38,14 +38,14 @@ from datasets.shapes.kinds import STUFF, THINGS, Kind
 from eomt.classes import Classes
 from eomt.errors import InputError
 
-# Part of the folder's name: raise it with every change of pictures or files, so that no old folder is taken.
+# Part of the folder's name: raise it with every change of pictures or files, so that no old folder is used.
 VERSION = 4
 SPLITS = ("train", "val")
 _SEMANTIC = "semantic_trainval2017.zip"
 
 
 def _natural_color(kind: Kind, twins: list[Kind]) -> list[int]:
-    """Red, green, blue of the kind's own hue; of kinds that share one, the later is darker."""
+    """Red, green, blue of the kind's own hue; the later of two kinds that share one is darker."""
     saturation = 0.8 if kind in THINGS else 0.35
     value = 1.0 if next(other for other in twins if other.hue == kind.hue) == kind else 0.6
     if kind in STUFF:
@@ -78,7 +78,7 @@ def shapes_panoptic(
     size: int = 96,
     root: str | Path | None = None,
 ) -> CocoPanoptic:
-    """The built-in dataset for panoptic segmentation, written first if the cache lacks it.
+    """Open the built-in dataset for panoptic segmentation, written first if the cache lacks it.
 
     Args:
         split: "train" or "val".
@@ -96,7 +96,7 @@ def shapes_semantic(
     size: int = 96,
     root: str | Path | None = None,
 ) -> LabelMaps:
-    """The built-in dataset for semantic segmentation, with the classes of `shapes_panoptic`.
+    """Open the built-in dataset for semantic segmentation, with the classes of `shapes_panoptic`.
 
     Args:
         split: "train" or "val".
@@ -125,7 +125,7 @@ def shapes_instance(
     size: int = 96,
     root: str | Path | None = None,
 ) -> CocoInstance:
-    """The built-in dataset for instance segmentation: its things alone are classes. Otherwise `shapes_panoptic`."""
+    """Open the built-in dataset for instance segmentation, whose classes are the things; see `shapes_panoptic`."""
     return CocoInstance(root or ensure_shapes(seed, train_images, val_images, size), split)
 
 
@@ -136,7 +136,7 @@ def ensure_shapes(
     size: int = 96,
     folder: str | Path | None = None,
 ) -> Path:
-    """The folder with the dataset, written if it is not there.
+    """Find the folder with the dataset, writing it if it is not there.
 
     Image i of a split depends on the seed, the split, i and the size alone: more images leave the first ones
     as they are. Several processes may call this at once; a folder is complete or absent.
@@ -145,7 +145,10 @@ def ensure_shapes(
         seed: at least 0.
         train_images, val_images: at least 1.
         size: the nominal side in pixels, at least 32; each image's sides lie within a quarter of it.
-        folder: where to look and write, default the cache folder (environment variable EOMT_CACHE).
+        folder: the parent folder, default the cache (environment variable EOMT_CACHE).
+
+    Returns:
+        The dataset's folder, fit for `root`.
 
     Raises:
         InputError: for values out of range, or if the folder cannot be written.
@@ -163,7 +166,7 @@ def ensure_shapes(
     if final.is_dir():
         return final
     log.info("writing the built-in dataset to %s (once)", final)
-    # A name of this process alone: what a killed one left behind is in nobody's way.
+    # A unique name: the rest that a killed process left behind is in no one's way.
     draft = folder / f".{final.name}.{uuid.uuid4().hex}"
     try:
         with cache_errors(final):
@@ -176,7 +179,7 @@ def ensure_shapes(
 
 
 def _publish(draft: Path, final: Path) -> None:
-    """Give the draft its final name, unless another process was first, with the same content."""
+    """Give the draft its final name, unless another process was first with the same content."""
     for path in draft.iterdir():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())  # no power cut leaves a whole-looking empty archive
@@ -188,7 +191,7 @@ def _publish(draft: Path, final: Path) -> None:
 
 
 def shape_scene(seed: int, split: str, index: int, size: int) -> Scene:
-    """The index-th picture of a split, as it is written."""
+    """Draw the index-th picture of a split."""
     return draw_scene(default_rng(SeedSequence(seed, spawn_key=(SPLITS.index(split), index))), size)
 
 
@@ -262,7 +265,7 @@ def _segment_rows(scene: Scene) -> list[dict]:
 
 
 def _instance_rows(scene: Scene, segments: list[dict], image_id: int) -> list[dict]:
-    """COCO's instance annotations of the scene's things: what the segments are, as run-length codes."""
+    """COCO's instance annotations of the scene's things: the same segments as run lengths."""
     rows = []
     for number, segment in enumerate(segments, start=1):
         if segment["category_id"] in _THING_IDS:

@@ -1,6 +1,6 @@
 """The pictures of the built-in dataset: things of several kinds and sizes over textured stuff.
 
-Image and ground truth come from the same hard masks, so the borders of the one are the borders of the other.
+Image and ground truth come from the same hard masks, so their borders are equal.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from datasets.shapes.kinds import STUFF, THINGS, Kind, rotated, turned
+from datasets.shapes.kinds import STUFF, THINGS, Kind, rotated, rotated_randomly
 
-MIN_AREA = 12  # visible pixels; a segment with fewer could not be told by anyone and is left unlabelled
+MIN_AREA = 12  # visible pixels; a segment with fewer cannot be recognised and is left unlabelled
 MIN_VISIBLE = 0.45  # share of a thing's pixels that later things must leave visible
 
 
@@ -43,7 +43,7 @@ def draw_scene(rng: Generator, size: int) -> Scene:
     """Draw one picture.
 
     Args:
-        rng: decides everything about it.
+        rng: the only source of randomness.
         size: the nominal side in pixels; each side is drawn from 3/4 to 5/4 of it.
     """
     height, width = (int(s) for s in rng.integers(round(0.75 * size), round(1.25 * size) + 1, 2))
@@ -60,13 +60,13 @@ def draw_scene(rng: Generator, size: int) -> Scene:
 
 
 def _color(rng: Generator, hue: tuple[float, float], saturation, value) -> np.ndarray:
-    """A colour with its parts drawn from the ranges: float [3], 0..1."""
+    """Draw a colour from ranges of hue, saturation and value: red, green, blue, float [3], 0..1."""
     hue, saturation, value = (rng.uniform(*bounds) for bounds in (hue, saturation, value))
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
 
 
 class _Canvas:
-    """A picture in the making: `image` float32 [H, W, 3] 0..1, `ids` and `segments` as in `Scene`."""
+    """An unfinished picture: `image` float32 [H, W, 3] 0..1, `ids` and `segments` as in `Scene`."""
 
     def __init__(self, rng: Generator, height: int, width: int, size: int):
         self.rng, self.size = rng, size
@@ -83,7 +83,7 @@ class _Canvas:
         self.ids[:] = 1
         for number in range(2, len(kinds) + 1):
             region = self.ids == np.bincount(self.ids.ravel()).argmax()
-            across, along = turned(rng, x, y)
+            across, along = rotated_randomly(rng, x, y)
             if rng.random() < 0.5:  # a wavy border, otherwise a straight one
                 across = across + 0.04 * np.sin(2 * np.pi * (along / rng.uniform(0.2, 0.5) + rng.random()))
             self.ids[region & (across > np.quantile(across[region], rng.uniform(0.35, 0.65)))] = number
@@ -97,18 +97,18 @@ class _Canvas:
             self.areas.append(0)
 
     def smudge(self) -> None:
-        """Blot out a place or two with grey speckle that has no label."""
+        """Cover one or two spots with grey speckle that has no label."""
         rng = self.rng
         for _ in range(rng.integers(1, 3)):
-            dx, dy, radius = self._place(rng.uniform(0.07, 0.14))
+            dx, dy, radius = self._offsets(rng.uniform(0.07, 0.14))
             angle, (two, three) = np.arctan2(dy, dx), rng.uniform(0, 2 * np.pi, 2)
             lobes = 1 + 0.2 * np.sin(2 * angle + two) + 0.15 * np.sin(3 * angle + three)
             blot = np.hypot(dx, dy) < radius * lobes
             self.ids[blot] = 0
             self.image[blot] = rng.uniform(0.15, 0.6, (blot.sum(), 1))
 
-    def _place(self, radius: float, center=None) -> tuple[np.ndarray, np.ndarray, float]:
-        """Offsets of all pixels from a place inside the picture, and the radius, in pixels."""
+    def _offsets(self, radius: float, center=None) -> tuple[np.ndarray, np.ndarray, float]:
+        """Offsets of all pixels from a centre inside the picture, and the radius, in pixels."""
         radius *= self.size
         height, width = self.ids.shape
         if center is None:
@@ -117,14 +117,14 @@ class _Canvas:
         return self.x - cx, self.y - cy, radius
 
     def _outline(self, kind: Kind, radius: float, center=None) -> tuple[np.ndarray, np.ndarray]:
-        """Turn and squeeze a thing and put it somewhere: its mask, bool [H, W], its light, float [H, W]."""
-        dx, dy, radius = self._place(radius, center)
+        """Rotate, squeeze and place a thing: its mask, bool [H, W], and its shading, float [H, W]."""
+        dx, dy, radius = self._offsets(radius, center)
         angle, squeeze = self.rng.uniform(0, 2 * np.pi), self.rng.uniform(0.88, 1.0)
         u, v = rotated(dx / radius, dy / radius, angle)
         return kind.paint(u, v / squeeze), 1 - (dx + dy) * (0.16 / radius)
 
     def _fill(self, kind: Kind, mask: np.ndarray, light: np.ndarray) -> None:
-        """Paint with light from the upper left and a dark rim, which parts overlapping things of one kind."""
+        """Paint with light from the upper left and a dark rim, which separates overlapping things of one kind."""
         color = _color(self.rng, kind.hue, (0.65, 0.95), (0.7, 1.0))
         padded = np.pad(mask, 1, mode="edge")
         inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -132,7 +132,7 @@ class _Canvas:
         self.image[mask] = shade[:, None] * color
 
     def _leaves_others_visible(self, mask: np.ndarray) -> bool:
-        """Whether a new thing on these pixels leaves enough of every thing and crowd below it."""
+        """True if a new thing on these pixels leaves enough of every thing and crowd below it."""
         visible = np.bincount(self.ids[~mask], minlength=len(self.segments) + 1)[1:]
         return bool((visible >= MIN_VISIBLE * np.array(self.areas)).all())
 
@@ -142,7 +142,7 @@ class _Canvas:
         self.ids[mask] = len(self.segments)
 
     def add_thing(self) -> None:
-        """Put a thing on top, or none if no place turns up where enough of the others stays visible."""
+        """Add a thing on top, or none after five positions that hide too much of the others."""
         kind = THINGS[self.rng.integers(len(THINGS))]
         radius = math.exp(self.rng.uniform(math.log(0.09), math.log(0.28)))
         for _ in range(5):
@@ -153,7 +153,7 @@ class _Canvas:
                 return
 
     def add_crowd(self) -> None:
-        """Put down a swarm of small things of one kind, which is one segment."""
+        """Add a swarm of small things of one kind, which is one segment."""
         rng = self.rng
         kind = THINGS[rng.integers(len(THINGS))]
         height, width = self.ids.shape
@@ -167,7 +167,7 @@ class _Canvas:
         self._label(swarm, Segment(kind.id, crowd=True))
 
     def finish(self) -> Scene:
-        """Add the camera's noise, and leave unlabelled what is hardly visible."""
+        """Add the camera's noise, and remove the labels of hardly visible segments."""
         noise = 0.02 * self.rng.standard_normal(self.image.shape, dtype=np.float32)
         image = np.clip(self.image + noise, 0, 1) * 255
         area = np.bincount(self.ids.ravel(), minlength=len(self.segments) + 1)

@@ -1,7 +1,7 @@
-"""What the built-in dataset shows: eight kinds of things, known by outline, and five of stuff, by texture.
+"""Classes of the built-in dataset: eight kinds of things, each with an outline, and five of stuff, with a texture.
 
-Hue tells most of them apart too, but not all: disc and ring are both red, square and cross both blue, and
-only the outline says which.
+Most differ in hue, too, but not all: disc and ring are both red, square and cross both blue, and differ in their
+outlines alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ class Kind:
     """A kind of things or stuff.
 
     Attributes:
-        id: its category id. Ids have gaps, as COCO's do.
+        id: category id. Ids have gaps, as COCO's do.
+        name: class name.
         hue: lowest and highest hue in turns; both may lie outside 0..1, hues go round.
-        paint: for a thing, f(u, v) -> bool, the outline in a frame of its own where its radius is about 1;
-            for stuff, f(rng, x, y) -> 0..1, the texture, in lengths of the image's nominal side.
+        paint: for a thing, f(u, v) -> bool, its mask in coordinates where its radius is about 1; for stuff,
+            f(rng, x, y) -> 0..1, the texture, in units of the image's nominal side.
     """
 
     id: int
@@ -31,13 +32,13 @@ class Kind:
     paint: Callable[..., np.ndarray]
 
 
-def turned(rng: Generator, x, y):
-    """The coordinates in a frame turned by a random angle."""
+def rotated_randomly(rng: Generator, x, y):
+    """Coordinates rotated by a random angle."""
     return rotated(x, y, rng.uniform(0, np.pi))
 
 
 def rotated(x, y, angle: float):
-    """The coordinates in a frame turned by `angle` (radians)."""
+    """Coordinates rotated by `angle` (radians)."""
     cos, sin = math.cos(angle), math.sin(angle)  # Python's floats leave float32 arrays float32
     return x * cos + y * sin, y * cos - x * sin
 
@@ -73,12 +74,12 @@ def _ring(u, v):
 
 
 def _sky(rng: Generator, x, y):
-    a, _ = turned(rng, x, y)
+    a, _ = rotated_randomly(rng, x, y)
     return (a - a.min()) / np.ptp(a)
 
 
 def _water(rng: Generator, x, y):
-    a, b = turned(rng, x, y)
+    a, b = rotated_randomly(rng, x, y)
     period, ripple = rng.uniform(0.09, 0.14), rng.uniform(0.16, 0.24)
     return 0.5 + 0.5 * np.sin(2 * np.pi * (a / period + 0.35 * np.sin(2 * np.pi * b / ripple)))
 
@@ -89,13 +90,13 @@ def _grass(rng: Generator, x, y):
 
 
 def _tiles(rng: Generator, x, y):
-    a, b = turned(rng, x, y)
+    a, b = rotated_randomly(rng, x, y)
     side = rng.uniform(0.07, 0.11)
     return (np.floor(a / side) + np.floor(b / side)) % 2
 
 
 def _planks(rng: Generator, x, y):
-    a, _ = turned(rng, x, y)
+    a, _ = rotated_randomly(rng, x, y)
     return np.floor(a / rng.uniform(0.05, 0.08)) % 2
 
 
