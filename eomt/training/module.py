@@ -117,6 +117,7 @@ class EoMTModule(lightning.LightningModule):
         self.metric = task.metric(classes)
         self.windows: list[tuple[int, int]] = []
         self.total_steps = 0
+        self._prepared = False
         # Optimizer steps of the checkpoint that an evaluation has loaded.
         self.trained_steps = 0
         self.scores: dict[str, float] = {}
@@ -137,17 +138,20 @@ class EoMTModule(lightning.LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        if self.pretrained and not self._resumes():
-            self.network.backbone.load_pretrained(self.pretrained)
-            rank_zero_info(f"backbone: pretrained weights of {self.network.spec['backbone']} loaded")
-        self._choose_what_learns()
+        self.prepare_network()
         self.total_steps = self._count_steps()
         if self.annealing_windows is not None:
             self.windows = resolve_windows(self.annealing_windows, self.total_steps, self.annealing_span)
         self._set_mask_probabilities()
 
-    def _choose_what_learns(self) -> None:
-        """After pretrained weights are loaded, which have other names than those with LoRA."""
+    def prepare_network(self) -> None:
+        """Load pretrained weights, unless the run is resumed; freeze; add LoRA. A second call changes nothing."""
+        if self._prepared:
+            return
+        self._prepared = True
+        if self.pretrained and not self._resumes():
+            self.network.backbone.load_pretrained(self.pretrained)
+            rank_zero_info(f"backbone: pretrained weights of {self.network.spec['backbone']} loaded")
         if self.lora and self.freeze and self.freeze is not True:
             raise InputError("model.lora freezes the whole backbone: leave model.freeze_backbone at false")
         freeze_backbone(self.network, True if self.lora else self.freeze)

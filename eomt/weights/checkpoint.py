@@ -16,7 +16,7 @@ log = logging.getLogger("eomt")
 CONTINUATION = "continuation"
 """The key under which `last.ckpt` names its SLURM job and its logs."""
 
-TRAINED = "trained_weights"
+TRAINED = "current_model_state"
 """The key of the weights that the optimizer trains, in a checkpoint whose own weights are averages."""
 
 PREVIOUS = "previous.ckpt"
