@@ -23,8 +23,8 @@ from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
 from eomt.training.callbacks import RankWatch
 from eomt.training.checkpoint import AtomicCheckpointIO
+from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
-from eomt.training.sharding import ShardedStrategy
 from eomt.weights.load import read_weights
 from eomt.weights.transfer import table, transfer
 from eomt.weights.weights import Weights
@@ -68,7 +68,8 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
     freeze, lora = model.pop("freeze_backbone", False), model.pop("lora", None)
     network = EoMT(image_size=image_size, num_classes=len(classes), **model)
     network.activation_checkpointing = cfg.activation_checkpointing
-    return EoMTModule(
+    module = ShardedModule if cfg.trainer.strategy == "fsdp2" else EoMTModule
+    return module(
         network=network,
         task=task_of(cfg.kind, cfg.postprocess),
         classes=classes,

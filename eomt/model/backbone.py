@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MethodType
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp, apply_rot_embed_cat, resample_abs_pos_embed
 from timm.models import Eva, VisionTransformer
+from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -53,6 +55,9 @@ class Backbone(nn.Module):
         self.options = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0, **(options or {})}
         self.vit = _create(name, self.options)
         _check_supported(name, self.vit)
+        for block in self.vit.blocks:
+            # A method of the block itself: FSDP2 gathers a block's weights around the block's own methods.
+            block.run = MethodType(_run, block)
         self.native_grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.patch_size = patch_size
         self.num_prefix_tokens = self.vit.num_prefix_tokens
@@ -107,18 +112,11 @@ class Backbone(nn.Module):
         Args:
             index: 0..N-1.
             tokens: [B, T, D]. Patch tokens come last; tokens before them are not rotated.
-            rope: what `rotary_embedding` gave, or None.
+            rope: the result of `rotary_embedding`, or None.
             mask: bool [B, R, T], or None. The first R tokens attend only where it is True; the others
                 attend to all.
         """
-        block = self.blocks[index]
-        unrotated = tokens.shape[1] - rope.shape[-2] if rope is not None else tokens.shape[1]
-        attended = attention(block.attn, block.norm1(tokens), rope, unrotated, mask)
-        if self.uses_rope:
-            tokens = tokens + block.drop_path1(_scaled(block.gamma_1, attended))
-            return tokens + block.drop_path2(_scaled(block.gamma_2, _mlp(block.mlp, block.norm2(tokens))))
-        tokens = tokens + block.drop_path1(block.ls1(attended))
-        return tokens + block.drop_path2(block.ls2(_mlp(block.mlp, block.norm2(tokens))))
+        return self.blocks[index].run(tokens, rope, mask)
 
     def load_pretrained(self, source: bool | str) -> None:
         """Load pretrained weights; patch and position embeddings of another size are resampled by timm.
@@ -161,6 +159,16 @@ class Backbone(nn.Module):
     def _crops(self, grid: tuple[int, int]) -> bool:
         fits = grid[0] <= self.native_grid[0] and grid[1] <= self.native_grid[1]
         return self.crop_position and fits and grid != self.native_grid
+
+
+def _run(block: nn.Module, tokens: Tensor, rope: Tensor | None, mask: Tensor | None) -> Tensor:
+    unrotated = tokens.shape[1] - rope.shape[-2] if rope is not None else tokens.shape[1]
+    attended = attention(block.attn, block.norm1(tokens), rope, unrotated, mask)
+    if isinstance(block, EvaBlock):
+        tokens = tokens + block.drop_path1(_scaled(block.gamma_1, attended))
+        return tokens + block.drop_path2(_scaled(block.gamma_2, _mlp(block.mlp, block.norm2(tokens))))
+    tokens = tokens + block.drop_path1(block.ls1(attended))
+    return tokens + block.drop_path2(block.ls2(_mlp(block.mlp, block.norm2(tokens))))
 
 
 def attention(attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None) -> Tensor:

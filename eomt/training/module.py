@@ -27,7 +27,6 @@ from eomt.training.annealing import Bound, mask_probability, resolve_windows
 from eomt.training.nonfinite import FiniteSteps, total_norm
 from eomt.training.optim import freeze_backbone, parameter_groups, two_stage_warmup
 from eomt.training.seeding import ImageKey, draw_drops, point_seeds
-from eomt.training.sharding import ShardedStrategy, keep_gathered, shard
 from eomt.training.summary import describe
 from eomt.weights.checkpoint import FORMAT, check_same_model
 
@@ -159,10 +158,6 @@ class EoMTModule(lightning.LightningModule):
         if self.lora and not any(isinstance(layer, LoRALinear) for layer in blocks.modules()):
             add_lora(blocks, **self.lora, seed=self.seed)
 
-    def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, ShardedStrategy):
-            shard(self.network, self.device_mesh["data_parallel"])
-
     def configure_optimizers(self):
         groups = parameter_groups(self.network, self.lr, self.layer_decay, self.decay_masked_blocks)
         # Under float16 Lightning must unscale gradients before it clips them, which a fused optimizer
@@ -224,10 +219,6 @@ class EoMTModule(lightning.LightningModule):
     def on_validation_start(self) -> None:
         # What was evaluated or resumed may have brought others, in its weights.
         self.probabilities = self.mask_probabilities.tolist()
-        keep_gathered(self.network, True)
-
-    def on_validation_end(self) -> None:
-        keep_gathered(self.network, False)
 
     def validation_step(self, batch, batch_idx: int) -> list:
         """Score the batch; returns a prediction per image, for those who draw or save them."""

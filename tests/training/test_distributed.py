@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from torch.distributed.fsdp import FSDPModule
 import eval as evaluation
 import train
 from eomt.errors import InputError
-from eomt.training.sharding import ShardedStrategy
-from eomt.weights.checkpoint import TRAINED, read_checkpoint
+from eomt.training.callbacks import WeightAverage
+from eomt.training.fsdp import ShardedStrategy
+from eomt.weights.checkpoint import read_checkpoint
 from eomt.weights.load import read_weights
 from tests.label_files import label_png, photo, write_folder
 from tests.running import configured
@@ -26,10 +28,10 @@ GLOBAL = ("loss.global_normaliser=true", "trainer.max_steps=3")
 AT_ONCE, DIVIDED = "data.batch_size=8", "data.batch_size=2"
 # Without classes, whose term is normalised per rank; with points enough that no two targets share all of them.
 MASKS = ("loss.class_weight=0", "loss.num_points=1024", "trainer.max_steps=3")
-AVERAGED = (*GLOBAL[:1], DIVIDED, "trainer.max_steps=4", "callbacks.ema.decay=0.5", "callbacks.last.every_n_steps=1")
-SHARDED = (*AVERAGED, "trainer.strategy=fsdp2")
+EACH = (*GLOBAL[:1], DIVIDED, "trainer.max_steps=4", "callbacks.last.every_n_steps=1")
+SHARDED = (*EACH, "trainer.strategy=fsdp2")
 # Where one rank's image makes more passes through the network than the other's.
-WIDE = ("trainer.strategy=fsdp2", "data.eval_batch_size=1", "callbacks.ema.decay=0.5")
+WIDE = ("trainer.strategy=fsdp2", "data.eval_batch_size=1")
 # Long enough that the scores of one validation are not those of another.
 LEARNS = ("trainer.max_epochs=12", "trainer.max_steps=12", "optim.lr=3e-3", "optim.layer_decay=1.0")
 # Fewer images to validate than ranks.
@@ -77,9 +79,10 @@ def folder(settings, shapes, tmp_path_factory):
         [
             ("train", folder / "global2", (*unscored, *GLOBAL, DIVIDED, *DOUBLE)),
             ("train", folder / "masks2", (*unscored, *MASKS, "data.batch_size=4", *DOUBLE)),
-            ("train", folder / "ddp", (*unscored, *AVERAGED)),
+            ("train", folder / "ddp", (*unscored, *EACH)),
             ("train", folder / "fsdp", (*settings, *SHARDED)),
             ("train", folder / "resumed", (*settings, *SHARDED, f"ckpt='{folder}/fsdp/checkpoints/previous.ckpt'")),
+            ("train", folder / "taken", (*settings, *SHARDED, f"ckpt='{folder}/ddp/checkpoints/previous.ckpt'")),
             ("train", folder / "few2", (*settings, *SHARDED, *FEW)),
             ("train", folder / "wide2", (*settings, *wide_set(folder / "wide"), *WIDE, *LEARNS)),
             *evaluated,
@@ -153,6 +156,12 @@ def test_ranks_that_make_unequal_numbers_of_passes_in_a_validation(folder, tmp_p
     assert len({score for _, score in scores}) > 3, "scores of the weights of that moment"
 
 
+def test_sharded_weights_are_not_averaged(tmp_path):
+    trainer = SimpleNamespace(strategy=ShardedStrategy())
+    with pytest.raises(InputError, match=r"callbacks\.ema does not average sharded weights"):
+        WeightAverage(0.5).setup(trainer, None, "fit")
+
+
 def test_a_pytorch_too_old_for_shards_is_named(monkeypatch):
     monkeypatch.delattr(FSDPModule, "set_reshard_after_forward")
     with pytest.raises(InputError, match=r"trainer\.strategy=fsdp2 needs torch 2\.8"):
@@ -178,8 +187,7 @@ def test_scores_of_two_ranks_are_those_of_one(folder, tmp_path, kind):
 
 def test_sharded_training_is_that_of_ddp(folder):
     ddp, sharded = last(folder, "ddp"), last(folder, "fsdp")
-    for part in ("state_dict", TRAINED):
-        assert largest_difference(ddp[part], sharded[part]) < 1e-5, part
+    assert largest_difference(ddp["state_dict"], sharded["state_dict"]) < 1e-5
     for ours, theirs in zip(rows(folder, "ddp"), rows(folder, "fsdp"), strict=True):
         for key in ("train/loss", "train/gradient_norm", "lr/backbone", "mask_probability/0"):
             assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=1e-4), key
@@ -195,7 +203,6 @@ def test_sharded_checkpoints_are_like_any_other(folder, settings, tmp_path):
     """One file, with which two ranks go on exactly, and one process alone; and which is read."""
     sharded, resumed = last(folder, "fsdp"), last(folder, "resumed")
     assert largest_difference(sharded["state_dict"], resumed["state_dict"]) == 0
-    assert largest_difference(sharded[TRAINED], resumed[TRAINED]) == 0
     for state, other in zip(
         sharded["optimizer_states"][0]["state"].values(),
         resumed["optimizer_states"][0]["state"].values(),
@@ -204,6 +211,7 @@ def test_sharded_checkpoints_are_like_any_other(folder, settings, tmp_path):
         assert all(torch.equal(state[key], other[key]) for key in state)
     middle = folder / "fsdp" / "checkpoints" / "previous.ckpt"
     assert read_checkpoint(middle)["global_step"] == 3, "the end of an epoch, after which batches may be others"
-    train.main(configured(tmp_path, *settings, *AVERAGED, AT_ONCE, f"ckpt='{middle}'"))
-    assert largest_difference(last(tmp_path, ".")[TRAINED], sharded[TRAINED]) < 1e-5
+    train.main(configured(tmp_path, *settings, *EACH, AT_ONCE, f"ckpt='{middle}'"))
+    assert largest_difference(last(tmp_path, ".")["state_dict"], sharded["state_dict"]) < 1e-5
+    assert largest_difference(last(folder, "taken")["state_dict"], sharded["state_dict"]) < 1e-5, "from DDP's"
     assert read_weights(middle).state.keys() == read_weights(folder / "panoptic.ckpt").state.keys()

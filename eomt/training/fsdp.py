@@ -1,0 +1,111 @@
+"""Weights, gradients and optimizer state shared out among ranks (FSDP2), for networks too large for one device.
+
+`trainer.strategy=fsdp2` takes both classes of this file. Checkpoints are those of any other run, one file, from which
+any number of ranks resumes under any strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from eomt.errors import InputError
+from eomt.model.eomt import EoMT
+from eomt.training.module import EoMTModule
+from eomt.weights.checkpoint import read_checkpoint
+
+
+class ShardedModule(EoMTModule):
+    """`EoMTModule` with sharded weights."""
+
+    def configure_model(self) -> None:
+        device = self.trainer.strategy.root_device.type
+        shard(self.network, init_device_mesh(device, (self.trainer.world_size,)))
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        # Ranks whose images make more passes through the network than others' must not gather weights in each of
+        # them: they would wait for each other. In return each rank holds all weights.
+        self.network.set_reshard_after_forward(False)
+
+    def on_validation_end(self) -> None:
+        self.network.set_reshard_after_forward(True)
+        self.network.set_reshard_after_forward(False, recurse=False)
+        for part in self.network.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's FSDP2 strategy, resuming from whole checkpoints.
+
+    Raises:
+        InputError: if PyTorch is too old for it.
+    """
+
+    def __init__(self):
+        if not hasattr(FSDPModule, "set_reshard_after_forward"):
+            raise InputError(f"trainer.strategy=fsdp2 needs torch 2.8 or newer; here it is {torch.__version__}")
+        super().__init__(save_distributed_checkpoint=False)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Whether Lightning restores optimizers by `load_optimizer_state_dict`, as with other strategies."""
+        return True
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint, whose tensors stay in the file until a rank takes its share."""
+        return read_checkpoint(checkpoint_path, mmap=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take this rank's share of the weights."""
+        own = self.lightning_module.state_dict()
+        state = {name: share_like(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this rank's share of the optimizer's state.
+
+        Other strategies number parameters by their places in the groups, Lightning's saving here by their places in
+        the network: what both have in common is the order within the groups.
+        """
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            numbers = [number for group in saved["param_groups"] for number in group["params"]]
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                number: {key: share_like(value, parameter) for key, value in saved["state"][number].items()}
+                for number, parameter in zip(numbers, parameters, strict=True)
+                if number in saved["state"]
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+
+def shard(network: EoMT, mesh: DeviceMesh) -> None:
+    """Shard a network's weights in place: each block is gathered for as long as it computes; embeddings, norm, queries
+    and heads from the start of a step to its end.
+
+    Args:
+        network: the network, with the same weights on all ranks; one that is sharded already stays as it is.
+        mesh: one-dimensional, all ranks.
+    """
+    if isinstance(network, FSDPModule):
+        return
+    for block in network.backbone.blocks:
+        fully_shard(block, mesh=mesh)
+        register_fsdp_forward_method(block, "run")
+    fully_shard(network, mesh=mesh)
+
+
+def share_like(value: Any, like: nn.Parameter | Tensor | None) -> Any:
+    """Return this rank's share of a whole tensor, sharded as `like`; other values are returned as they are."""
+    if not (isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
