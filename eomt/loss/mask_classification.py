@@ -14,32 +14,32 @@ from eomt.loss.points import (
     RandomPoints,
     sample_all_targets,
     sample_known,
-    sample_logits,
     sample_targets,
     uncertain_points,
 )
 from eomt.model.outputs import Logits, QueryOutput, full_precision
+from eomt.model.sampling import sample_maps
 from eomt.targets import BatchTargets
 
 
 class MaskClassificationLoss(nn.Module):
-    """Matches every output's queries to the targets and compares masks and classes.
+    """Hungarian matching of every output's queries to the targets, and the loss of masks and classes.
 
-    All of it is computed in float32 (or the logits' float64), outside autocast.
+    Computed in float32 (or the logits' float64), outside autocast.
 
     Args:
-        num_points: P, points on which masks are compared.
-        oversample_ratio: candidates per point; the most uncertain ones are kept.
-        importance_ratio: the share of points that are such candidates, the rest is uniform.
-        mask_weight: of binary cross-entropy, in the matching cost and in the total.
-        dice_weight: of the dice term, likewise.
-        class_weight: of the classification term, likewise.
-        no_object_weight: of "no object" in the cross-entropy over classes.
-        ignore_void: leave what lies in no segment (void, dropped crowds, padding) out of the mask terms and
-            of the masks' matching cost, where the original counts it as background.
-        global_normaliser: not used here, but by whoever trains: divide all terms by the numbers of the whole optimizer
-            step, over all ranks and accumulated batches. However it is divided among them, a step then has the
-            gradients of one big batch.
+        num_points: P, the number of points on which masks are compared.
+        oversample_ratio: the candidates per point, of which the most uncertain ones are kept.
+        importance_ratio: the share of points that are such candidates; the rest is uniform.
+        mask_weight: the weight of binary cross-entropy, in the matching cost and in the total.
+        dice_weight: the weight of the dice term, likewise.
+        class_weight: the weight of the classification term, likewise.
+        no_object_weight: the weight of "no object" in the cross-entropy over classes.
+        ignore_void: leave pixels of no segment (void, dropped crowds, padding) out of the mask terms and of the masks'
+            matching cost; the original counts them as background.
+        global_normaliser: divide all terms by the numbers of the whole optimizer step, over all ranks and accumulated
+            batches, so that a step has the gradients of one big batch however it is divided. Not used here: the
+            training loop computes the normalisers.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class MaskClassificationLoss(nn.Module):
         seeds: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> list[RandomPoints]:
-        """Random points for `forward`.
+        """Draw random points for `forward`.
 
         Args:
             num_outputs: O.
             num_queries: Q.
             counts: the number of targets of each of B images.
-            seeds: of each image, not negative; default random ones.
-            device: of the outputs.
+            seeds: a seed for each image, at least 0; default random ones.
+            device: the outputs' device.
         """
         if seeds is None:
             seeds = torch.randint(2**62, (len(counts),)).tolist()
@@ -95,19 +95,19 @@ class MaskClassificationLoss(nn.Module):
         normaliser: float | Tensor | None = None,
         class_normaliser: float | Tensor | None = None,
     ) -> list[dict[str, Tensor]]:
-        """The loss terms of each output, unweighted.
+        """Compute the loss terms of each output, unweighted.
 
         Args:
             outputs: O predictions for B images.
             targets: the images' segments.
-            points: O sets of random points, as `draw` gives them.
-            normaliser: what sums over masks are divided by: the number of matched masks, or their mean
-                over ranks, at least 1. Default: the number of this batch.
-            class_normaliser: what the weighted sum over queries is divided by. Default: the sum of this batch's
-                weights, `class_weight_sum`.
+            points: O sets of random points from `draw`.
+            normaliser: the divisor of sums over masks: the number of matched masks, or its mean over ranks, at
+                least 1. Default: this batch's number.
+            class_normaliser: the divisor of the weighted sum over queries. Default: the sum of this batch's weights,
+                `class_weight_sum`.
 
         Returns:
-            per output: scalars `mask` (binary cross-entropy), `dice` and `class`.
+            Per output the scalars `mask` (binary cross-entropy), `dice` and `class`.
         """
         with torch.autocast(outputs[0].class_logits.device.type, enabled=False):
             if normaliser is None:
@@ -129,7 +129,7 @@ class MaskClassificationLoss(nn.Module):
         targets: BatchTargets,
         points: Sequence[LossPoints | RandomPoints],
     ) -> Tensor:
-        """int64 [O, 3, M]: image, query and target of each match of each output."""
+        """Match every output's queries to the targets: int64 [O, 3, M], image, query and target of each pair."""
         if targets.labels.shape[1] == 0:
             return targets.labels.new_zeros(len(outputs), 3, 0)
         costs = []
@@ -171,16 +171,16 @@ class MaskClassificationLoss(nn.Module):
     def _mask_terms(
         self, logits: Tensor, targets: BatchTargets, points: LossPoints | RandomPoints, image: Tensor, segment: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy and dice, summed over the M matched masks [M, h, w]."""
+        """Binary cross-entropy and dice, each summed over the M matched masks [M, h, w]."""
         if len(logits) == 0:
-            # Sums of nothing that hang on the graph: every rank's backward pass reaches the same parameters.
+            # Zeros that depend on the network: every rank's backward pass reaches the same parameters.
             return logits.sum(), logits.sum()
         with torch.no_grad():
             certain = int(self.importance_ratio * self.num_points)
             chosen = uncertain_points(logits, points.candidates, points.extra, certain)
             truth = sample_targets(targets, image, segment, chosen)
             known = self._known(targets, image, chosen)
-        values = sample_logits(logits[:, None], chosen).squeeze(1)
+        values = sample_maps(logits[:, None], chosen).squeeze(1)
         probability = values.sigmoid()
         overlap = (probability * truth).sum(1)
         if known is None:
@@ -213,11 +213,10 @@ class MaskClassificationLoss(nn.Module):
         return F.cross_entropy(logits.transpose(1, 2), wanted, weight, reduction="sum") / normaliser
 
     def class_weight_sum(self, num_queries: int, images: int, matched: float | Tensor) -> float | Tensor:
-        """The weights of all queries of some images, of which `matched` are matched: what the class term's mean is
-        over."""
+        """The sum of the class term's weights over all queries of some images, of which `matched` are matched."""
         return matched + self.no_object_weight * (images * num_queries - matched)
 
 
 def num_matched(num_queries: int, counts: Sequence[int]) -> int:
-    """The number of matched masks of images with `counts` targets."""
+    """Number of matched masks in images with `counts` targets."""
     return sum(min(num_queries, count) for count in counts)

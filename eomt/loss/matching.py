@@ -21,17 +21,17 @@ def matching_cost(
     class_weight: float,
     known: Tensor | None = None,
 ) -> Tensor:
-    """What it costs to match each query to each target.
+    """Cost of matching each query to each target.
 
     Args:
-        mask_logits: float32 or float64 [B, Q, P], on P points of the image.
+        mask_logits: float32 or float64 [B, Q, P], at P points of the image.
         class_logits: [B, Q, C+1].
-        masks: [B, T, P] in 0..1, the targets on the same points.
+        masks: [B, T, P] in 0..1, the targets at the same points.
         labels: int64 [B, T]; below 0 where there is no target.
-        mask_weight: of binary cross-entropy, averaged over the points.
-        dice_weight: of 1 - (2 sum(p y) + 1) / (sum p + sum y + 1).
-        class_weight: of minus the probability of the target's class.
-        known: [B, P] in 0..1, how much each point counts, at least `masks`; default 1.
+        mask_weight: the weight of binary cross-entropy, averaged over the points.
+        dice_weight: the weight of 1 - (2 sum(p y) + 1) / (sum p + sum y + 1).
+        class_weight: the weight of minus the probability of the target's class.
+        known: [B, P] in 0..1, the weight of each point, at least `masks`; default 1.
 
     Returns:
         [B, Q, T], finite: within +-1e10, and 1e10 in place of a NaN.
@@ -54,15 +54,15 @@ def matching_cost(
 
 
 def match(costs: Tensor, counts: Sequence[int]) -> Tensor:
-    """Assign queries to targets at the least total cost, for each output and image by itself.
+    """Assign queries to targets at the least total cost, separately for each output and image.
 
     Args:
-        costs: [O, B, Q, T] of O outputs. They go to the host in one transfer.
-        counts: the number of targets of each image; costs beyond it are not looked at.
+        costs: [O, B, Q, T] for O outputs. They go to the host in one transfer.
+        counts: the number of targets of each image; costs beyond it are ignored.
 
     Returns:
-        int64 [O, 3, M] on the costs' device: image, query and target of each match, image by image,
-        queries ascending; M = sum over images of min(Q, targets).
+        int64 [O, 3, M] on the costs' device: image, query and target of each pair, image by image, queries ascending;
+        M = sum over images of min(Q, targets).
     """
     table = costs.detach().cpu().numpy()
     matches = []

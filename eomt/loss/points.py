@@ -1,28 +1,23 @@
-"""Point sampling: logits and targets are compared on random points (PointRend, arXiv 1912.08193).
-
-Points are (x, y) in [0, 1]^2 over the whole image. Values are read bilinearly as `grid_sample` does
-with `align_corners=False` and zero padding.
-"""
+"""Random points on which logits and targets are compared (PointRend, arXiv 1912.08193), and targets read at them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from eomt.model.sampling import corners, sample_maps
 from eomt.targets import BatchTargets
 
 
 class LossPoints(NamedTuple):
-    """The points of one output's loss.
+    """The points of one output's loss, (x, y) in [0, 1]^2.
 
     Attributes:
-        match: [B, P, 2], where matching compares all queries and targets of an image.
+        match: [B, P, 2], for the matching of an image's queries and targets.
         candidates: [M, 3P, 2], of which each matched mask takes the most uncertain ones.
         extra: [M, P/4, 2], which each matched mask takes as they are.
     """
@@ -34,16 +29,16 @@ class LossPoints(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomPoints:
-    """`LossPoints` that are drawn when they are asked for, uniformly: candidates of many masks would fill the memory.
+    """Uniform `LossPoints`, drawn when they are asked for: candidates of many masks would fill the memory.
 
-    What is drawn hangs on nothing but the image's seed and the output, each time anew the same.
+    They depend on the image's seed and the output alone, and are the same each time.
 
     Args:
-        seeds: of each of B images.
-        output: the number of the output whose points these are.
-        matched: the number of matched masks of each image, min(queries, targets); M together.
+        seeds: the seed of each of B images.
+        output: the number of the output that the points are for.
+        matched: the number of matched masks of each image, min(queries, targets); M in all.
         counts: points per image for `match`, per mask for `candidates` and for `extra`.
-        device: where to draw.
+        device: the device to draw on.
     """
 
     seeds: tuple[int, ...]
@@ -72,16 +67,11 @@ class RandomPoints:
         return values
 
 
-def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
-    """Read maps [N, C, h, w] at points [N, P, 2]: [N, C, P], differentiable in the maps."""
-    return F.grid_sample(logits, 2 * points[:, :, None] - 1, mode="bilinear", align_corners=False).squeeze(-1)
-
-
 def sample_all_targets(targets: BatchTargets, points: Tensor) -> Tensor:
     """Read the masks of all segments at points shared by an image.
 
     Args:
-        targets: of B images, T segments at most.
+        targets: the segments of B images, at most T each.
         points: [B, P, 2].
 
     Returns:
@@ -102,10 +92,10 @@ def sample_all_targets(targets: BatchTargets, points: Tensor) -> Tensor:
 
 
 def sample_targets(targets: BatchTargets, image: Tensor, segment: Tensor, points: Tensor) -> Tensor:
-    """Read single segments' masks, each at points of its own.
+    """Read single segments' masks, each at its own points.
 
     Args:
-        targets: of a batch.
+        targets: the segments of the batch.
         image: int64 [M], the image of each mask.
         segment: int64 [M], the segment of each mask.
         points: [M, P, 2].
@@ -123,15 +113,15 @@ def sample_targets(targets: BatchTargets, image: Tensor, segment: Tensor, points
 
 
 def sample_known(targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor:
-    """How much of each point lies in any segment at all, that is neither in void nor in padding.
+    """The share of each point that lies in any segment, neither in void nor in padding.
 
     Args:
-        targets: of a batch.
+        targets: the segments of the batch.
         image: int64 [N], the image of each row of points.
         points: [N, P, 2].
 
     Returns:
-        [N, P] in 0..1, of the points' dtype; at least what any one segment has there.
+        [N, P] in 0..1, of the points' dtype; at least the share of any one segment there.
     """
     flat = (targets.ids > 0).any(1).flatten(1)[image]
     values = points.new_zeros(points.shape[:2])
@@ -141,7 +131,7 @@ def sample_known(targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor
 
 
 def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, count: int) -> Tensor:
-    """The `count` candidates whose logit is nearest to 0, and the extra points.
+    """Choose the `count` candidates whose logit is nearest to 0, and all extra points.
 
     Args:
         logits: [M, h, w].
@@ -151,20 +141,6 @@ def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, count: i
     Returns:
         [M, count + E, 2].
     """
-    uncertainty = -sample_logits(logits[:, None], candidates).squeeze(1).abs()
+    uncertainty = -sample_maps(logits[:, None], candidates).squeeze(1).abs()
     chosen = uncertainty.topk(count, dim=1, sorted=False).indices
     return torch.cat((candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2)), extra), dim=1)
-
-
-def corners(points: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The four pixels around each point: flat index int64 [..., P] and weight [..., P], 0 outside."""
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
-    left, top = x.floor(), y.floor()
-    fx, fy = x - left, y - top
-    left, top = left.long(), top.long()
-    for column, wx in ((left, 1 - fx), (left + 1, fx)):
-        wx = wx * ((column >= 0) & (column < width))
-        column = column.clamp(0, width - 1)
-        for row, wy in ((top, 1 - fy), (top + 1, fy)):
-            wy = wy * ((row >= 0) & (row < height))
-            yield row.clamp(0, height - 1) * width + column, wx * wy

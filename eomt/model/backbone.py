@@ -1,7 +1,7 @@
-"""One interface over timm's plain Vision Transformers: tokens in, blocks, norm, grid and prefix count.
+"""One interface to timm's plain Vision Transformers.
 
-timm's `VisionTransformer` (DINOv2: learned position embedding) and `Eva` (DINOv3: rotary position
-embedding) are both seen as: embed an image into [prefix, patch] tokens, then a list of blocks.
+timm's `VisionTransformer` (DINOv2: learned position embedding) and `Eva` (DINOv3: rotary position embedding) both
+embed an image into [prefix, patch] tokens and run a list of blocks on them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from eomt.model.lora import LoRALinear
 
 
 class Backbone(nn.Module):
-    """A timm ViT, seen block by block.
+    """A timm ViT that runs block by block.
 
     Args:
         name: a timm model name, such as `vit_large_patch14_reg4_dinov2` or `vit_large_patch16_dinov3_qkvb`.
         image_size: (height, width) of the images it trains on; multiples of the patch size. Other sizes
             work too: the position embedding is then resampled on the fly (bicubic, as timm does).
         patch_size: the side of a patch in pixels.
-        options: further arguments for timm's model, such as `embed_dim` or `depth`.
+        options: further arguments of timm's model, such as `embed_dim` or `depth`.
 
     Attributes:
-        crop_position: what smaller images are: False, whole images, over which the position embedding is stretched;
-            True, the top left part of one of `image_size`, whose patches keep their places.
+        crop_position: the position embedding of images smaller than `image_size`: False resamples it to their grid,
+            True crops it, as for the top left part of an image of `image_size`.
 
     Raises:
         InputError: if timm does not know the name, the model is not a plain ViT, or the image size does
@@ -77,10 +77,10 @@ class Backbone(nn.Module):
         return isinstance(self.vit, Eva)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Turn images into tokens.
+        """Embed images as tokens.
 
         Args:
-            images: normalised, [B, 3, H, W], H and W multiples of the patch size.
+            images: normalised [B, 3, H, W], H and W multiples of the patch size.
 
         Returns:
             [B, prefix + (H/patch)*(W/patch), D]; the prefix is the class token and the registers.
@@ -123,10 +123,10 @@ class Backbone(nn.Module):
 
         Args:
             source: True for timm's own weights of this model, from its cache or by download; or the path
-                of a file with weights in timm's form.
+                of a file with weights in timm's format.
 
         Raises:
-            InputError: if the weights cannot be had or do not fit.
+            InputError: if the weights cannot be loaded or do not fit.
         """
         overlay = None
         if source is not True:
@@ -136,7 +136,7 @@ class Backbone(nn.Module):
         try:
             vit = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options)
         except Exception as error:
-            # Whatever goes wrong between a hub, a file and timm, the user needs to know that and the way out.
+            # Hub, file and timm fail in many ways; the user needs the reason and the way out.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             where = "timm" if source is True else source
             raise InputError(
@@ -174,15 +174,15 @@ def _run(block: nn.Module, tokens: Tensor, rope: Tensor | None, mask: Tensor | N
 def attention(attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None) -> Tensor:
     """Self-attention with timm's weights, in two calls where only the first tokens are masked.
 
-    Fused attention kernels are slow with a mask, and only the R query rows need one: they attend in a
-    call of their own with a [R, T] mask, all other rows in a call without. The result is that of one
-    call with a [T, T] mask that is open in the other rows.
+    Fused attention kernels are slow with a mask, and only the R query rows need one: they attend in a call with a
+    [R, T] mask, all other rows in a call without. The result is that of one call with a [T, T] mask that is open in
+    the other rows.
 
     Args:
         attn: timm's `Attention` or `EvaAttention`.
         tokens: [B, T, D], normalised.
-        rope: rotary embedding of the last T - num_unrotated tokens, or None.
-        num_unrotated: number of leading tokens that are not rotated.
+        rope: the rotary embedding of the last T - num_unrotated tokens, or None.
+        num_unrotated: the number of leading tokens that are not rotated.
         mask: bool [B, R, T], or None; True where the first R tokens may attend.
     """
     batch, count, _ = tokens.shape
@@ -219,14 +219,14 @@ def check_image_size(image_size: tuple[int, int], patch_size: int) -> None:
 
 
 def _top_left(embedding: Tensor, whole: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Of an embedding [1, whole_h * whole_w, D] that of the first rows and columns, [1, grid_h * grid_w, D]."""
+    """Crop an embedding [1, whole_h * whole_w, D] to its first rows and columns, [1, grid_h * grid_w, D]."""
     return embedding.unflatten(1, whole)[:, : grid[0], : grid[1]].flatten(1, 2)
 
 
 def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
-    """timm's MLP. What its activation function gives is computed again in the backward pass: a tenth of a training
-    step's memory for a hundredth of its time. PyTorch stops there, the second layer is not computed again."""
-    # A compiler decides by itself what to keep.
+    """timm's MLP, its activations recomputed in the backward pass: a tenth of a training step's memory for a hundredth
+    of its time. PyTorch stops after the activations; the second layer is not recomputed."""
+    # A compiler chooses itself what to recompute.
     if not (isinstance(mlp, Mlp) and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         return mlp(x)
 

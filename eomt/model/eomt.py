@@ -24,7 +24,7 @@ class EoMT(nn.Module):
 
     Args:
         backbone: timm's name of a plain ViT.
-        image_size: side of the square that it trains on, or (height, width).
+        image_size: the side of the square that it trains on, or (height, width).
         num_classes: C, without "no object".
         num_queries: Q.
         num_masked_blocks: L2, the number of last blocks that the queries pass through.
@@ -64,7 +64,7 @@ class EoMT(nn.Module):
             )
         if num_queries < 1 or num_classes < 1:
             raise InputError(f"model.num_queries={num_queries} and {num_classes} classes: both must be at least 1")
-        # Computes each block again in the backward pass instead of keeping what it computed on the way.
+        # Recompute each block in the backward pass instead of keeping its activations.
         self.activation_checkpointing = False
         dim = self.backbone.embed_dim
         self.num_masked_blocks = num_masked_blocks
@@ -74,7 +74,7 @@ class EoMT(nn.Module):
             nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
         )
         self.upscale = nn.Sequential(*(Upscale(dim) for _ in range(max(1, int(math.log2(patch_size)) - 2))))
-        # Not part of the weights: files of the original carry means and deviations that are wrong.
+        # No weights: the original's files hold wrong means and deviations.
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
@@ -92,18 +92,18 @@ class EoMT(nn.Module):
     def num_classes(self) -> int:
         return self.class_head.out_features - 1
 
-    def forward(self, images: Tensor, drops: Tensor | None = None) -> list[QueryOutput]:
+    def forward(self, images: Tensor, dropped_masks: Tensor | None = None) -> list[QueryOutput]:
         """Segment images.
 
         Args:
             images: [B, 3, H, W], H and W multiples of the patch size, padded with zeros where there is no
                 image; uint8 0..255 or floating point 0..1.
-            drops: None for the mask-free network. Otherwise bool [L2, B, Q], True where a query's
-                attention mask is dropped in a block; the network then predicts before each of its last
-                L2 blocks too, and that prediction masks the block's attention.
+            dropped_masks: None for the mask-free network. Otherwise bool [L2, B, Q], True where a query's attention
+                mask is dropped in a block; the network then predicts before each of its last L2 blocks too, and that
+                prediction masks the block's attention.
 
         Returns:
-            The predictions in order, the last of which is the answer: L2 + 1 of them with `drops`,
+            The predictions in order, the last of which is the network's result: L2 + 1 of them with `dropped_masks`,
             otherwise one.
         """
         grid = self._grid(images)
@@ -116,20 +116,20 @@ class EoMT(nn.Module):
         outputs = []
         for k in range(self.num_masked_blocks):
             mask = None
-            if drops is not None:
+            if dropped_masks is not None:
                 outputs.append(self.predict(tokens, grid))
-                mask = self._attention_mask(outputs[-1], grid, drops[k])
+                mask = self._attention_mask(outputs[-1], grid, dropped_masks[k])
             tokens = self._run_block(first + k, tokens, rope, mask)
         outputs.append(self.predict(tokens, grid))
         return outputs
 
     def predict(self, tokens: Tensor, grid: tuple[int, int]) -> QueryOutput:
-        """Classes and masks of the queries in `tokens` [B, Q + prefix + patches, D]."""
+        """Predict classes and masks of the queries in `tokens` [B, Q + prefix + patches, D]."""
         tokens = self.backbone.norm(tokens)
         queries = tokens[:, : self.num_queries]
         patches = tokens[:, self.num_queries + self.backbone.num_prefix_tokens :]
         embeddings = self.mask_head(queries)
-        # Autocast norms in float32, twice the memory of what the masks' product takes.
+        # Under autocast norms give float32, twice the memory that the masks' product needs.
         features = self.upscale(patches.unflatten(1, grid)).to(embeddings.dtype)
         return QueryOutput(embeddings, features, self.class_head(queries))
 
@@ -151,21 +151,21 @@ class EoMT(nn.Module):
         return height // patch, width // patch
 
     @torch.no_grad()
-    def _attention_mask(self, output: QueryOutput, grid: tuple[int, int], drop: Tensor) -> Tensor:
-        """Where queries may attend, bool [B, Q, Q + prefix + patches]: to all queries and prefix tokens,
-        and to the patches of their own mask, or to all patches where the mask is dropped."""
+    def _attention_mask(self, output: QueryOutput, grid: tuple[int, int], dropped: Tensor) -> Tensor:
+        """Attention mask of the queries, bool [B, Q, Q + prefix + patches], True where they may attend: to all queries
+        and prefix tokens, and to the patches of their own mask, or to all patches where the mask is dropped."""
         inside = output.masks_on(grid).flatten(2) > 0
         always = inside.new_ones(*inside.shape[:2], self.num_queries + self.backbone.num_prefix_tokens)
-        return torch.cat((always, inside | drop[:, :, None]), dim=2)
+        return torch.cat((always, inside | dropped[:, :, None]), dim=2)
 
 
 class Upscale(nn.Module):
     """Doubles the resolution of a feature map: [B, h, w, D] to [B, 2h, 2w, D].
 
-    A transposed convolution whose stride is its kernel is a linear layer and a shuffle of pixels. The
-    backward pass of the former takes three times as long on a CPU; and the channels, last here, are where
-    the norm and the masks' product want them. What is cheap to compute, all but the linear layer, is computed
-    again in the backward pass instead of kept: a quarter of a training step's memory for a few percent of its time.
+    A transposed convolution whose stride is its kernel is a linear layer and a shuffle of pixels. Its own backward
+    pass takes three times as long on a CPU, and the norm and the masks' product want the channels last. All but the
+    linear layer is cheap and recomputed in the backward pass: a quarter of a training step's memory for a few percent
+    of its time.
     """
 
     def __init__(self, dim: int):
@@ -177,12 +177,12 @@ class Upscale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         compiling = torch.compiler.is_compiling()
         if x.device.type == "cpu" and not torch.is_grad_enabled() and not compiling:
-            # Where nothing is differentiated the convolution saves the shuffle.
-            x = self.transposed(x.permute(0, 3, 1, 2))
-            return self.norm(self.depthwise(torch.ops.aten.gelu_(x)).permute(0, 2, 3, 1))
+            # Without a backward pass the convolution is faster: it saves the shuffle.
+            x = F.gelu(self.transposed(x.permute(0, 3, 1, 2)))
+            return self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         weight = self.transposed.weight.permute(2, 3, 1, 0).flatten(0, 2)
         x = F.linear(x, weight, self.transposed.bias.repeat(4))
-        # A compiler decides by itself what to keep.
+        # A compiler chooses itself what to recompute.
         if torch.is_grad_enabled() and x.requires_grad and not compiling:
             return checkpoint(self._finish, x, use_reentrant=False, preserve_rng_state=False)
         return self._finish(x)

@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA, arXiv 2106.09685): a few weights beside frozen ones, merged into them when read."""
+"""Low-rank adaptation (LoRA, arXiv 2106.09685): small trained weights beside frozen ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _A, _B = ".lora_a", ".lora_b"
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer whose weight W is changed by `scale * B @ A`; W and its bias keep their names.
+    """Linear layer with the weight W + (alpha / rank) B A; W and its bias keep their names.
 
     Args:
-        layer: whose weight and bias are taken over.
+        layer: the layer whose weight and bias are used.
         rank: r of A [r, in] and B [out, r]; at least 1.
-        alpha: the change is scaled by alpha / rank.
-        generator: for A, which begins uniform as PyTorch's linear layers do; B begins at 0.
+        alpha: the scale of the change, times the rank.
+        generator: the generator of A's initial values, uniform as in PyTorch's linear layers; B starts from 0.
     """
 
     def __init__(self, layer: nn.Linear, rank: int, alpha: float, generator: torch.Generator | None = None):
@@ -37,17 +37,17 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + self.change(x)
 
     def change(self, x: Tensor) -> Tensor:
-        """What A and B add to the layer's output."""
+        """The output that A and B add to the layer's own."""
         return F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
 
 
 def add_lora(blocks: nn.ModuleList, rank: int, alpha: float, seed: int) -> None:
-    """Let each linear layer of the blocks (attention's and MLP's) be a `LoRALinear`, in place.
+    """Replace each linear layer of the blocks (attention's and MLP's) by a `LoRALinear`, in place.
 
     Args:
-        blocks: of a ViT.
+        blocks: a ViT's blocks.
         rank, alpha: see `LoRALinear`.
-        seed: of the new weights, which are the same on every rank.
+        seed: the seed of the new weights, which are the same on every rank.
 
     Raises:
         InputError: if the rank or alpha is no positive number.
@@ -65,14 +65,14 @@ def add_lora(blocks: nn.ModuleList, rank: int, alpha: float, seed: int) -> None:
 
 
 def merged(state: Mapping[str, Tensor], lora: Mapping | None) -> dict[str, Tensor]:
-    """Weights under their plain names, with the change that A and B make.
+    """Merge A and B into the weights W, under their plain names.
 
     Args:
-        state: of a network with or without `LoRALinear`s.
+        state: the state dict of a network with or without `LoRALinear`s.
         lora: the `rank` and `alpha` that it was trained with.
 
     Raises:
-        InputError: if there are A and B, but no such numbers, or they do not fit.
+        InputError: if `state` holds A and B, but `lora` no such numbers, or they do not fit.
     """
     plain = {name: value for name, value in state.items() if not name.endswith((_A, _B))}
     for name in state.keys() - plain.keys():

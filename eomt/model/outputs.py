@@ -1,4 +1,4 @@
-"""What the network predicts, apart from the network: post-processing needs no model code."""
+"""The network's predictions as plain tensors: post-processing and loss need no model code."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from eomt.loss.points import corners, sample_logits
+from eomt.model.sampling import corners, sample_maps
 
 
 class Logits(NamedTuple):
-    """One prediction.
+    """One prediction for B images.
 
     Attributes:
         mask_logits: [B, Q, H/s, W/s], s = 4 for patch 16; a pixel belongs to a query where the logit is > 0.
@@ -26,7 +25,7 @@ class Logits(NamedTuple):
 
     def masks_at(self, points: Tensor) -> Tensor:
         """All queries' mask logits at points [B, P, 2] of their image: [B, Q, P], in full precision."""
-        return sample_logits(full_precision(self.mask_logits), points)
+        return sample_maps(full_precision(self.mask_logits), points)
 
     def masks_of(self, image: Tensor, query: Tensor, counts: Sequence[int]) -> Tensor:
         """Single queries' mask logits [M, h, w] in full precision; see `QueryOutput.masks_of`."""
@@ -34,7 +33,7 @@ class Logits(NamedTuple):
 
 
 class QueryOutput(NamedTuple):
-    """One prediction, its masks not yet multiplied out: a loss needs few of them, or few of their pixels.
+    """One prediction for B images, its masks not yet multiplied out: a loss needs few of them, or few of their pixels.
 
     Attributes:
         mask_embeddings: [B, Q, D].
@@ -52,7 +51,7 @@ class QueryOutput(NamedTuple):
         return _product(self.mask_embeddings, self.features)
 
     def logits(self) -> Logits:
-        """With all masks multiplied out."""
+        """Multiply all masks out."""
         return Logits(self.mask_logits, self.class_logits)
 
     def masks_on(self, grid: tuple[int, int]) -> Tensor:
@@ -81,41 +80,14 @@ class QueryOutput(NamedTuple):
         Args:
             image: int64 [M], ascending.
             query: int64 [M].
-            counts: how many of the M are of each image, on the host.
+            counts: the number of the M in each image, on the host.
 
         Returns:
             [M, h, w] in full precision.
         """
-        masks = _OwnProducts.apply(self.mask_embeddings[image, query], self.features.flatten(1, 2), tuple(counts))
-        return full_precision(masks).unflatten(1, self.features.shape[1:3])
-
-
-class _OwnProducts(torch.autograd.Function):
-    """Of embeddings [M, D], so many for each image, the products with the image's own features [B, N, D]: [M, N].
-
-    PyTorch's own backward pass of a loop over images copies the features' whole gradient once more.
-    """
-
-    @staticmethod
-    def forward(ctx, embeddings: Tensor, features: Tensor, counts: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(embeddings, features)
-        ctx.counts = counts
-        masks = embeddings.new_empty(len(embeddings), features.shape[1])
-        for out, own, image in zip(masks.split(counts), embeddings.split(counts), features, strict=True):
-            torch.mm(own, image.T, out=out)
-        return masks
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        embeddings, features = ctx.saved_tensors
-        of_embeddings, of_features = torch.empty_like(embeddings), torch.empty_like(features)
-        parts = (gradient, embeddings, of_embeddings)
-        parts = zip(*(part.split(ctx.counts) for part in parts), features, of_features, strict=True)
-        for own, embedding, of_embedding, image, of_image in parts:
-            torch.mm(own, image, out=of_embedding)
-            torch.mm(own.T, embedding, out=of_image)
-        return of_embeddings, of_features, None
+        embeddings = self.mask_embeddings[image, query].split(tuple(counts))
+        masks = [own @ features.T for own, features in zip(embeddings, self.features.flatten(1, 2), strict=True)]
+        return full_precision(torch.cat(masks)).unflatten(1, self.features.shape[1:3])
 
 
 def _product(embeddings: Tensor, features: Tensor) -> Tensor:
@@ -123,5 +95,5 @@ def _product(embeddings: Tensor, features: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """In float32, or float64 where it was."""
+    """Cast to float32, or leave float64 as it is."""
     return x if x.dtype == torch.float64 else x.float()

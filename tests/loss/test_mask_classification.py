@@ -6,16 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from eomt.loss.mask_classification import MaskClassificationLoss
-from eomt.loss.matching import match, matching_cost
+from eomt.loss.matching import matching_cost
 from eomt.loss.points import (
     LossPoints,
     sample_all_targets,
     sample_known,
-    sample_logits,
-    sample_targets,
-    uncertain_points,
 )
 from eomt.model.outputs import Logits, QueryOutput
+from eomt.model.sampling import sample_maps
 from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
 from tests.golden_numbers import golden_json, golden_tensors
 from tests.host_syncs import HostSyncs
@@ -61,57 +59,6 @@ def test_matching_equals_the_originals(recorded):
     for b, (queries, segments) in enumerate(expected["matched"]):
         assert query[image == b].tolist() == queries
         assert target[image == b].tolist() == segments
-
-
-def test_targets_are_read_as_grid_sample_reads_masks():
-    generator = torch.Generator().manual_seed(0)
-    masks = [torch.rand(t, 17, 23, generator=generator) > 0.4 for t in (3, 5)]
-    targets = batch_of(masks, [torch.arange(3), torch.arange(5)])
-    assert targets.ids.shape[1] > 1, "the masks overlap, so they need several planes"
-    points = torch.rand(2, 400, 2, generator=generator)
-    ours = sample_all_targets(targets, points)
-    for b in range(2):
-        plain = sample_logits(masks[b].float()[None], points[b : b + 1])[0]
-        torch.testing.assert_close(ours[b, : len(masks[b])], plain, atol=1e-5, rtol=0)
-    assert (ours[0, 3:] == 0).all()
-    image, segment = torch.tensor([1, 0, 1]), torch.tensor([4, 2, 0])
-    own_points = torch.rand(3, 300, 2, generator=generator)
-    ours = sample_targets(targets, image, segment, own_points)
-    chosen = torch.stack([masks[b][t] for b, t in zip(image, segment, strict=True)]).float()
-    torch.testing.assert_close(ours, sample_logits(chosen[:, None], own_points)[:, 0], atol=1e-5, rtol=0)
-
-
-def test_uncertain_points_are_the_nearest_to_zero():
-    logits = torch.randn(2, 8, 8)
-    candidates, extra = torch.rand(2, 60, 2), torch.rand(2, 5, 2)
-    chosen = uncertain_points(logits, candidates, extra, 15)
-    assert chosen.shape == (2, 20, 2)
-    torch.testing.assert_close(chosen[:, 15:], extra)
-    values = sample_logits(logits[:, None], candidates)[:, 0].abs()
-    kept = sample_logits(logits[:, None], chosen[:, :15])[:, 0].abs()
-    torch.testing.assert_close(kept.sort(1).values, values.sort(1).values[:, :15])
-
-
-def test_cost_is_the_plain_formula():
-    x, y = torch.randn(1, 4, 50), (torch.rand(1, 3, 50) > 0.5).float()
-    classes, labels = torch.randn(1, 4, 6), torch.tensor([[2, 0, 4]])
-    cost = matching_cost(x, classes, y, labels, 5, 5, 2)[0]
-    for q in range(4):
-        for t in range(3):
-            bce = F.binary_cross_entropy_with_logits(x[0, q], y[0, t])
-            p = x[0, q].sigmoid()
-            dice = 1 - (2 * (p * y[0, t]).sum() + 1) / (p.sum() + y[0, t].sum() + 1)
-            probability = classes[0, q].softmax(0)[labels[0, t]]
-            torch.testing.assert_close(cost[q, t], 5 * bce + 5 * dice - 2 * probability, atol=1e-5, rtol=0)
-
-
-def test_non_finite_logits_do_not_reach_the_matcher():
-    x = torch.randn(1, 4, 50)
-    x[0, 1] = float("nan")
-    x[0, 2] = float("inf")
-    cost = matching_cost(x, torch.randn(1, 4, 3), torch.ones(1, 2, 50), torch.tensor([[0, 1]]), 5, 5, 2)
-    assert cost.isfinite().all()
-    assert match(cost[None], [2]).shape == (1, 3, 2)
 
 
 def test_a_batch_equals_its_images_one_by_one():
@@ -207,7 +154,7 @@ def test_what_is_in_void_does_not_decide_the_matching(half_void):
     truth = sample_all_targets(targets, points[0].match)
 
     def cost(known):
-        sampled = sample_logits(outputs[0].mask_logits, points[0].match)
+        sampled = sample_maps(outputs[0].mask_logits, points[0].match)
         return matching_cost(sampled, class_logits, truth, targets.labels, 5, 5, 2, known)
 
     before, counted = cost(known), cost(None)

@@ -112,6 +112,7 @@ def test_checkpointed_activations_change_nothing(name):
     torch.testing.assert_close(*results, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny"])
 def test_compiled_without_graph_breaks_or_recompiling(name):
     network = golden_network(name).train()
@@ -129,20 +130,6 @@ def test_compiled_without_graph_breaks_or_recompiling(name):
         torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     torch._dynamo.reset()
-
-
-def test_points_are_drawn_anew_the_same_and_by_image():
-    loss = MaskClassificationLoss(num_points=40)
-    one, other = loss.draw(2, 5, (3, 0, 9), (7, 8, 9))
-    assert one.match.shape == (3, 40, 2)
-    assert one.candidates.shape == (8, 120, 2)
-    assert one.extra.shape == (8, 10, 2)
-    assert torch.equal(one.candidates, one.candidates)
-    assert not torch.equal(one.match, other.match)
-    assert one.match.unique().numel() > 0.99 * one.match.numel()
-    alone = loss.draw(2, 5, (9,), (9,))[0]
-    assert torch.equal(alone.match[0], one.match[2])
-    assert torch.equal(alone.candidates, one.candidates[3:])
 
 
 def test_gradients_have_their_parameters_strides():
