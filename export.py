@@ -35,36 +35,20 @@ def main(cfg: DictConfig) -> None:
 
     # Before the weights are read, which may take long.
     check_out(cfg["out"], cfg["overwrite"])
-    images = [] if cfg["images"] is None else find_images(cfg["images"], cfg["out"])[1]
-    check_form(cfg["format"], str(cfg["precision"]), images)
+    form = {"format": cfg["format"], "precision": str(cfg["precision"])}
+    form["images"] = [] if cfg["images"] is None else find_images(cfg["images"], cfg["out"])[1]
+    check_form(**form)
     if cfg["kind"] is not None:
-        task_of(cfg["kind"])  # raises InputError if there is none
-    classes = None if cfg["classes"] is None else read_classes(cfg["classes"], Path.cwd(), key="classes")
-    weights = read_weights(
-        cfg["ckpt"], kind=cfg["kind"], classes=classes, network=cfg["network"], backbone=cfg["delta_base"]
-    )
-    run, metrics = metrics_of(cfg["ckpt"])
-    try:
-        check = export(
-            weights,
-            cfg["format"],
-            cfg["out"],
-            precision=str(cfg["precision"]),
-            batch=None if cfg["dynamic_batch"] else cfg["batch_size"],
-            images=images,
-            run=run,
-            metrics=metrics,
-            overwrite=cfg["overwrite"],
-        )
-    except OSError as error:
-        raise InputError(f"out={cfg['out']}: {error.strerror or error}; choose another folder") from error
+        task_of(cfg["kind"])
+    chosen = {"kind": cfg["kind"], "network": cfg["network"], "backbone": cfg["delta_base"]}
+    if cfg["classes"] is not None:
+        chosen["classes"] = read_classes(cfg["classes"], Path.cwd(), key="classes")
+    weights = read_weights(cfg["ckpt"], **chosen)
+    form["batch"] = None if cfg["dynamic_batch"] else cfg["batch_size"]
+    form["run"], form["metrics"] = metrics_of(cfg["ckpt"])
+    check = export(weights, out=cfg["out"], overwrite=cfg["overwrite"], **form)
     if check is not None:
-        log.info(
-            "compared with PyTorch on %d inputs: logits up to %.1f differ by at most %.1e",
-            check.inputs,
-            check.largest,
-            check.difference,
-        )
+        log.info("compared with PyTorch: %s", check)
     log.info("%s: %s", cfg["format"], cfg["out"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eomt.errors import InputError
-from eomt.export.files import check_out, replacing_folder
+from eomt.export.files import ArchiveFile, check_out, replacing_folder
 from eomt.export.graph import Check, check_graph, write_onnx, write_torch_export
 from eomt.export.model_card import model_card
-from eomt.export.redact import portable_config
+from eomt.export.redact import redact
 from eomt.files import write_json
 from eomt.inference.load_image import load_image
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.weights.huggingface_export import to_huggingface
 from eomt.weights.original import to_original
-from eomt.weights.safe_load import EXPORT, WHOLE
+from eomt.weights.safe_load import CONFIG, EXPORT, PROCESSOR, WHOLE, read_json
 from eomt.weights.weights import Weights
 
 FORMATS = ("eomt", "hf", "original", "onnx", "torch_export")
@@ -37,7 +36,7 @@ def export(
     *,
     precision: str = "32",
     batch: int | None = 1,
-    images: Iterable[Path] = (),
+    images: Sequence[Path] = (),
     run: Path | None = None,
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -45,51 +44,64 @@ def export(
     """Write a folder with weights and a model card, whole or not at all.
 
     Args:
-        weights: of a network whose kind and classes are known.
+        weights: weights whose kind and classes are known.
         format: - "eomt": ours, `model.safetensors` and `eomt.json`, for `Segmenter`, predict.py and training.
-            - "hf": what transformers' `from_pretrained` reads.
+            - "hf": the form that transformers' `from_pretrained` reads.
             - "original": `pytorch_model.bin` under the original's keys; with `eomt.json`, which says what these do
               not, such as the number of heads.
             - "onnx" and "torch_export": graphs of the mask-free network, `model.onnx` and `model.pt2`, from
               uint8 images to float32 logits, each compared with PyTorch; with `eomt.json`.
         out: the folder; a previous export there is replaced if `overwrite` is set.
         precision: of the weights: "32", "16" or "bf16" (not for ONNX).
-        batch: how many images a graph takes at a time; None for any number.
+        batch: the number of images that a graph takes at a time; None for any number.
         images: files on which a graph is compared, beside noise.
-        run: the folder of the training run, if known: see `portable_config`.
-        metrics: for the card, contents of a run's `metrics.json`.
+        run: the folder of the training run, if known: see `redact`.
+        metrics: contents of a run's `metrics.json`, for the card.
 
     Returns:
-        how far a graph is from PyTorch; None for the other formats.
+        The difference between a graph and PyTorch; None for the other formats.
 
     Raises:
-        InputError: if an argument is none of these, `out` is taken, or a graph differs from PyTorch.
+        InputError: if an argument is none of these, `out` is taken or cannot be written, or a graph differs from
+            PyTorch.
     """
-    images = list(images)
     check_form(format, precision, images)
     path = check_out(out, overwrite)
-    config, overrides = portable_config(weights.config, weights.overrides, run)
+    config, overrides = redact(weights.config, weights.overrides, run)
     metrics = dict(metrics or {})
     state = _rounded(weights.state, _DTYPES[precision])
+    description = {
+        "kind": weights.kind,
+        "classes": weights.classes.to_list(),
+        "network": dict(weights.network),
+        "config": config,
+        "overrides": overrides,
+        "step": weights.step,
+        "metrics": metrics,
+    }
+    check = None
     with replacing_folder(path) as folder:
-        check = None
         if format == "eomt":
-            save_file(state, folder / "model.safetensors", {"format": "pt"})
+            save_file(state, folder / WHOLE[0], {"format": "pt"})
         elif format == "hf":
-            _write_huggingface(folder, weights, state)
+            parts = to_huggingface(state, weights.network, weights.classes, weights.kind)
+            save_file(_own_memory(parts[0]), folder / WHOLE[0], {"format": "pt"})
+            write_json(folder / CONFIG, parts[1])
+            write_json(folder / PROCESSOR, parts[2])
         elif format == "original":
-            torch.save(_own_memory(to_original(state, weights.network)), folder / "pytorch_model.bin")
+            with ArchiveFile(folder / WHOLE[1]) as file:
+                torch.save(_own_memory(to_original(state, weights.network)), file)
         else:
             check = _write_graph(folder, format, weights, state, precision, batch, images)
         if format != "hf":
-            write_json(folder / EXPORT, _description(weights, config, overrides, metrics))
+            write_json(folder / EXPORT, description)
         card = model_card(weights, config, metrics, format, precision, batch, path.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return check
 
 
 def check_form(format: str, precision: str, images: Sequence[Path]) -> None:
-    """InputError unless `export` takes these, of which nothing hangs on the weights."""
+    """Raise InputError unless `export` takes these, which do not depend on the weights."""
     if format not in FORMATS:
         raise InputError(f"format={format} is none of {', '.join(FORMATS)}")
     if precision not in _DTYPES or (format, precision) == ("onnx", "bf16"):
@@ -110,39 +122,15 @@ def metrics_of(source: str | Path) -> tuple[Path | None, dict[str, Any]]:
     path = Path(source).expanduser()
     if path.parent.name == "checkpoints":
         run = path.absolute().parent.parent
-        return run, _json(run / "metrics.json")
+        return run, _scores(run / "metrics.json")
     if not path.is_dir() and path.name not in WHOLE:
         return None, {}
-    metrics = _json((path if path.is_dir() else path.parent) / EXPORT).get("metrics")
+    metrics = _scores((path if path.is_dir() else path.parent) / EXPORT).get("metrics")
     return None, metrics if isinstance(metrics, dict) else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _description(weights: Weights, config: dict, overrides: list[str], metrics: dict) -> dict[str, Any]:
-    """What a checkpoint of ours carries beside the weights, and the scores."""
-    return {
-        "kind": weights.kind,
-        "classes": weights.classes.to_list(),
-        "network": dict(weights.network),
-        "config": config,
-        "overrides": overrides,
-        "step": weights.step,
-        "metrics": metrics,
-    }
-
-
-def _write_huggingface(folder: Path, weights: Weights, state: dict[str, Tensor]) -> None:
-    state, config, preprocessor = to_huggingface(state, weights.network, weights.classes, weights.kind)
-    save_file(_own_memory(state), folder / "model.safetensors", {"format": "pt"})
-    write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", preprocessor)
+def _scores(path: Path) -> dict[str, Any]:
+    return read_json(path, str(path)) if path.is_file() else {}
 
 
 def _write_graph(
@@ -157,6 +145,7 @@ def _write_graph(
     network = EoMT(**weights.network).eval()
     network.load_state_dict(state)
     written = network if precision == "32" else copy.deepcopy(network).to(_DTYPES[precision])
+    # Not by the task, which may be code that the weights name.
     geometry = WINDOWS if weights.kind == "semantic" else FIT_AND_PAD
     inputs = (geometry.prepare(load_image(image), network.image_size)[0] for image in images)
     if format == "torch_export":
@@ -167,18 +156,12 @@ def _write_graph(
 
 
 def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    # What no longer is a number would not load.
+    """Weights in a precision, none of which may become infinite: they would not load."""
     largest = torch.finfo(dtype).max
-    rounded = {}
     for name, value in state.items():
-        if value.is_floating_point():
-            if dtype != value.dtype and value.numel() and value.abs().max() > largest:
-                raise InputError(
-                    f"precision=16 cannot hold {name}, whose values exceed {largest:.0f}: choose bf16 or 32"
-                )
-            value = value.to(dtype)
-        rounded[name] = value.contiguous()
-    return rounded
+        if dtype != value.dtype and value.numel() and value.abs().max() > largest:
+            raise InputError(f"precision=16 cannot hold {name}, whose values exceed {largest:.0f}: choose bf16 or 32")
+    return {name: value.to(dtype).contiguous() for name, value in state.items()}
 
 
 def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from eomt.errors import InputError
 
-# What exports write; a folder that holds anything else is not replaced.
+# Files of exports; a folder that holds anything else is not replaced.
 _FILES = {
     "README.md",
     "config.json",
@@ -41,18 +43,21 @@ def check_out(out: str | Path, overwrite: bool) -> Path:
     foreign = [name for name in names if name not in _FILES]
     if foreign:
         raise InputError(f"out={out} holds {foreign[0]}, which no export wrote: choose another folder")
-    if names and not overwrite:
+    if names and overwrite is not True:
         raise InputError(f"out={out} has an export already: choose another folder, or set overwrite=true")
     return path
 
 
 @contextmanager
 def replacing_folder(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `out`, which takes its place once the block has succeeded."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary folder beside `out`, which takes its place once the block has succeeded.
+
+    Raises:
+        InputError: if the disk is full or cannot be written; a previous `out` then stays as it was.
+    """
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         mode = temporary.stat().st_mode & 0o666
         for path in temporary.iterdir():
@@ -60,8 +65,44 @@ def replacing_folder(out: Path) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _swap(temporary, out)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"out={out} cannot be written ({reason}): free some space or choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class ArchiveFile:
+    """A file for PyTorch's writer of archives, which would end the process where a write fails.
+
+    Used in a `with` statement, at whose end the first failure is raised.
+
+    Raises:
+        OSError: if the disk is full or a quota used up.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb")
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: closing does it."""
+
+    def __enter__(self) -> ArchiveFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._file:
+            if self._error is not None:
+                raise self._error
 
 
 def _swap(temporary: Path, out: Path) -> None:

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eomt.errors import InputError
+from eomt.export.files import ArchiveFile
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
 
-# The first that has GELU as one operator; onnxruntime reads it since 1.17.
+# The first version that has GELU as one operator; onnxruntime reads it since 1.17.
 OPSET = 20
-# How far logits may be off.
+# The largest difference between logits.
 TOLERANCE = 1e-3
-# In half precision, where every operation rounds by up to 0.0005 of its result (bfloat16: 0.004), and a graph's
-# operations are not those of PyTorch: in parts of the largest logit.
+# The same in half precision, in parts of the largest logit: every operation rounds by up to 0.0005 of its result
+# (bfloat16: 0.004), and a graph's operations are not those of PyTorch.
 HALF_TOLERANCE = 0.05
 
 Run = Callable[[Tensor], Logits]
@@ -32,18 +33,21 @@ class Check(NamedTuple):
     """A graph's logits against the network's.
 
     Attributes:
-        inputs: how many were compared.
-        difference: the largest, absolute.
-        largest: the network's largest logit, absolute.
+        inputs: the number of inputs that were compared.
+        difference: the largest absolute difference.
+        largest: the network's largest absolute logit.
     """
 
     inputs: int
     difference: float
     largest: float
 
+    def __str__(self) -> str:
+        return f"{self.inputs} inputs, logits up to {self.largest:.1f} differ by at most {self.difference:.1e}"
+
 
 class FinalOutput(nn.Module):
-    """The answer of the network without attention masks: mask and class logits in float32."""
+    """The prediction of the mask-free network: mask and class logits in float32."""
 
     def __init__(self, network: EoMT):
         super().__init__()
@@ -59,12 +63,12 @@ def write_onnx(network: EoMT, path: Path, batch: int | None) -> Run:
     """Write an ONNX graph; weights of more than 2 GB go into a file beside it.
 
     Args:
-        network: on the CPU, in evaluation; float32 or float16.
-        path: of the file.
-        batch: how many images the graph takes at a time; None for any number.
+        network: a network on the CPU in evaluation mode; float32 or float16.
+        path: the file to write.
+        batch: the number of images that the graph takes at a time; None for any number.
 
     Returns:
-        What runs the file, by onnxruntime on the CPU.
+        A function that runs the file by onnxruntime on the CPU.
 
     Raises:
         InputError: if the packages that this needs are not installed.
@@ -85,7 +89,7 @@ def write_onnx(network: EoMT, path: Path, batch: int | None) -> Run:
             dynamic_shapes=_dynamic_shapes(batch),
             verbose=False,
         )
-        # The exporter notes where in which file of this machine each node comes from.
+        # The exporter notes the file of this machine that each node comes from.
         for node in program.model.graph:
             node.metadata_props.clear()
         program.save(path)
@@ -94,7 +98,7 @@ def write_onnx(network: EoMT, path: Path, batch: int | None) -> Run:
 
 
 def write_torch_export(network: EoMT, path: Path, batch: int | None) -> Run:
-    """Write an archive of `torch.export`. As `write_onnx`, in any precision; returns what runs the file."""
+    """Write an archive of `torch.export`, in any precision, and return a function that runs it; see `write_onnx`."""
     with _quiet(), torch.no_grad():
         program = torch.export.export(
             FinalOutput(network), (_noise(network, batch or 2),), dynamic_shapes=_dynamic_shapes(batch), strict=False
@@ -102,7 +106,8 @@ def write_torch_export(network: EoMT, path: Path, batch: int | None) -> Run:
         # As above.
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)
-        torch.export.save(program, path)
+        with ArchiveFile(path) as file:
+            torch.export.save(program, file)
         loaded = torch.export.load(path).module()
     return lambda images: Logits(*loaded(images))
 
@@ -112,9 +117,9 @@ def check_graph(network: EoMT, run: Run, batch: int | None, images: Iterable[Ten
     """Compare a written graph with its network, on noise and on images.
 
     Args:
-        network: with the weights that were written.
-        run: what runs the graph.
-        batch: how many images the graph takes at a time; None for any number, of which 1, 2 and 3 are tried.
+        network: the network with the weights that were written.
+        run: runs the graph.
+        batch: the number of images that the graph takes at a time; None for any number, of which 1, 2 and 3 are tried.
         images: inputs uint8 [N, 3, H, W].
         half: whether the graph computes in half precision.
 
@@ -161,7 +166,7 @@ def _dynamic_shapes(batch: int | None) -> tuple | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks, which tell a user nothing that can be acted upon."""
+    """Silence the exporters' remarks, which tell a user nothing that can be acted upon."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

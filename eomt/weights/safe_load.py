@@ -83,7 +83,7 @@ def read_source(path: Path, name: str, mmap: bool = True) -> Source:
     found = [file for file in (EXPORT, CONFIG, PROCESSOR) if folder is not None and (folder / file).is_file()]
     descriptions = {file: read_json(folder / file, f"{name}/{file}") for file in found}
     if FORMAT in content:
-        descriptions[EXPORT] = _plain(content[FORMAT], f"{name}: its description")
+        descriptions[EXPORT] = plain(content[FORMAT], f"{name}: its description")
     return Source(name, content, state, descriptions)
 
 
@@ -131,10 +131,10 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         raise InputError(f"{name} is no JSON ({str(error)[:80]}); {_AGAIN}") from error
     if not isinstance(value, dict):
         raise InputError(f"{name} holds {type(value).__name__}, where a JSON object belongs")
-    return _plain(value, name)
+    return plain(value, name)
 
 
-def _plain(value: Any, name: str) -> Any:
+def plain(value: Any, name: str) -> Any:
     """Copy plain values that a file brings: mappings, lists, text, numbers, true, false and null.
 
     Raises:

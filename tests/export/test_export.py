@@ -19,7 +19,7 @@ from eomt.errors import InputError
 from eomt.export import graph
 from eomt.export.export import export, metrics_of
 from eomt.export.model_card import model_card
-from eomt.export.redact import LOCAL, portable_config
+from eomt.export.redact import LOCAL, redact
 from eomt.inference.segmenter import Segmenter
 from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
@@ -215,17 +215,17 @@ def test_a_folder_of_ours_segments_and_tells_nothing_of_the_machine(trained, tmp
 
 
 def test_what_of_a_configuration_is_portable():
-    config, overrides = portable_config(
+    config, overrides = redact(
         {"a": {"b": "x y", "c": "file:///x", "d": [1, {"e": "~/x"}]}, "ckpt": "runs/a"},
         ["a.b='x y'", "a.c=file:///x", "ckpt=runs/a", "+callbacks.x=1", "~logger", "a={b: '/x'}", "hydra.job.name=x"],
     )
     assert config == {"a": {"b": "x y", "c": None, "d": [1, {"e": None}]}, "ckpt": LOCAL}
     assert overrides == ["a.b='x y'"]
     # That there were other weights is said, where they lie is not; what a Hub id names is no place.
-    assert portable_config({"weights": "/home/someone/dinov3.bin", "ckpt": None})[0] == {"weights": LOCAL, "ckpt": None}
-    assert portable_config({"weights": "hidden"}, ["weights=${oc.env:MINE}"])[0] == {"weights": LOCAL}
+    assert redact({"weights": "/home/someone/dinov3.bin", "ckpt": None})[0] == {"weights": LOCAL, "ckpt": None}
+    assert redact({"weights": "hidden"}, ["weights=${oc.env:MINE}"])[0] == {"weights": LOCAL}
     for stays in (LOCAL, "owner/name", None):
-        assert portable_config({"weights": stays})[0] == {"weights": stays}
+        assert redact({"weights": stays})[0] == {"weights": stays}
 
 
 def test_cards_name_the_licences():
@@ -242,7 +242,7 @@ def test_cards_name_the_licences():
     assert "license" not in card("vit_large_patch16_dinov3_qkvb", random).split("---")[1]
     for beginning in ({"weights": "/home/someone/x.bin"}, {"weights": "owner/name"}, {"ckpt": "/home/someone/x.ckpt"}):
         # Also of what was exported and is exported again.
-        config = portable_config(portable_config(random | beginning)[0])[0]
+        config = redact(redact(random | beginning)[0])[0]
         for backbone, words in (
             ("vit_large_patch16_dinov3_qkvb", "under Meta's"),
             ("vit_large_patch14_dinov2", "DINOv2"),
