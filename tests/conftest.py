@@ -15,6 +15,12 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/stress."""
+    parser.addoption("--count", type=int, help="kills, or damaged files of each kind; default each test's own")
+    parser.addoption("--minutes", type=float, default=30, help="of the soak")
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """24 training and 10 validation images of the built-in task, and a cache folder for this session."""

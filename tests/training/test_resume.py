@@ -106,7 +106,7 @@ def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp
 
 def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tmp_path):
     """PyTorch's error comes at any moment; no checkpoint was written at this one."""
-    kill = "+callbacks.fault={_target_: tests.stress.faults.Inject, what: kill, steps: [8]}"
+    kill = "+callbacks.fault={_target_: tests.injection.Inject, what: kill, steps: [8]}"
     with pytest.raises((InputError, RuntimeError), match="DataLoader worker"):
         train.main(configured(tmp_path, *with_best, kill))
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
