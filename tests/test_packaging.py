@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.running import ROOT
 
 SCRIPT = """
@@ -46,6 +48,7 @@ print("segmented")
 """
 
 
+@pytest.mark.slow
 def test_inference_needs_no_extra(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, tmp_path], capture_output=True, text=True, cwd=ROOT, check=False

@@ -104,7 +104,8 @@ def _trained_and_evaluated(kind, small, folder):
     return after
 
 
-@pytest.mark.xdist_group("train")
+@pytest.mark.slow
+@pytest.mark.xdist_group("tasks")
 def test_instances_from_training_to_the_official_score(small, shapes, tmp_path):
     scores = _trained_and_evaluated("instance", small, tmp_path)
     with zipfile.ZipFile(shapes / "annotations_trainval2017.zip") as archive:
@@ -123,7 +124,8 @@ def test_instances_from_training_to_the_official_score(small, shapes, tmp_path):
     assert scores["ap"] is not None
 
 
-@pytest.mark.xdist_group("train")
+@pytest.mark.slow
+@pytest.mark.xdist_group("tasks")
 def test_semantics_from_training_to_the_official_score(small, shapes, tmp_path):
     scores = _trained_and_evaluated("semantic", small, tmp_path)
     classes = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")[FORMAT]["classes"]
@@ -142,7 +144,8 @@ def test_semantics_from_training_to_the_official_score(small, shapes, tmp_path):
     assert scores["miou"] == pytest.approx(100 * iou.mean(), abs=1e-9)
 
 
-@pytest.mark.xdist_group("train")
+@pytest.mark.slow
+@pytest.mark.xdist_group("tasks")
 def test_own_code_from_outside_the_checkout(tmp_path, monkeypatch):
     """The example's dataset and task, as its own words say to run them; its code runs only where it is allowed."""
     example = ROOT / "examples" / "own_code"
@@ -187,7 +190,8 @@ def own_data(shapes, tmp_path_factory):
     return folder
 
 
-@pytest.mark.xdist_group("train")
+@pytest.mark.slow
+@pytest.mark.xdist_group("tasks")
 @pytest.mark.parametrize(
     ("task", "overrides", "classes"),
     [

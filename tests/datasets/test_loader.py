@@ -27,7 +27,7 @@ from eomt.errors import InputError, worker_failure
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS, Placement
 from tests.memory_reader import MemoryReader
 
-pytestmark = pytest.mark.xdist_group("workers")
+pytestmark = pytest.mark.xdist_group("loader")
 
 
 def training_loader(reader=None, batch_size=2, workers=0, seed=0, **options):

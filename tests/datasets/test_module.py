@@ -14,7 +14,7 @@ from eomt.postprocess.geometry import FIT_AND_PAD
 from eomt.targets import targets_from_id_map
 from tests.memory_reader import CATEGORIES, MemoryReader
 
-pytestmark = pytest.mark.xdist_group("workers")
+pytestmark = pytest.mark.xdist_group("data")
 
 
 class Recorder(LightningModule):

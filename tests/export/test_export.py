@@ -301,6 +301,7 @@ def test_bad_input_is_told_in_one_line(typed, message, trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
 def test_the_sample_answers_as_the_segmenter_does(kind, onnx_folder, tmp_path):
     sample = importlib.import_module("examples.onnx_panoptic")
@@ -314,6 +315,7 @@ def test_the_sample_answers_as_the_segmenter_does(kind, onnx_folder, tmp_path):
     assert_same(answer, segmenter(onnx_folder / "image.png"), 1e-5)
 
 
+@pytest.mark.slow
 def test_the_sample_imports_no_model_code(onnx_folder, tmp_path):
     script = (
         "import sys; sys.path.insert(0, 'examples'); import onnx_panoptic; onnx_panoptic.main(*sys.argv[1:])\n"

@@ -20,7 +20,7 @@ from tests.label_files import label_png, photo, write_folder
 from tests.running import configured
 from tests.two_ranks import run_pair
 
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
 
 DOUBLE = ("trainer.precision=64-true",)
 # A step of eight images: at once, or on two ranks, each of which accumulates two batches of two.

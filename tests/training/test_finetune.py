@@ -20,7 +20,7 @@ from eomt.weights.checkpoint import FORMAT, TRAINED, read_checkpoint
 from eomt.weights.load import read_weights
 from tests.running import configured, equal, typed
 
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = pytest.mark.xdist_group("finetune")
 
 PATIENT = ("callbacks.early_stopping.patience=2", "trainer.max_epochs=1")
 VARIANTS = {
@@ -56,6 +56,7 @@ def checkpoint_of(folder, name="last"):
     return read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_resumed_run_ends_the_same(settings, undisturbed, tmp_path, name):
     """Stopped within a validation, where averages are in the place of the weights, and within an epoch."""
@@ -107,6 +108,7 @@ def _initial(cfg, data):
     return assemble.build_module(cfg, data.classes, data.image_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_evaluation_and_export_take_the_weights_that_were_validated(settings, undisturbed, tmp_path, name):
     run = undisturbed[name]
@@ -219,6 +221,7 @@ def test_averages_follow_their_formula_and_give_way():
     assert torch.equal(module.layer.weight, weights)
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
     """Nothing is better by 1000: the first score is the best, and patience counts from it."""
     caplog.set_level("INFO", logger="eomt")

@@ -30,7 +30,7 @@ from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
 from tests.running import CONFIGS, ROOT, SMALL, configured
 
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = pytest.mark.xdist_group("module")
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +96,7 @@ def test_evaluation_gives_the_number_of_the_last_validation(run, tmp_path, caplo
     assert len(list((tmp_path / "predictions" / "panoptic").glob("*.png"))) == 10
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_where_the_undisturbed_one_does(run, options, tmp_path):
     """Stopped in the middle of an epoch: weights, optimizer and schedule end bit for bit the same."""
     checkpoints = tmp_path / "checkpoints"
@@ -212,6 +213,7 @@ def _command(*arguments, script="train.py", cwd=None, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -230,6 +232,7 @@ def test_command_line_errors_are_one_line_and_exit_1(tmp_path, arguments, words)
     assert words in lines[0]
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_leaves_no_run_folder(tmp_path):
     done = _command("task=coco_panoptic", "data.root=nowhere", cwd=tmp_path)
     assert done.returncode == 1
@@ -242,6 +245,7 @@ def test_a_start_that_fails_leaves_no_run_folder(tmp_path):
     assert (tmp_path / "mine" / "notes.txt").exists()
 
 
+@pytest.mark.slow
 def test_fresh_run_and_resume_from_the_command_line(options, tmp_path):
     """From another folder, with the checkpoint as the only argument of the second run."""
     done = _command(*options, "trainer.max_steps=3", "hydra.run.dir=my run=1", cwd=tmp_path)
@@ -264,6 +268,7 @@ def test_checkpoint_holds_its_own_steps_mask_probabilities(run, options, tmp_pat
     assert saved.tolist() == pytest.approx([mask_probability(4, 1, 9), mask_probability(4, 3, 5)])
 
 
+@pytest.mark.slow
 def test_evaluation_under_masks(run, options, tmp_path):
     """As the original validates: the drops are drawn again by the step that the checkpoint was saved at."""
     early = (*options, "trainer.max_steps=2", "annealing.validate_masked=true", "annealing.windows=[[5,9],[5,9]]")
@@ -309,6 +314,7 @@ def test_prefetch_fills_the_cache_and_ends(options, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_real_coco_archives_train_and_validate(tmp_path, shared_data):
     overrides = [o for o in SMALL if "backbone_options" not in o]
     overrides += ["model.backbone_options={embed_dim: 32, depth: 3, num_heads: 2}", "trainer.max_epochs=1"]
@@ -337,6 +343,7 @@ def test_gradients_are_clipped_by_their_total_norm(run):
     assert logged["train/gradient_norm"] == pytest.approx(3 * count**0.5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_score_each_image_once(run, options, tmp_path):
     """The counts of two ranks, each with half of the images, are those of a single process."""
     folder = tmp_path / "ddp"
@@ -382,6 +389,7 @@ def test_mask_terms_are_divided_by_the_mean_over_ranks():
     assert normalisers(0, 0) == (1, None)
 
 
+@pytest.mark.slow
 def test_training_begins_with_other_weights(run, options, tmp_path, caplog):
     """A checkpoint of another kind with other classes; the resumed run does not read them again."""
     caplog.set_level("INFO", logger="eomt")
@@ -433,6 +441,7 @@ def test_evaluation_of_weights_from_elsewhere(run, shapes, tmp_path):
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_evaluation_of_original_weights(run, shapes, tmp_path):
     """Weights that name neither kind nor classes, of sizes that nobody published: the chosen model says them."""
     weights = read_weights(run / "checkpoints" / "last.ckpt")

@@ -22,7 +22,7 @@ from eomt.training.module import EoMTModule
 from tests.memory_reader import MemoryReader
 from tests.running import ROOT
 
-pytestmark = [pytest.mark.xdist_group("train"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.xdist_group("nonfinite"), pytest.mark.filterwarnings("ignore")]
 
 
 def module(num_queries=6, **changes):
@@ -118,6 +118,7 @@ def same(ours, theirs):
 FP16 = {"precision": None, "plugins": [MixedPrecision("16-mixed", "cpu")]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "precision", "words"),
     [
@@ -143,6 +144,7 @@ def test_a_step_that_is_not_finite_is_left_out_named_and_counted(tmp_path, caplo
     assert all(torch.isfinite(p).all() for p in fault.after[4][0])
 
 
+@pytest.mark.slow
 def test_finite_numbers_are_clipped_as_ever(tmp_path):
     """Bit for bit what PyTorch's own function does."""
     ours = Fault()
@@ -187,6 +189,7 @@ def test_too_many_in_a_row_end_the_run_and_leave_the_batch(tmp_path, caplog):
         module(max_skipped_steps=0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_on(tmp_path):
     def fault():
         return Fault("dice", {3, 4, 5, 6})
@@ -302,6 +305,7 @@ say("rank", trainer.global_rank, "skipped", model.finite.skipped, "moved", moved
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_leave_a_step_out_together_and_step_without_targets(tmp_path):
     """NaN on one rank alone; no target at all in a whole batch of the other."""
     script = tmp_path / "ranks.py"

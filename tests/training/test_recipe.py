@@ -71,6 +71,7 @@ def test_bad_windows_are_named(window):
         resolve_windows([window], 100)
 
 
+@pytest.mark.slow
 def test_twenty_steps_equal_the_originals():
     """In float64 under the recorded draws: every loss term, gradient norm and final weight."""
     record, plan = golden_tensors("trajectory"), golden_json("trajectory")

@@ -24,7 +24,7 @@ from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, check_same_training, intact, read_checkpoint
 from tests.running import configured, equal
 
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = pytest.mark.xdist_group("resume")
 
 
 class StopAt(lightning.Callback):
@@ -79,6 +79,7 @@ def _same(folder, undisturbed):
     assert _rows(folder) == _rows(undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "places",
     [
@@ -104,6 +105,7 @@ def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp
         assert equal(ours[part], theirs[part]), part
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tmp_path):
     """PyTorch's error comes at any moment; no checkpoint was written at this one."""
     kill = "+callbacks.fault={_target_: tests.injection.Inject, what: kill, steps: [8]}"
@@ -115,6 +117,7 @@ def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tm
     _same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(settings, undisturbed, tmp_path, caplog, damage):
     run = tmp_path / "run"
@@ -251,6 +254,7 @@ def _full_disk(monkeypatch):
     monkeypatch.setattr("eomt.training.checkpoint.torch.save", save)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(settings, undisturbed, tmp_path, monkeypatch):
     stop = "+callbacks.stop={_target_: tests.training.test_resume.StopAt, place: step, step: 4}"
     with pytest.raises(Stopped):

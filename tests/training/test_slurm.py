@@ -16,6 +16,7 @@ from tests.running import ROOT
 from tests.slurm_cluster import cluster, missing
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(bool(missing()), reason=missing() or "SLURM is there"),
 ]

@@ -15,7 +15,7 @@ from eomt.errors import Stopped
 from eomt.weights.checkpoint import read_checkpoint
 from tests.running import ROOT, configured
 
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stop")]
 
 LONGER = ("trainer.max_epochs=12", "callbacks.last.every_n_steps=1", "trainer.limit_val_batches=0")
 

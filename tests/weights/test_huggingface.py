@@ -113,6 +113,7 @@ def test_ours_in_theirs_gives_our_logits_and_comes_back_bit_by_bit(transformers,
     assert classes_of(json.loads((tmp_path / "again" / "config.json").read_text())) == ("panoptic", CLASSES_OF_4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "num_masked_blocks"), PUBLISHED)
 def test_published_sizes_are_those_of_transformers(transformers, backbone, num_masked_blocks):
     network = published(backbone, num_masked_blocks)

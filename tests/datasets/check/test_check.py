@@ -250,6 +250,7 @@ def test_all_faults_of_a_panoptic_set_are_named(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "contact_train.png").is_file()
 
 
+@pytest.mark.slow
 def test_label_files(tmp_path, monkeypatch):
     """By the command line, with two workers: exit status 1 and one line of error."""
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path / "cache"))

@@ -323,6 +323,7 @@ def test_bad_images(tmp_path, tiny):
 # Real data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "images", "crowds"), [("train", 106, 11), ("val", 110, 13)])
 def test_real_masks_are_those_of_pycocotools(shared_data, tmp_path, split, images, crowds):
     archive = zipfile.ZipFile(shared_data / "coco" / "annotations_trainval2017.zip")

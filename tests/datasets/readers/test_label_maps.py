@@ -85,6 +85,7 @@ def test_own_folders_and_archives(tmp_path, own, zipped):
     check_own(pickle.loads(sent), own)
 
 
+@pytest.mark.slow
 def test_a_spawned_process_reads_the_same(tmp_path, own):
     data = open_own(own.write(tmp_path, zipped=True))
     (tmp_path / "reader").write_bytes(pickle.dumps(data))
