@@ -7,8 +7,7 @@ ROOT is a folder as the task's reader takes it. Rows:
 
 - decode: JPEG, and PNG where the ground truth is one, to arrays, from memory; nothing else: the limit
 - read: the same with targets, by the reader's `read`
-- read to train: what `TrainingSet` reads
-- train: that, and `TrainTransform`; what a worker does for a sample
+- train: read, and `TrainTransform`; what a worker does for a sample
 - per mask: read, then torchvision v2 with one boolean mask per segment, the usual way
 
 All rows run in one process and on one thread, in turns, each over the same images, after a round to warm up; processor
@@ -28,6 +27,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -47,7 +48,8 @@ class Case(NamedTuple):
     Attributes:
         reader: opened with a root and a split.
         size: side of the training images.
-        scale_range, color_jitter: of `TrainTransform`.
+        scale_range: see `TrainTransform`.
+        distorted: by the augmentations of configs/common/photometric.yaml.
         files: the bytes of an image and of its ground truth, None where that is in the index.
         decode: of the ground truth.
     """
@@ -55,7 +57,7 @@ class Case(NamedTuple):
     reader: type
     size: int
     scale_range: tuple[float, float]
-    color_jitter: bool
+    distorted: bool
     files: Callable[[Reader, int], tuple[bytes, bytes | None]]
     decode: Callable | None
 
@@ -100,17 +102,16 @@ def read_row(images: list[ImageKey], case: Case) -> Callable:
     return lambda place, turn: images[place][0].read(images[place][1])
 
 
-def _read_to_train(reader: Reader, index: int) -> tuple:
-    return getattr(reader, "read_for_training", reader.read)(index)
-
-
-def read_to_train_row(images: list[ImageKey], case: Case) -> Callable:
-    return lambda place, turn: _read_to_train(*images[place])
+def photometric() -> list:
+    """The published photometric distortion, as the recipes have it."""
+    recipe = OmegaConf.load(Path(__file__).parents[1] / "configs" / "common" / "photometric.yaml")
+    return instantiate(recipe.data.augmentations, _convert_="all")
 
 
 def train_row(images: list[ImageKey], case: Case) -> Callable:
-    transform = TrainTransform((case.size, case.size), case.scale_range, case.color_jitter)
-    return lambda place, turn: transform(*_read_to_train(*images[place]), (turn, place))
+    augmentations = photometric() if case.distorted else ()
+    transform = TrainTransform((case.size, case.size), case.scale_range, augmentations)
+    return lambda place, turn: transform(*images[place][0].read(images[place][1]), (turn, place))
 
 
 def per_mask_row(images: list[ImageKey], case: Case) -> Callable:
@@ -121,7 +122,7 @@ def per_mask_row(images: list[ImageKey], case: Case) -> Callable:
     )
     steps = v2.Compose(
         [
-            *([jitter] if case.color_jitter else []),
+            *([jitter] if case.distorted else []),
             v2.RandomHorizontalFlip(),
             v2.ScaleJitter((size, size), case.scale_range),
             v2.RandomCrop(size, pad_if_needed=True),
@@ -141,7 +142,6 @@ def per_mask_row(images: list[ImageKey], case: Case) -> Callable:
 ROWS = {
     "decode": decode_row,
     "read": read_row,
-    "read to train": read_to_train_row,
     "train": train_row,
     "per mask": per_mask_row,
 }

@@ -63,25 +63,24 @@ class TrainingSet(Dataset):
                 "check that its annotations belong to its images"
             )
 
-    @property
-    def _read(self) -> Callable:
-        return getattr(self.reader, "read_for_training", self.reader.read)
-
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: SampleKey) -> TrainItem | InputError:
-        """The sample of a key, or the error if neither its image nor any replacement can be read."""
+        """The sample of a key, or the error if neither its image nor any replacement can be read, or transformed."""
         skipped: list[str] = []
         for attempt in range(MAX_REPLACEMENTS + 1):
             place = int(self.indices[key.replacement(self.seed, attempt, len(self)) if attempt else key.index])
             name = self.reader.name(place)
             try:
-                image, targets = read_with_retry(self._read, place)
+                image, targets = read_with_retry(self.reader.read, place)
             except InputError as error:
                 skipped.append(_with_name(name, error))
                 continue
-            image, targets = self.transform(image, targets, key.augmentation_seed(self.seed))
+            try:
+                image, targets = self.transform(image, targets, key.augmentation_seed(self.seed))
+            except InputError as error:
+                return InputError(_with_name(name, error))
             return TrainItem(image, targets, name, tuple(skipped))
         return InputError(f"{len(skipped)} training images drawn in a row could not be read; the last: {skipped[-1]}")
 

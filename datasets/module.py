@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -24,6 +25,9 @@ from eomt.classes import Classes, difference
 from eomt.errors import InputError
 from eomt.postprocess.geometry import Geometry
 
+if TYPE_CHECKING:
+    import albumentations
+
 
 class SegmentationData(LightningDataModule):
     """Loads a training and a validation set.
@@ -41,7 +45,7 @@ class SegmentationData(LightningDataModule):
         num_workers: reading processes per device and set; 0 reads in the main process.
         seed: decides the order of images and the random transforms; non-negative.
         scale_range: of the large-scale jitter, see `TrainTransform`.
-        color_jitter: see `TrainTransform`.
+        augmentations: see `TrainTransform`.
         eval_batch_size: images per device and batch of validation; default `batch_size`.
         max_images: use the first images of each set alone; default all.
         max_bad_images: see `ResumableLoader`.
@@ -62,7 +66,7 @@ class SegmentationData(LightningDataModule):
         num_workers: int,
         seed: int,
         scale_range: Sequence[float] = (0.1, 2.0),
-        color_jitter: bool = False,
+        augmentations: Sequence[albumentations.BasicTransform | albumentations.BaseCompose] = (),
         eval_batch_size: int | None = None,
         max_images: int | None = None,
         max_bad_images: int = MAX_BAD_IMAGES,
@@ -76,7 +80,7 @@ class SegmentationData(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.scale_range = tuple(scale_range)
-        self.color_jitter = color_jitter
+        self.augmentations = tuple(augmentations)
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.max_images = max_images
         self.max_bad_images = max_bad_images
@@ -177,7 +181,7 @@ class SegmentationData(LightningDataModule):
 
     def training_set(self) -> TrainingSet:
         """The training images with their random transform."""
-        transform = TrainTransform(self.image_size, self.scale_range, self.color_jitter)
+        transform = TrainTransform(self.image_size, self.scale_range, self.augmentations)
         return TrainingSet(self.reader("train"), transform, self.seed)
 
     def _training(self) -> tuple[TrainingSet, EpochBatchSampler]:

@@ -2,72 +2,169 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
+import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
-from datasets.color import ColorJitter
-from datasets.crops import Crop, RunTargets, crop_image, crop_targets
-from eomt.targets import ImageTargets
+from eomt.errors import InputError
+from eomt.targets import ImageTargets, equal_pixels, id_type
+
+if TYPE_CHECKING:
+    import albumentations
 
 # An image that is left without a segment is transformed afresh. The original does so for ever.
 MAX_TRIES = 10
 
 
 class TrainTransform:
-    """Colour jitter (an option), horizontal flip, large-scale jitter, zero padding, random crop.
+    """Augmentations of the user's choice, then horizontal flip, large-scale jitter, zero padding and random crop.
 
     Args:
         size: (height, width) of the result, in pixels.
-        scale_range: the image is resized to r times the largest size that fits `size`, r uniform in
-            this range. EoMT: (0.1, 2.0); for semantic segmentation (0.5, 2.0).
-        color_jitter: True for ADE20K and Cityscapes, False for COCO.
+        scale_range: the image is resized to r times the largest size that fits `size`, r uniform in this range.
+            EoMT: (0.1, 2.0); for semantic segmentation (0.5, 2.0).
+        augmentations: transforms of albumentations, in their order.
+
+    Raises:
+        InputError: if `augmentations` are no such transforms.
     """
 
-    def __init__(self, size: tuple[int, int], scale_range: Sequence[float] = (0.1, 2.0), color_jitter: bool = False):
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale_range: Sequence[float] = (0.1, 2.0),
+        augmentations: Sequence[albumentations.BasicTransform | albumentations.BaseCompose] = (),
+    ):
         self._size = tuple(size)
         self._scale_range = tuple(scale_range)
-        self._color_jitter = ColorJitter() if color_jitter else None
+        self._augment = Augmentations(augmentations) if augmentations else None
 
-    def __call__(
-        self, image: np.ndarray, targets: ImageTargets | RunTargets, seed: Sequence[int]
-    ) -> tuple[Tensor, ImageTargets]:
+    def __call__(self, image: np.ndarray, targets: ImageTargets, seed: Sequence[int]) -> tuple[Tensor, ImageTargets]:
         """Transform one image with its targets.
 
         Args:
             image: uint8 [h, w, 3].
-            targets: its segments; crowds are dropped, and so are segments with no pixel left. If none
-                is left, the image is transformed afresh, 10 times at most; then it has no target.
+            targets: its segments; crowds are dropped, and so are segments with no pixel left. If none is left, the
+                image is transformed afresh, 10 times at most; then it has no target.
             seed: non-negative integers; equal seeds give equal results.
 
         Returns:
             uint8 [3, height, width], and targets of that size, ids in the smallest type that numbers them.
+
+        Raises:
+            InputError: if an augmentation fails.
         """
         generator = np.random.default_rng(seed)
-        for _ in range(MAX_TRIES if _any_wanted(targets) else 1):
-            crop = draw_crop(image.shape[:2], self._size, self._scale_range, generator)
-            cropped = crop_targets(targets, crop)
+        shown, augmented = image, targets
+        for _ in range(1 if targets.crowd.all() else MAX_TRIES):
+            if self._augment:
+                shown, augmented = self._augment(image, targets, generator.spawn(1)[0])
+            crop = draw_crop(shown.shape[:2], self._size, self._scale_range, generator)
+            cropped = crop_targets(augmented, crop)
             if len(cropped.labels):
                 break
-        if self._color_jitter is not None:
-            image = self._color_jitter(image, generator)
-        return crop_image(image, crop), cropped
+        return crop_image(shown, crop), cropped
 
 
-def _any_wanted(targets: ImageTargets | RunTargets) -> bool:
-    return len(targets.labels) > 0 if isinstance(targets, RunTargets) else bool((~targets.crowd).any())
+class Augmentations:
+    """A list of albumentations transforms, applied to an image and the id planes of its segments alike.
+
+    Masks are moved to the nearest pixel; what a transform fills in belongs to no segment.
+
+    Args:
+        transforms: transforms of albumentations or compositions of them, such as `OneOf`.
+
+    Raises:
+        InputError: if one is something else, or takes an argument that it does not know.
+    """
+
+    def __init__(self, transforms: Sequence[albumentations.BasicTransform | albumentations.BaseCompose]):
+        # Imported where it is used: others need not have it, and its import may ask a server for its newest version.
+        import albumentations
+
+        for transform in transforms:
+            if not isinstance(transform, albumentations.BasicTransform | albumentations.BaseCompose):
+                raise InputError(
+                    f"data.augmentations holds {transform!r}, which is no transform of albumentations: "
+                    "list entries as {_target_: albumentations.HorizontalFlip, p: 0.5}"
+                )
+        try:
+            self._compose = albumentations.Compose(list(transforms))
+            self._compose.strict = True
+        except ValueError as error:
+            raise InputError(f"data.augmentations: {error}") from error
+
+    def __call__(
+        self, image: np.ndarray, targets: ImageTargets, generator: np.random.Generator
+    ) -> tuple[np.ndarray, ImageTargets]:
+        """Transform one image with its targets.
+
+        Args:
+            image: uint8 [h, w, 3].
+            targets: T segments in id planes of that size.
+            generator: the only source of random numbers.
+
+        Returns:
+            uint8 [h', w', 3], and targets of that size, of the same segments, some perhaps without a pixel.
+
+        Raises:
+            InputError: if a transform fails, or what it returns is no such image.
+        """
+        # One stream for all transforms: `set_random_seed` would give each the same numbers.
+        self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        try:
+            result = self._compose(image=image, masks=targets.ids.numpy())
+        except Exception as error:  # of any kind, from code of other people
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(
+                f"data.augmentations fail on {image.shape[1]}x{image.shape[0]} pixels ({reason})"
+            ) from error
+        image, ids = result["image"], np.asarray(result["masks"])
+        if image.dtype != np.uint8 or image.shape != (*ids.shape[1:], 3):
+            raise InputError(
+                f"data.augmentations give an image of {image.dtype} {list(image.shape)}, not uint8 [height, width, 3] "
+                "of the masks' size: leave out Normalize, ToFloat and ToTensorV2, the network normalises by itself"
+            )
+        if ids.min() < 0 or ids.max() > len(targets.labels):  # filled in by a value of the user's
+            ids = np.where((ids >= 0) & (ids <= len(targets.labels)), ids, 0)
+        return image, targets._replace(ids=torch.from_numpy(ids), areas=None, rles=None)
+
+
+class Crop(NamedTuple):
+    """Mirror an image, resize it, and show a window of it at the top left of a canvas.
+
+    Attributes:
+        flip: mirror left and right.
+        old, scaled: (height, width) of the image before and after it is resized.
+        window: first row and row after the last, first column and column after the last, of the resized image.
+        size: (height, width) of the canvas, at least the window's; zeros around the window.
+    """
+
+    flip: bool
+    old: tuple[int, int]
+    scaled: tuple[int, int]
+    window: tuple[tuple[int, int], tuple[int, int]]
+    size: tuple[int, int]
 
 
 def draw_crop(
     old: tuple[int, int], size: tuple[int, int], scale_range: tuple[float, float], generator: np.random.Generator
 ) -> Crop:
-    """Mirrored with probability 0.5; resized by r * min(height / h, width / w), r uniform in `scale_range`, sides
+    """Draw flip, scale and window of a training crop.
+
+    Mirrored with probability 0.5; resized by r * min(height / h, width / w), r uniform in `scale_range`, sides
     truncated to integers, at least 1; the window anywhere with equal chance.
 
     Args:
         old: (h, w) of the image.
         size: (height, width) of the canvas.
+        scale_range: the lowest and the highest r.
+        generator: the source of random numbers.
     """
     flip = bool(generator.random() < 0.5)
     factor = generator.uniform(*scale_range) * min(size[0] / old[0], size[1] / old[1])
@@ -77,3 +174,98 @@ def draw_crop(
     ]
     window = tuple((start, min(start + room, side)) for start, room, side in zip(starts, size, scaled, strict=True))
     return Crop(flip, tuple(old), scaled, window, size)
+
+
+def crop_image(image: np.ndarray, crop: Crop) -> Tensor:
+    """Resize bilinearly with antialias, as `torch.nn.functional.interpolate` does on 8-bit pixels.
+
+    Only what the window shows is resized. Equal to resizing the whole image to at most 1 of 255 grey levels.
+
+    Args:
+        image: uint8 [h, w, 3].
+        crop: the part to show.
+
+    Returns:
+        uint8 [3, *crop.size].
+    """
+    (top, bottom), (left, right) = crop.window
+    # PyTorch resizes from the origin: pixels behind the window's last row and column are not needed. Of a crop alone
+    # it could not tell where between two pixels it starts. Pillow can, and takes ten times as long.
+    height, width = (_needed(*sides) for sides in zip(crop.old, crop.scaled, (bottom, right), strict=True))
+    if crop.flip:
+        pixels = cv2.flip(image[:height, crop.old[1] - width :], 1)
+    else:
+        pixels = np.require(image[:height, :width], requirements=("C", "W"))
+    # The batch axis must come first, or PyTorch does not see channels last and takes twice as long.
+    pixels = torch.from_numpy(pixels.reshape(height, width, 3))[None].permute(0, 3, 1, 2)
+    factors = [new / old for old, new in zip(crop.old, crop.scaled, strict=True)]
+    # PyTorch takes as many pixels before as after for a side that keeps its size: then one more, which is not shown.
+    ends = [
+        end + (end == side and factor != 1)
+        for end, side, factor in zip((bottom, right), (height, width), factors, strict=True)
+    ]
+    resized = torch.ops.aten._upsample_bilinear2d_aa(pixels, ends, False, *factors)
+    shown = resized[0].permute(1, 2, 0).numpy()[top:bottom, left:right]
+    canvas = np.zeros((3, *crop.size), dtype=np.uint8)
+    cv2.split(shown, list(canvas[:, : bottom - top, : right - left]))
+    return torch.from_numpy(canvas)
+
+
+def _needed(old: int, new: int, end: int) -> int:
+    """The number of first pixels of `old` that the first `end` of `new` are made of, antialias included."""
+    scale = old / new
+    return min(old, int((end - 0.5) * scale + max(scale, 1)) + 2)
+
+
+def crop_targets(targets: ImageTargets, crop: Crop) -> ImageTargets:
+    """Resize to the nearest pixel. Crowds are dropped, and so are segments without a pixel in the window.
+
+    Args:
+        targets: the segments of the image.
+        crop: the part to show.
+
+    Returns:
+        Targets of the size `crop.size`, ids in `id_type` of what is left, without areas and codes.
+    """
+    rows, columns = (nearest_pixels(*sides) for sides in zip(crop.old, crop.scaled, crop.window, strict=True))
+    if crop.flip:
+        columns = crop.old[1] - 1 - columns
+    # Pixels that a resize repeats are renumbered once. Lines are copied as a whole, and turning a plane takes less
+    # than picking columns pixel by pixel.
+    (rows, row_place), (columns, column_place) = _distinct(rows), _distinct(columns)
+    ids = targets.ids.numpy().take(rows, axis=1)
+    ids = np.stack([cv2.transpose(plane).take(columns, axis=0) for plane in ids])
+
+    starts, numbers = equal_pixels(ids)
+    keep = np.zeros(len(targets.labels) + 1, dtype=bool)
+    keep[numbers] = True
+    keep = keep[1:] & ~targets.crowd.numpy()
+    new = np.zeros(len(keep) + 1, dtype=id_type(keep.sum()))
+    new[1:][keep] = np.arange(1, keep.sum() + 1)
+    ids = np.repeat(new[numbers], np.diff(starts, append=ids.size)).reshape(ids.shape)
+
+    used, planes = np.unique(targets.planes.numpy()[keep], return_inverse=True)
+    canvas = np.zeros((max(len(used), 1), *crop.size), dtype=new.dtype)
+    for plane, k in zip(canvas, used, strict=False):
+        lines = cv2.transpose(ids[k].take(column_place, axis=0)).take(row_place, axis=0)
+        plane[: len(row_place), : len(column_place)] = lines
+    labels = torch.from_numpy(targets.labels.numpy()[keep])
+    crowd = torch.zeros(len(labels), dtype=torch.bool)
+    return ImageTargets(torch.from_numpy(canvas), labels, torch.from_numpy(planes.astype(np.int64)), crowd)
+
+
+def nearest_pixels(old: int, new: int, window: tuple[int, int]) -> np.ndarray:
+    """The pixel of `old` that each pixel of window [start, end) shows after a nearest resize to `new`.
+
+    PyTorch's rule for `mode="nearest"`: floor(i * old / new), in single precision.
+    """
+    scale = np.float32(old) / np.float32(new)
+    pixels = np.arange(*window, dtype=np.float32) * scale
+    return np.minimum(pixels.astype(np.int64), old - 1)
+
+
+def _distinct(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a monotonic sequence, each once, and the position of each entry among them."""
+    first = np.ones(len(pixels), dtype=bool)
+    first[1:] = pixels[1:] != pixels[:-1]
+    return pixels[first], np.cumsum(first) - 1

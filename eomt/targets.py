@@ -1,25 +1,24 @@
 """Ground truth in compact form: layered id maps instead of one mask per segment.
 
-A segment is a set of pixels with a class. Segments that do not overlap share one plane of integers,
-so panoptic and semantic ground truth is one plane however many segments it has; overlapping
-instances take as many planes as it needs to keep them apart (at most 5 on COCO).
+A segment is a set of pixels with a class. Segments that do not overlap share one plane of integers, so panoptic and
+semantic ground truth is one plane for any number of segments. Overlapping instances take as many planes as keep them
+apart (at most 5 on COCO).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from eomt.rle import runs_of_rles
-
-_STRIPE = 128  # columns
+from eomt.rle import check_rle
 
 
 class ImageTargets(NamedTuple):
@@ -30,10 +29,10 @@ class ImageTargets(NamedTuple):
         labels: int64 [T], the class of each segment, 0..C-1.
         planes: int64 [T], the plane of each segment, 0..K-1.
         crowd: bool [T], True for a region of many objects of one class (COCO's `iscrowd`).
-        areas: float64 [T], the dataset's own measure of each object's area in pixels, by which COCO tells
-            small objects from large ones; None where it gives none.
-        rles: T masks again as COCO's compressed run lengths, where the dataset holds those: average precision
-            compares masks in that form. None where it holds none, or the masks are no longer those.
+        areas: float64 [T], each object's area in pixels as the dataset gives it, by which COCO tells small objects
+            from large ones; None where it gives none.
+        rles: T masks as COCO's compressed run lengths, where the dataset holds those: average precision compares
+            masks in that form. None where it holds none, or after the masks were transformed.
     """
 
     ids: Tensor
@@ -66,7 +65,7 @@ class BatchTargets(NamedTuple):
 
 
 def id_type(count: int) -> type[np.signedinteger]:
-    """The smallest type that numbers so many segments."""
+    """The smallest type that holds segment numbers up to `count`."""
     return np.int8 if count <= np.iinfo(np.int8).max else np.int16
 
 
@@ -75,8 +74,8 @@ def collate_targets(targets: Sequence[ImageTargets]) -> BatchTargets:
     planes = max(t.ids.shape[0] for t in targets)
     counts = tuple(len(t.labels) for t in targets)
     dtype = reduce(torch.promote_types, (t.ids.dtype for t in targets))
-    # In a data loader's worker it stacks right into the memory that is shared with the main process.
-    ids = default_collate([_pad_planes(t.ids.to(dtype), planes) for t in targets])
+    # In a data loader's worker this stacks right into the memory that is shared with the main process.
+    ids = default_collate([F.pad(t.ids.to(dtype), (0, 0, 0, 0, 0, planes - len(t.ids))) for t in targets])
     labels = torch.full((len(targets), max(counts)), -1, dtype=torch.int64)
     plane_of = torch.zeros((len(targets), max(counts)), dtype=torch.int64)
     for b, t in enumerate(targets):
@@ -85,17 +84,13 @@ def collate_targets(targets: Sequence[ImageTargets]) -> BatchTargets:
     return BatchTargets(ids, labels, plane_of, counts)
 
 
-def _pad_planes(ids: Tensor, planes: int) -> Tensor:
-    return F.pad(ids, (0, 0, 0, 0, 0, planes - len(ids))) if len(ids) < planes else ids
-
-
 def targets_from_id_map(
     id_map: np.ndarray, segment_ids: Sequence[int], labels: Sequence[int], crowd: Sequence[bool] | None = None
 ) -> ImageTargets:
     """Targets of segments that do not overlap.
 
     Args:
-        id_map: integers [H, W]; pixels whose value is none of `segment_ids` belong to no segment.
+        id_map: integers [H, W]; pixels of any value not in `segment_ids` belong to no segment.
         segment_ids: T distinct values of the map, in the order of the result.
         labels: T classes.
         crowd: T flags, default none.
@@ -121,12 +116,8 @@ def targets_from_masks(masks: np.ndarray, labels: Sequence[int], crowd: Sequence
         labels: T classes.
         crowd: T flags, default none.
     """
-    count, height, width = masks.shape
-    padded = np.zeros((count, height * width + 2), dtype=bool)
-    padded[:, 1:-1] = masks.reshape(count, height * width)
-    owner, edges = np.nonzero(padded[:, 1:] != padded[:, :-1])
-    planes, layers = layer_runs(edges[::2], edges[1::2], owner[::2], count, height * width)
-    return _image_targets(np.stack(layers).reshape(-1, height, width), labels, planes, crowd)
+    ids, planes = _layered(((0, 0, mask) for mask in masks), masks.shape[1:])
+    return _image_targets(ids, labels, planes, crowd)
 
 
 def targets_from_rles(
@@ -136,11 +127,11 @@ def targets_from_rles(
     crowd: Sequence[bool] | None = None,
     areas: Sequence[float] | None = None,
 ) -> ImageTargets:
-    """As `targets_from_masks`, of masks as COCO's compressed run lengths. Decodes no mask to pixels of its own.
+    """Targets of masks that may overlap, given as COCO's compressed run lengths.
 
     Args:
         counts: T codes, the `counts` of COCO's run lengths.
-        size: height and width of each mask.
+        size: (height, width) of each mask.
         labels: T classes.
         crowd: T flags, default none.
         areas: T areas in pixels, default None.
@@ -148,19 +139,41 @@ def targets_from_rles(
     Raises:
         ValueError: if a code is damaged or belongs to another size.
     """
-    height, width = size
-    starts, ends, owner = runs_of_rles(counts, height * width)
-    planes, layers = layer_runs(starts, ends, owner, len(counts), height * width)
-    ids = np.empty((len(layers), height, width), dtype=np.int16)
-    # Stripe by stripe: columns and rows of the whole do not fit the processor's cache, and it takes twice as long.
-    for plane, layer in zip(ids, layers, strict=True):
-        for left in range(0, width, _STRIPE):
-            plane[:, left : left + _STRIPE] = layer.reshape(width, height)[left : left + _STRIPE].T
+    ids, planes = _layered((_decoded(code, size) for code in counts), size)
     return _image_targets(ids, labels, planes, crowd, areas)._replace(rles=tuple(counts))
 
 
+def _decoded(code: bytes, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
+    """Top and left of a mask's bounding box, and the mask in it: bool [h, w]."""
+    check_rle(code, size[0] * size[1])
+    rle = {"size": size, "counts": code}
+    left, top, width, height = coco_mask.toBbox(rle).astype(int)
+    return top, left, coco_mask.decode(rle).view(bool)[top : top + height, left : left + width]
+
+
+def _layered(masks: Iterable[tuple[int, int, np.ndarray]], size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
+    """Put masks on planes, each on the first where its pixels are free.
+
+    Args:
+        masks: T times top, left and bool [h, w], the part of a plane that holds all pixels of a mask.
+        size: (height, width) of a plane.
+
+    Returns:
+        int16 [K, height, width], K >= 1, the number of the mask, from 1, at each pixel; and the plane of each mask.
+    """
+    layers, planes = [np.zeros(size, dtype=np.int16)], []
+    for number, (top, left, mask) in enumerate(masks, start=1):
+        window = slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1])
+        plane = next((k for k, layer in enumerate(layers) if not layer[window][mask].any()), len(layers))
+        if plane == len(layers):
+            layers.append(np.zeros(size, dtype=np.int16))
+        layers[plane][window][mask] = number
+        planes.append(plane)
+    return np.stack(layers), planes
+
+
 def equal_pixels(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each run of equal pixels starts, row after row, and their value.
+    """The start of each run of equal pixels, row after row, and its value.
 
     Neighbours mostly share their value: looking up each run is a fraction of looking up each pixel.
     """
@@ -168,58 +181,6 @@ def equal_pixels(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     starts = np.concatenate([[0], starts]) if pixels.size else starts
     return starts, pixels[starts]
-
-
-def layer_runs(
-    starts: np.ndarray,
-    ends: np.ndarray,
-    owner: np.ndarray,
-    count: int,
-    pixels: int,
-    dtype: type[np.signedinteger] = np.int16,
-) -> tuple[list[int], list[np.ndarray]]:
-    """Put masks that are given as runs on planes: each on the first where no earlier one is in its way.
-
-    Args:
-        starts, ends: the runs [R] of pixels, none empty, those of one mask apart from each other.
-        owner: the mask [R] that each belongs to.
-        count: T, the number of masks.
-        pixels: of each mask.
-        dtype: of the planes; holds `count`.
-
-    Returns:
-        The plane of each mask, and K >= 1 planes: [pixels], the number of the mask, from 1, at each.
-    """
-    order = np.argsort(starts, kind="stable")
-    starts, ends, owner = starts[order], ends[order], owner[order]
-    planes = _choose_planes(starts, ends, owner, count)
-    layers = []
-    plane_of_run = np.array(planes, dtype=np.int64)[owner]
-    for plane in range(max(planes, default=0) + 1):
-        here = plane_of_run == plane
-        edges = np.stack([starts[here], ends[here]], axis=1)
-        numbers = np.zeros(edges.size + 1, dtype=dtype)
-        numbers[1::2] = owner[here] + 1
-        layers.append(np.repeat(numbers, np.diff(edges.ravel(), prepend=0, append=pixels)))
-    return planes, layers
-
-
-def _choose_planes(starts: np.ndarray, ends: np.ndarray, owner: np.ndarray, count: int) -> list[int]:
-    """Greedy colouring of the graph of masks that overlap; arguments as for `layer_runs`, sorted by start."""
-    # A run overlaps those that begin after it, up to its end.
-    runs = np.arange(len(starts))
-    later = np.searchsorted(starts, ends) - runs - 1
-    one = np.repeat(runs, later)
-    other = one + 1 + np.arange(len(one)) - np.repeat(np.cumsum(later) - later, later)
-    pair = np.unique(np.maximum(owner[one], owner[other]) * count + np.minimum(owner[one], owner[other]))
-    earlier: list[list[int]] = [[] for _ in range(count)]
-    for code in pair.tolist():
-        earlier[code // count].append(code % count)
-    planes: list[int] = []
-    for others in earlier:
-        taken = {planes[k] for k in others}
-        planes.append(next(k for k in range(count) if k not in taken))
-    return planes
 
 
 def _image_targets(

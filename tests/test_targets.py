@@ -5,7 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from eomt.rle import runs_of_rles
+from eomt.rle import check_rle
 from eomt.targets import (
     collate_targets,
     id_type,
@@ -145,12 +145,13 @@ def test_an_empty_mask_stays_and_takes_no_plane():
 def test_long_runs_and_runs_of_nothing():
     # The longest numbers of a code, and runs of zero length, which other tools write.
     size = (1 << 15, 1 << 14)
-    plain = [[1 << 28, (1 << 28) - 5, 5], [5, 0, 7, 2, 0, 1, 0, 0, (1 << 29) - 15, 0]]
-    codes = [coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"] for counts in plain]
-    starts, ends, owner = runs_of_rles(codes, size[0] * size[1])
-    assert starts.tolist() == [1 << 28, 12, 14]
-    assert ends.tolist() == [(1 << 29) - 5, 14, 15]
-    assert owner.tolist() == [0, 1, 1]
+    for lengths in ([1 << 28, (1 << 28) - 5, 5], [5, 0, 7, 2, 0, 1, 0, 0, (1 << 29) - 15, 0]):
+        code = coco_mask.frPyObjects({"size": size, "counts": lengths}, *size)["counts"]
+        check_rle(code, size[0] * size[1])
+        with pytest.raises(ValueError, match="do not make up"):
+            check_rle(code, size[0] * size[1] - 1)
+    code = coco_mask.frPyObjects({"size": (4, 5), "counts": [5, 0, 7, 2, 0, 1, 5, 0]}, 4, 5)["counts"]
+    assert targets_from_rles([code], (4, 5), [0]).ids[0].T.ravel().tolist() == [0] * 12 + [1] * 3 + [0] * 5
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,7 @@ def test_long_runs_and_runs_of_nothing():
     ],
 )
 def test_damaged_run_lengths(code, what):
+    """pycocotools alone reads beyond the end of some of these."""
     for codes in ([code], [b"<", code], [code, b"<"]):
         with pytest.raises(ValueError, match=what):
             targets_from_rles(codes, (3, 4), [0] * len(codes))

@@ -40,9 +40,8 @@ class Reader(Protocol):
     All files are found, and all that can be checked without decoding images is checked, when a reader is made; then
     it raises `eomt.errors.InputError`. `read` checks the image itself.
 
-    A reader may have three methods more. `check_data.py` calls `annotated() -> Annotated`, and
-    `files() -> tuple[set[str], set[str]]`, the paths that it uses and those that lie in its folders. Training calls
-    `read_for_training`, as `read` but with targets in any form that `TrainTransform` takes, where that is faster.
+    A reader may have two methods more, which `check_data.py` calls: `annotated() -> Annotated`, and
+    `files() -> tuple[set[str], set[str]]`, the paths that it uses and those that lie in its folders.
 
     Attributes:
         classes: the classes that the targets' labels count.
@@ -88,7 +87,7 @@ class FirstImages:
         self._count = min(count, len(reader))
         self.classes = reader.classes
         self.name, self.image_id, self.read = reader.name, reader.image_id, reader.read
-        for method in ("annotated", "files", "read_for_training"):
+        for method in ("annotated", "files"):
             if hasattr(reader, method):
                 setattr(self, method, getattr(reader, method))
 

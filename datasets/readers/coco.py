@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import blake2b
-from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from datasets.crops import RunTargets, run_targets
 from datasets.files.archive import ZipArchive, find_source
 from datasets.files.decode import decode_id_map, decode_rgb
 from datasets.files.index import Index, IndexedFiles, open_index
@@ -131,13 +129,6 @@ class CocoInstance(_CocoReader):
         image, _ = self._image(index)
         codes = self._index.texts("mask", *self._span(index))
         return image, targets_from_rles(codes, self._size(index), *self._segments(index, "label", "crowd", "area"))
-
-    def read_for_training(self, index: int) -> tuple[np.ndarray, RunTargets]:
-        """Read one image with its masks as run lengths, without crowds."""
-        image, _ = self._image(index)
-        label, crowd = self._segments(index, "label", "crowd")
-        codes = list(compress(self._index.texts("mask", *self._span(index)), ~crowd))
-        return image, run_targets(codes, self._size(index), label[~crowd])
 
 
 class CocoPanoptic(_CocoReader):

@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from eomt.errors import InputError
-from eomt.rle import runs_of_rles
+from eomt.rle import check_rle
 
 ROW_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 """Errors of reading a row that breaks COCO's format."""
@@ -202,7 +202,7 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
         code = coco_mask.frPyObjects({"size": list(size), "counts": numbers.tolist()}, *size)
     else:
         code = {"size": list(size), "counts": counts.encode("ascii")}
-    runs_of_rles([code["counts"]], pixels)
+    check_rle(code["counts"], pixels)
     return code
 
 

@@ -272,7 +272,6 @@ SWITCHES = (
     "save_predictions",
     "strict",
     "prefetch",
-    "data.color_jitter",
     "loss.ignore_void",
     "loss.global_normaliser",
     "optim.decay_masked_blocks",

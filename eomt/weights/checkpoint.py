@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -95,8 +96,9 @@ def code_names(kind: str, config: Mapping) -> list[str]:
 
 
 def foreign_code(kind: str, config: Mapping) -> list[str]:
-    """The `code_names` outside this project."""
-    return [name for name in code_names(kind, config) if not name.startswith(OWN_CODE)]
+    """The `code_names` outside this project; transforms of albumentations are known by their class."""
+    known = re.compile(rf"({'|'.join(map(re.escape, OWN_CODE))}).*|albumentations\.[A-Z]\w*")
+    return [name for name in code_names(kind, config) if not known.fullmatch(name)]
 
 
 def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Mapping) -> None:

@@ -66,7 +66,7 @@ def test_experiment_equals_the_published_recipe(name):
     semantic = recipe["task"] == "semantic"
     assert cfg.kind == recipe["task"]
     assert list(cfg.data.scale_range) == ([0.5, 2.0] if semantic else [0.1, 2.0])
-    assert cfg.data.color_jitter == (recipe["dataset"] != "coco")
+    assert bool(cfg.data.augmentations) == (recipe["dataset"] != "coco")
     assert cfg.trainer.max_epochs == recipe["epochs"]
     assert cfg.trainer.check_val_every_n_epoch == recipe["validate_every"]
     assert cfg.trainer.gradient_clip_val == 0.01

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import albumentations as A
 import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -20,7 +21,6 @@ from datasets.loader import (
     ResumableLoader,
     TrainingSet,
 )
-from datasets.readers.base import FirstImages
 from datasets.sampler import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform
 from eomt.errors import InputError, worker_failure
@@ -114,16 +114,14 @@ def test_workers_stack_into_shared_memory():
     assert list(DataLoader(images, batch_sampler=keys, collate_fn=shared, num_workers=1)) == [(True, True)]
 
 
-def test_readers_may_read_otherwise_for_training():
-    class Reader(MemoryReader):
-        def read_for_training(self, index):
-            image, targets = self.read(index)
-            return image + 1, targets
-
-    first, other = (take(training_loader(reader), 1)[0][0] for reader in (MemoryReader(), Reader()))
-    assert not torch.equal(first.images, other.images)
-    few = FirstImages(Reader(), 5)
-    assert few.read_for_training(0)[0].min() == 1
+def test_a_failing_augmentation_ends_training_in_one_line():
+    """It is no fault of the image, which is not replaced."""
+    images = TrainingSet(MemoryReader(), TrainTransform((16, 16), augmentations=[A.RandomCrop(500, 500, p=1)]), 0)
+    loader = ResumableLoader(images, EpochBatchSampler(len(images), 2, 2, 0), 1)
+    with pytest.raises(
+        InputError, match=r"\Aimage\d+: data\.augmentations fail on \d+x\d+ pixels \(CropSizeError: .*\)\Z"
+    ):
+        next(iter(loader))
 
 
 def test_samples_do_not_depend_on_workers_batches_or_the_global_generator():

@@ -1,6 +1,7 @@
 import logging
 from functools import partial
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -66,14 +67,15 @@ def test_a_resumed_run_sees_what_an_unbroken_one_sees(tmp_path, changes, epoch, 
     every_step = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
     whole = Recorder()
     unbroken = trainer(tmp_path, [every_step], **changes)
-    unbroken.fit(whole, data(num_workers=2))
+    augmented = [A.OneOf([A.InvertImg(p=1), A.ColorJitter(p=1)], p=0.5), A.Rotate(p=0.5)]
+    unbroken.fit(whole, data(num_workers=2, augmentations=augmented))
     assert len(whole.trained) == 15
     epochs = [whole.trained[k : k + epoch] for k in range(0, 15, epoch)]
     assert all(len({name for names, *_ in batches for name in names}) == 2 * len(batches) for batches in epochs)
     for stop in stops:
         resumed = Recorder()
         run = trainer(tmp_path, **changes)
-        run.fit(resumed, data(num_workers=2), ckpt_path=str(tmp_path / f"step={stop}.ckpt"))
+        run.fit(resumed, data(num_workers=2, augmentations=augmented), ckpt_path=str(tmp_path / f"step={stop}.ckpt"))
         assert resumed.trained == whole.trained[stop:]
         assert run.current_epoch == unbroken.current_epoch
 
@@ -122,7 +124,7 @@ def test_both_sets_need_the_same_classes(tmp_path):
 
 
 def test_options_reach_the_loaders():
-    module = data(image_size=(16, 32), scale_range=[0.5, 0.5], eval_batch_size=3, color_jitter=True)
+    module = data(image_size=(16, 32), scale_range=[0.5, 0.5], eval_batch_size=3, augmentations=[A.InvertImg(p=1)])
     module.setup("fit")
     batch = next(iter(module.train_dataloader()))
     assert batch.images.shape == (2, 3, 16, 32)

@@ -380,7 +380,7 @@ def test_sheets_show_what_training_and_validation_read(monkeypatch):
     from eomt.postprocess.geometry import FIT_AND_PAD
 
     reader = MemoryReader(6, bare=[0, 1], broken=[3])
-    data = SegmentationData(reader, reader, FIT_AND_PAD, 40, 2, 2, 0, seed=5, color_jitter=True)
+    data = SegmentationData(reader, reader, FIT_AND_PAD, 40, 2, 2, 0, seed=5)
     drawn = []
     monkeypatch.setattr(check_sheet, "TILE", 40)  # nothing is resized for the sheet
     original = check_sheet.draw_segments

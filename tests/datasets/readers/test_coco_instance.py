@@ -14,7 +14,6 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from datasets.readers.coco import CocoInstance
-from datasets.transforms import TrainTransform
 from eomt.errors import InputError
 
 SIZES = {"a.jpg": (20, 30), "sub/b.png": (12, 9), "c.jpg": (8, 8), "d.jpg": (16, 10)}
@@ -163,22 +162,6 @@ def test_layouts_and_pickling(tmp_path, tiny):
         sent = pickle.dumps(data)
         assert len(sent) < 5000
         check_tiny(pickle.loads(sent), tiny)
-
-
-def test_training_draws_from_runs_what_it_would_from_masks(tmp_path, tiny):
-    data = own(tiny.write(tmp_path))
-    transform, seen = TrainTransform((24, 24)), 0
-    for k in range(len(data)):
-        image, targets = data.read(k)
-        same, runs = data.read_for_training(k)
-        np.testing.assert_array_equal(image, same)
-        for seed in range(20):
-            (pixels, result), (other, expected) = (transform(image, t, (seed,)) for t in (runs, targets))
-            assert torch.equal(pixels, other)
-            assert torch.equal(result.masks(), expected.masks())
-            assert result.labels.tolist() == expected.labels.tolist()
-            seen += len(result.labels)
-    assert seen > 50
 
 
 @pytest.mark.parametrize("layout", ["archives", "extracted"])

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eomt.rle import runs_of_rles
-from eomt.targets import ImageTargets, equal_pixels, id_type, layer_runs
+from eomt.old_rle import runs_of_rles
+from eomt.old_targets import ImageTargets, equal_pixels, id_type, layer_runs
 
 
 class Crop(NamedTuple):
