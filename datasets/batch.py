@@ -19,8 +19,8 @@ class TrainItem(NamedTuple):
     Attributes:
         image: uint8 [3, H, W].
         targets: its segments, without crowds.
-        name: of the image that was read.
-        skipped: what was wrong with the images that were drawn before this one could be read.
+        name: the image's name.
+        skipped: a message for each unreadable image that this one replaces.
     """
 
     image: Tensor
@@ -47,8 +47,7 @@ class TrainBatch(NamedTuple):
 
 
 class EvalItem(NamedTuple):
-    """One image of a validation set, as the entries of `EvalBatch`; `inputs` uint8 [N, 3, H, W]. Without targets it
-    is not to be counted."""
+    """One validation image; fields as in `EvalBatch`, inputs uint8 [N, 3, H, W]. One without targets is not scored."""
 
     inputs: Tensor
     placement: Placement
@@ -60,15 +59,15 @@ class EvalItem(NamedTuple):
 class EvalBatch(NamedTuple):
     """Validation images, each as one or more inputs of the network.
 
-    One image that is there only for other ranks' sake has no targets, name and id.
+    An image that only fills up a rank's batches has inputs and placement, but no targets, name and id.
 
     Attributes:
         inputs: uint8 [sum of counts, 3, H, W], 0..255, image after image.
-        counts: the number of inputs that show each image.
-        placements: how each image was scaled.
+        counts: the number of inputs of each image.
+        placements: the scale of each image.
         targets: the segments at the image's original size, crowds included.
         names: B names.
-        image_ids: the dataset's own ids.
+        image_ids: B ids of the dataset.
     """
 
     inputs: Tensor
@@ -82,13 +81,13 @@ class EvalBatch(NamedTuple):
 def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
     """Stack transformed images; planes and segments are padded to the largest of the batch."""
     images, targets, names, _ = zip(*items, strict=True)
-    # In a worker it stacks right into the memory that is shared with the main process, not into its own first.
+    # In a worker this stacks right into the memory that is shared with the main process.
     return TrainBatch(default_collate(images), collate_targets(targets), names)
 
 
 def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:
     """Join the images' inputs; targets keep their own sizes."""
     inputs, placements, *_ = zip(*items, strict=True)
-    counted = [(i.targets, i.name, i.image_id) for i in items if i.targets is not None]
-    targets, names, image_ids = zip(*counted, strict=True) if counted else ((), (), ())
+    scored = [(i.targets, i.name, i.image_id) for i in items if i.targets is not None]
+    targets, names, image_ids = zip(*scored, strict=True) if scored else ((), (), ())
     return EvalBatch(torch.cat(inputs), tuple(len(i) for i in inputs), placements, targets, names, image_ids)

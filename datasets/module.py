@@ -1,4 +1,4 @@
-"""A training and a validation set as a LightningDataModule."""
+"""LightningDataModule of a training and a validation set."""
 
 from __future__ import annotations
 
@@ -30,24 +30,23 @@ if TYPE_CHECKING:
 
 
 class SegmentationData(LightningDataModule):
-    """Loads a training and a validation set.
+    """Loaders of a training and a validation set.
 
-    Training goes through the images that have a segment, shuffled by (seed, epoch), and resumes exactly.
-    Validation counts every image once, however many ranks share them. Give the trainer
-    `use_distributed_sampler=False` and `accumulate_grad_batches=accumulation(...)`.
+    Training goes through the images that have a segment, shuffled by (seed, epoch), and resumes exactly. Validation
+    scores every image once for any number of ranks. Give the trainer `use_distributed_sampler=False` and
+    `accumulate_grad_batches=accumulation(...)`.
 
     Args:
         train, val: readers, or functions without argument that open them.
-        geometry: makes of a validation image what goes into the network: the task's.
+        geometry: how a validation image becomes inputs of the network; the task's.
         image_size: the network's input: the side of a square, or (height, width).
         batch_size: images per device and batch.
         global_batch: images per optimizer step.
         num_workers: reading processes per device and set; 0 reads in the main process.
-        seed: decides the order of images and the random transforms; non-negative.
-        scale_range: of the large-scale jitter, see `TrainTransform`.
-        augmentations: see `TrainTransform`.
+        seed: determines the order of images and the random transforms; non-negative.
+        scale_range, augmentations: see `TrainTransform`.
         eval_batch_size: images per device and batch of validation; default `batch_size`.
-        max_images: use the first images of each set alone; default all.
+        max_images: the number of first images of each set to use; default all.
         max_bad_images: see `ResumableLoader`.
         timeout: seconds to wait for a batch of the workers.
 
@@ -118,7 +117,7 @@ class SegmentationData(LightningDataModule):
                 raise InputError(f"data.{key} is {value}, must be {rule}")
 
     def reader(self, split: str) -> Reader:
-        """The reader of "train" or "val", opened when it is first asked for."""
+        """The reader of "train" or "val", opened at the first call."""
         if split not in self._readers:
             source = self._sources[split]
             reader = source() if callable(source) else source
@@ -127,7 +126,7 @@ class SegmentationData(LightningDataModule):
 
     @property
     def classes(self) -> Classes:
-        """The classes of the training set; the network's outputs are in their order."""
+        """The classes of the training set, in the order of the network's outputs."""
         return self.reader("train").classes
 
     @property
@@ -136,11 +135,11 @@ class SegmentationData(LightningDataModule):
         return self.reader("val").classes
 
     def prepare_data(self) -> None:
-        """Open the sets in one process per node, so that a cached index is written before others read it."""
+        """Open the sets in one process per node: it writes the cached index that the others read."""
         self.setup(self.trainer.state.fn)
 
     def setup(self, stage: str) -> None:
-        """Open the sets that the stage needs: both to "fit", otherwise that of validation.
+        """Open both sets to fit, otherwise that of validation.
 
         Raises:
             InputError: if training and validation differ in their classes.
@@ -150,16 +149,16 @@ class SegmentationData(LightningDataModule):
             check_same_classes(self.classes, classes)
 
     def _place(self) -> tuple[int, int]:
-        """Rank and world size."""
+        """The rank of this process and the world size."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> ResumableLoader:
-        """Yields `TrainBatch`.
+        """Loader of `TrainBatch`.
 
         Raises:
-            InputError: if the trainer does not accumulate as many batches as make up `global_batch`.
+            InputError: if the trainer accumulates another number of batches than `global_batch` takes.
         """
-        _, world_size = self._place()
+        _, world_size = self._rank()
         accumulated = accumulation(self.global_batch, self.batch_size, world_size)
         if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
             raise InputError(
@@ -174,8 +173,8 @@ class SegmentationData(LightningDataModule):
     def train_batches(self) -> int:
         """The number of batches that this rank trains on in an epoch.
 
-        Known without a loader: Lightning restores a loader's place only if none was made before it reads
-        the checkpoint, which asking `trainer.estimated_stepping_batches` would do.
+        Counted without a loader. Lightning restores a loader's position only if none was made before it reads the
+        checkpoint, as asking for `trainer.estimated_stepping_batches` would.
         """
         return self._limit(len(self._training()[1]))
 
@@ -185,31 +184,31 @@ class SegmentationData(LightningDataModule):
         return TrainingSet(self.reader("train"), transform, self.seed)
 
     def _training(self) -> tuple[TrainingSet, EpochBatchSampler]:
-        rank, world_size = self._place()
+        rank, world_size = self._rank()
         images = self.training_set()
         return images, EpochBatchSampler(len(images), self.batch_size, self.global_batch, self.seed, rank, world_size)
 
     def _limit(self, batches: int) -> int:
-        """How many batches of an epoch the trainer will ask for: an int counts them, a float is a share."""
+        """The number of batches of an epoch that the trainer asks for: an int counts them, a float is a share."""
         limit = self.trainer.limit_train_batches if self.trainer else None
         if limit is None:
             return batches
         return int(batches * limit) if isinstance(limit, float) else min(limit, batches)
 
     def val_dataloader(self) -> EvaluationLoader:
-        """Yields `EvalBatch`."""
-        images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._place())
+        """Loader of `EvalBatch`."""
+        images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._rank())
         return EvaluationLoader(images, self.eval_batch_size, self.num_workers, self.timeout)
 
     def transfer_batch_to_device(self, batch: TrainBatch | EvalBatch, device: torch.device, dataloader_idx: int):
-        """Of a validation batch the inputs alone: its ground truth is compared on the host."""
+        """Move a training batch, or the inputs of a validation batch: its ground truth is compared on the host."""
         if isinstance(batch, EvalBatch):
             return batch._replace(inputs=batch.inputs.to(device, non_blocking=True))
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
 
 def accumulation(global_batch: int, batch_size: int, devices: int) -> int:
-    """Batches to accumulate so that an optimizer step sees `global_batch` images.
+    """The number of batches to accumulate so that an optimizer step sees `global_batch` images.
 
     Args:
         global_batch: images per optimizer step.
@@ -217,35 +216,23 @@ def accumulation(global_batch: int, batch_size: int, devices: int) -> int:
         devices: processes that train together, over all nodes.
 
     Raises:
-        InputError: if that is no whole number.
+        InputError: if it is no whole number.
     """
     together = batch_size * devices
     if global_batch >= together and global_batch % together == 0:
         return global_batch // together
     multiples = {global_batch // together * together, -(-global_batch // together) * together} - {0}
-    ways = [f"data.global_batch={_or(multiples)}"]
+    ways = f"data.global_batch={' or '.join(map(str, sorted(multiples)))}"
     if global_batch % devices == 0:
-        share = global_batch // devices
-        fitting = [size for size in range(1, share + 1) if share % size == 0]
-        nearest = [size for size in fitting if size < batch_size][-1:]
-        nearest += [size for size in fitting if size > batch_size][:1]
-        ways.append(f"data.batch_size={_or(nearest)}")
+        ways += f"; or a data.batch_size that divides {global_batch // devices}"
     raise InputError(
         f"data.global_batch={global_batch} cannot be made of batches of data.batch_size={batch_size} on "
-        f"{devices} devices (trainer.devices x trainer.num_nodes); what works: {'; '.join(ways)}"
+        f"{devices} devices (trainer.devices x trainer.num_nodes); what works: {ways}"
     )
 
 
-def _or(values) -> str:
-    return " or ".join(str(value) for value in sorted(values))
-
-
 def check_same_classes(train: Classes, val: Classes) -> None:
-    """Colours may differ; what a network's outputs mean may not.
-
-    Raises:
-        InputError: if it does.
-    """
+    """Raise InputError if two sets differ in the meaning of a network's outputs; colours may differ."""
     found = difference(val, train)
     if found is not None:
         here, there = found

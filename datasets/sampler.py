@@ -1,4 +1,4 @@
-"""Which images make which batch: a function of (seed, epoch) alone, so that a run can go on from anywhere."""
+"""Batch sampler of training: batches as a function of (seed, epoch) alone, so that a run resumes anywhere."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ORDER, _REPLACEMENT, _AUGMENTATION = 1, 2, 3
 
 
 class SampleKey(NamedTuple):
-    """What a training sample, its random transform included, depends on beside the seed.
+    """The key of a training sample; with the seed it determines the image and its random transform.
 
     Attributes:
         epoch: 0, 1, ...
-        index: of the image among the training images.
-        repeat: how often the image came before in this epoch: 0, unless the set is smaller than a step.
+        index: the index of the image among the training images.
+        repeat: the number of times that the image came before in this epoch: 0, unless the set is smaller than a step.
     """
 
     epoch: int
@@ -39,12 +39,12 @@ class SampleKey(NamedTuple):
 class EpochBatchSampler:
     """Lists of `SampleKey`, one per batch of this rank.
 
-    An epoch is a shuffle by (seed, epoch), cut into global batches; the last incomplete one is dropped. A
-    global batch, the images of one optimizer step, does not depend on how many ranks and accumulated
-    batches share it. A set smaller than a global batch is shuffled again and again to fill one.
+    An epoch is a shuffle by (seed, epoch), cut into global batches; the last incomplete one is dropped. A global
+    batch, the images of one optimizer step, does not depend on how many ranks and accumulated batches share it. A set
+    smaller than a global batch is shuffled again and again to fill one.
 
     Args:
-        count: number of training images, at least 1.
+        count: the number of training images, at least 1.
         batch_size: images per batch and rank.
         global_batch: images per optimizer step, a multiple of batch_size * world_size.
         seed: non-negative.
@@ -91,11 +91,11 @@ class EpochBatchSampler:
         order = np.concatenate([generator.permutation(self.count) for _ in range(shuffles)])
         for batch in range(done, len(self)):
             first = (batch * self.world_size + self.rank) * self.batch_size
-            places = range(first, first + self.batch_size)
-            yield [SampleKey(epoch, int(order[place]), place // self.count) for place in places]
+            samples = range(first, first + self.batch_size)
+            yield [SampleKey(epoch, int(order[k]), k // self.count) for k in samples]
 
     def layout(self) -> dict[str, int]:
-        """What two runs must share for the middle of an epoch to be the same place in both."""
+        """The values that two runs must share for the middle of an epoch to be the same position in both."""
         return {
             "images": self.count,
             "seed": self.seed,
