@@ -148,7 +148,7 @@ class SegmentationData(LightningDataModule):
         if stage == TrainerFn.FITTING:
             check_same_classes(self.classes, classes)
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_size(self) -> tuple[int, int]:
         """The rank of this process and the world size."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -158,7 +158,7 @@ class SegmentationData(LightningDataModule):
         Raises:
             InputError: if the trainer accumulates another number of batches than `global_batch` takes.
         """
-        _, world_size = self._rank()
+        _, world_size = self._rank_and_size()
         accumulated = accumulation(self.global_batch, self.batch_size, world_size)
         if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
             raise InputError(
@@ -184,7 +184,7 @@ class SegmentationData(LightningDataModule):
         return TrainingSet(self.reader("train"), transform, self.seed)
 
     def _training(self) -> tuple[TrainingSet, EpochBatchSampler]:
-        rank, world_size = self._rank()
+        rank, world_size = self._rank_and_size()
         images = self.training_set()
         return images, EpochBatchSampler(len(images), self.batch_size, self.global_batch, self.seed, rank, world_size)
 
@@ -197,7 +197,7 @@ class SegmentationData(LightningDataModule):
 
     def val_dataloader(self) -> EvaluationLoader:
         """Loader of `EvalBatch`."""
-        images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._rank())
+        images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._rank_and_size())
         return EvaluationLoader(images, self.eval_batch_size, self.num_workers, self.timeout)
 
     def transfer_batch_to_device(self, batch: TrainBatch | EvalBatch, device: torch.device, dataloader_idx: int):
