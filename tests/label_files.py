@@ -12,9 +12,9 @@ from PIL import Image
 from datasets.readers.label_maps import VOID
 
 
-def photo(height, width, seed=0, kind="JPEG"):
+def photo(height, width, seed=0, kind="JPEG", mode="RGB", **options):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return encoded(Image.fromarray(pixels), kind)
+    return encoded(Image.fromarray(pixels).convert(mode), kind, **options)
 
 
 def encoded(image, kind="PNG", **options):
@@ -53,12 +53,18 @@ def write_folder(folder, files):
     return folder
 
 
-def write_zip(path, files):
+def write_zip(path, files, method=zipfile.ZIP_STORED):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
+    path.write_bytes(zip_bytes(files, method))
+    return path
+
+
+def zip_bytes(files, method=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    return path
+    return buffer.getvalue()
 
 
 def segments(targets):

@@ -1,6 +1,5 @@
-"""The built-in dataset: its pictures, its files, and how they come into the cache."""
+"""The built-in dataset: its files, and how they come into the cache."""
 
-import colorsys
 import io
 import json
 import zipfile
@@ -12,12 +11,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from datasets.readers.label_maps import VOID
 from datasets.shapes import dataset as shapes
-from datasets.shapes.dataset import CATEGORIES, ensure_shapes, shape_scene, shapes_instance, shapes_panoptic
-from datasets.shapes.draw import MIN_AREA, MIN_VISIBLE, Segment, _Canvas
+from datasets.shapes.dataset import ensure_shapes, shape_scene, shapes_instance, shapes_panoptic, shapes_semantic
 from datasets.shapes.kinds import STUFF, THINGS
-from eomt.classes import Classes
 from eomt.errors import InputError
+from tests.label_files import check_classes
 
 SMALL = {"seed": 3, "train_images": 24, "val_images": 6, "size": 64}
 THING_IDS = {kind.id for kind in THINGS}
@@ -26,11 +25,6 @@ THING_IDS = {kind.id for kind in THINGS}
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return ensure_shapes(**SMALL, folder=tmp_path_factory.mktemp("shapes"))
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    return [shape_scene(0, "train", index, 96) for index in range(150)]
 
 
 def read_json(root, archive, name):
@@ -50,84 +44,6 @@ def panoptic_maps(root, split):
         for row in rows:
             colors = read_image(maps, f"panoptic_{split}2017/{row['file_name']}").astype(np.int64)
             yield row, colors @ [1, 256, 65536]
-
-
-def test_scenes_have_what_the_tasks_need(scenes):
-    things = [sum(s.category_id in THING_IDS and not s.crowd for s in scene.segments) for scene in scenes]
-    assert 3 < np.mean(things) < 6
-    assert 0.01 < np.mean(np.array(things) == 0) < 0.12
-    assert 0.04 < np.mean([any(s.crowd for s in scene.segments) for scene in scenes]) < 0.2
-    assert 0.15 < np.mean([(scene.ids == 0).any() for scene in scenes]) < 0.5
-    seen = {s.category_id for scene in scenes for s in scene.segments}
-    assert seen == {kind.id for kind in THINGS + STUFF}
-    shapes_seen = {scene.ids.shape for scene in scenes}
-    sides = np.array(sorted(shapes_seen))
-    assert len(shapes_seen) > 100
-    assert sides.min() >= 72
-    assert sides.max() <= 120
-    # From small to half the picture.
-    widths = [
-        np.ptp(np.flatnonzero((scene.ids == number).any(axis=0))) + 1
-        for scene in scenes
-        for number, s in enumerate(scene.segments, start=1)
-        if s.category_id in THING_IDS and not s.crowd
-    ]
-    assert min(widths) < 14
-    assert max(widths) > 48
-
-
-def test_every_segment_is_visible_and_stuff_is_one_segment_per_kind(scenes):
-    for scene in scenes:
-        area = np.bincount(scene.ids.ravel(), minlength=len(scene.segments) + 1)
-        assert len(area) == len(scene.segments) + 1
-        assert (area[1:] >= MIN_AREA).all()
-        stuff = [s.category_id for s in scene.segments if s.category_id not in THING_IDS]
-        assert len(stuff) == len(set(stuff))
-
-
-def test_things_leave_each_other_visible_and_slivers_become_void():
-    canvas = _Canvas(np.random.default_rng(0), 80, 90, 96)
-    canvas.lay_stuff()
-    for _ in range(40):
-        canvas.add_thing()
-    visible = np.bincount(canvas.ids.ravel(), minlength=len(canvas.segments) + 1)[1:]
-    assert len(canvas.segments) > 10
-    assert (visible >= MIN_VISIBLE * np.array(canvas.areas)).all()
-    sliver = (slice(0, 1), slice(0, MIN_AREA - 1))
-    canvas.segments.insert(0, Segment(THINGS[0].id))
-    canvas.ids[canvas.ids > 0] += 1
-    canvas.ids[sliver] = 1
-    scene = canvas.finish()
-    assert (scene.ids[sliver] == 0).all()
-    assert scene.segments == [
-        s for number, s in enumerate(canvas.segments, start=1) if (canvas.ids == number).sum() >= MIN_AREA
-    ]
-
-
-def test_splits_show_different_pictures():
-    first, second = (shape_scene(0, split, 0, 96).image for split in ("train", "val"))
-    assert first.shape != second.shape or not np.array_equal(first, second)
-
-
-def test_picture_and_ground_truth_agree_and_two_pairs_of_kinds_share_their_hue(scenes):
-    """A segment's pixels have its kind's hue, so the map fits the picture; hue tells no pair apart."""
-    hues = {kind.id: [] for kind in THINGS}
-    for scene in scenes:
-        for number, s in enumerate(scene.segments, start=1):
-            inside = scene.ids == number
-            if s.category_id in hues and not s.crowd:
-                hue = colorsys.rgb_to_hsv(*np.median(scene.image[inside], axis=0) / 255)[0]
-                hues[s.category_id].append((hue + 0.5) % 1 - 0.5)
-    ranges = {}
-    for kind in THINGS:
-        # The median of each channel shifts hue a little; red is left of 0 as well as right of it.
-        low, high = kind.hue
-        turned = [(h - (low + high) / 2 + 0.5) % 1 - 0.5 for h in hues[kind.id]]
-        assert np.abs(turned).max() < (high - low) / 2 + 0.03, kind.name
-        ranges[kind.name] = kind.hue
-    assert ranges["disc"] == ranges["ring"]
-    assert ranges["square"] == ranges["cross"]
-    assert len(set(ranges.values())) == len(THINGS) - 2
 
 
 def test_panoptic_files_say_what_the_scene_is(root):
@@ -171,16 +87,6 @@ def test_official_tool_reads_the_instances_and_they_are_the_panoptic_things(root
             assert {k: instance[k] for k in ("category_id", "iscrowd", "bbox", "area")} == {
                 k: s[k] for k in ("category_id", "iscrowd", "bbox", "area")
             }
-
-
-def test_semantic_labels_are_the_classes_of_the_panoptic_segments(root):
-    order = Classes.from_categories(CATEGORIES).ids
-    with zipfile.ZipFile(root / "semantic_trainval2017.zip") as archive:
-        for row, ids in panoptic_maps(root, "val"):
-            expected = np.zeros(ids.shape, dtype=np.uint8)
-            for s in row["segments_info"]:
-                expected[ids == s["id"]] = order.index(s["category_id"]) + 1
-            assert np.array_equal(read_image(archive, f"semantic_val2017/{row['file_name']}"), expected)
 
 
 def test_equal_seed_gives_equal_bytes_and_more_images_leave_the_first_as_they_are(root, tmp_path):
@@ -290,3 +196,16 @@ def test_the_readers_of_coco_read_what_was_drawn(open_, kinds, root, tmp_path, m
                 if s.category_id in reader.classes.ids
             }
             assert read == drawn
+
+
+def test_the_semantic_set_agrees_with_the_panoptic_one(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
+    for split in ("train", "val"):
+        data, panoptic = shapes_semantic(split, root=root), shapes_panoptic(split, root=root)
+        assert (len(data), data.classes) == (SMALL[f"{split}_images"], panoptic.classes)
+        for k in range(len(data)):
+            (image, targets), (other, whole) = data.read(k), panoptic.read(k)
+            np.testing.assert_array_equal(image, other)
+            check_classes(targets, np.append(whole.labels.numpy(), VOID)[whole.ids[0].numpy() - 1])
+    with pytest.raises(InputError, match=r"lacks train2017\.zip or semantic_trainval2017\.zip: set data\.root=null"):
+        shapes_semantic("train", root=tmp_path)

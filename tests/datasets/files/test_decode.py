@@ -1,0 +1,89 @@
+"""Decoding of label PNGs and photographs."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.files.decode import decode_color_map, decode_label_map, decode_rgb
+from eomt.errors import InputError
+from tests.label_files import encoded, label_png, narrow_png, photo
+
+VALUES = np.array([[0, 1, 1, 255], [2, 0, 1, 255], [255, 255, 0, 0]])
+TURNED = Image.Exif()
+TURNED[0x112] = 6  # to be shown rotated by 90 degrees
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("L", "JPEG", {}),
+        ("CMYK", "JPEG", {}),
+        ("RGB", "JPEG", {"exif": TURNED}),
+        ("P", "PNG", {}),
+        ("RGBA", "PNG", {}),
+    ],
+)
+def test_photographs_of_other_colours_become_rgb_and_stay_as_stored(mode, kind, options):
+    data = photo(2, 3, 5, kind, mode, **options)
+    image = decode_rgb(data, "x.jpg")
+    np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert image.shape == (2, 3, 3)
+    assert image.flags.writeable
+
+
+def indexed(values, **options):
+    image = Image.fromarray(np.array(values, dtype=np.uint8)).convert("P")
+    image = Image.frombytes("P", image.size, np.array(values, dtype=np.uint8).tobytes())
+    image.putpalette([200, 30, 7] * 256)  # colours that say nothing
+    return encoded(image, **options)
+
+
+BITS = np.array([[0, 1, 1], [1, 0, 0]])
+NIBBLES = np.array([[0, 1, 15, 7], [3, 2, 0, 9]])
+WIDE = np.array([[0, 255, 256], [65535, 40000, 1]])
+
+
+@pytest.mark.parametrize(
+    ("data", "values"),
+    [
+        (label_png(VALUES), VALUES),
+        (indexed(VALUES), VALUES),
+        (indexed(NIBBLES, bits=4), NIBBLES),
+        (narrow_png(NIBBLES, 4), NIBBLES),
+        (narrow_png(NIBBLES % 4, 2), NIBBLES % 4),
+        (narrow_png(BITS, 1), BITS),
+        (encoded(Image.fromarray(BITS.astype(bool))), BITS),
+        (label_png(WIDE, np.uint16), WIDE),
+    ],
+    ids=["8 bit", "palette", "4-bit palette", "4 bit", "2 bit", "1 bit", "mode 1", "16 bit"],
+)
+def test_label_values_are_as_stored(data, values):
+    decoded = decode_label_map(data, "x.png")
+    assert decoded.dtype in (np.uint8, np.uint16)
+    np.testing.assert_array_equal(decoded, values)
+
+
+def test_colours_of_every_kind_of_png():
+    pixels = np.array([[[1, 2, 3], [255, 0, 7]], [[0, 0, 0], [1, 2, 3]]], dtype=np.uint8)
+    codes = pixels.astype(np.uint32) @ np.array([1, 256, 65536], dtype=np.uint32)
+    image = Image.fromarray(pixels)
+    for kind in (image, image.convert("RGBA"), image.quantize(4)):
+        np.testing.assert_array_equal(decode_color_map(encoded(kind), "x.png"), codes)
+    grey = decode_color_map(label_png([[0, 9]]), "x.png")
+    assert grey.tolist() == [[0, 0x090909]]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (photo(2, 2, kind="PNG"), r"x\.png must be a grey or palette PNG, .* but its mode is RGB"),
+        (photo(2, 2), r"x\.png must be a PNG, but it is a JPEG"),
+        (label_png(VALUES)[:-30], r"x\.png cannot be decoded"),
+        (b"", r"x\.png cannot be decoded"),
+    ],
+)
+def test_no_label_png(data, message):
+    with pytest.raises(InputError, match=message):
+        decode_label_map(data, "x.png")

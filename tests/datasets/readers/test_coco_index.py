@@ -1,0 +1,201 @@
+"""Indices of COCO's JSONs: contradictions are found, by name, before any image is read."""
+
+import logging
+
+import pytest
+
+from datasets.readers.coco import CocoInstance, CocoPanoptic
+from eomt.errors import InputError
+from tests.coco_files import DOG, SQUARE, InstanceSet, PanopticSet, mask_code, segment
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("EOMT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def custom(root):
+    return CocoInstance(root, images="train", annotations="truth/train.json")
+
+
+def fails(attempt, match):
+    with pytest.raises(InputError, match=match) as caught:
+        attempt()
+    assert "\n" not in str(caught.value)
+
+
+# Faults of both formats, by what breaks a JSON and the end of the message.
+COMMON_FAULTS = {
+    "image file not there": (lambda j: j["images"][1].update(file_name="x.jpg"), r"x\.jpg is missing, and 0 more of 4"),
+    "image id twice": (lambda j: j["images"][1].update(id=j["images"][0]["id"]), r"image id \d+ stands 2 times"),
+    "file name twice": (
+        lambda j: j["images"][1].update(file_name=j["images"][0]["file_name"]),
+        r"file name .\.jpg stands 2 times",
+    ),
+    "image id of text": (lambda j: j["images"][1].update(id="b_3"), "'images' cannot be read .id must be .*b_3"),
+    "image id of 30 digits": (lambda j: j["images"][1].update(id=10**30), "'images' cannot be read"),
+    "no file name": (lambda j: j["images"][1].update(file_name=None), "'images' cannot be read .*file name"),
+    "half a character": (lambda j: j["images"][1].update(file_name="\ud800"), "'images' cannot be read"),
+    "no height": (lambda j: j["images"][1].pop("height"), r"an entry of 'images' lacks 'height': "),
+    "height 0": (lambda j: j["images"][1].update(height=0), "height must be at least 1"),
+    "a side that no image has": (lambda j: j["images"][1].update(height=10**9), "height must be .* at most 1048576"),
+    "row of text": (lambda j: j["images"].append("d.jpg"), "'images' cannot be read"),
+    "no images": (lambda j: j["images"].clear() or j["annotations"].clear(), "names no images"),
+    "no categories": (lambda j: j["categories"].clear(), "at least one class"),
+    "category twice": (lambda j: j["categories"].append(j["categories"][0]), "category id .* more than once"),
+    "category of text": (lambda j: j["categories"].append("sky"), "a category needs an id and a name, found sky"),
+    "category without a name": (lambda j: j["categories"].append({"id": 5}), "a category needs an id and a name"),
+    "category id of text": (
+        lambda j: j["categories"].append({"id": "5", "name": "x"}),
+        "the id of the category .* must",
+    ),
+    "colour of 5 numbers": (
+        lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 3, 4, 5]}),
+        r"the color of the category .* must be \[red, green, blue\]",
+    ),
+    "colour out of range": (
+        lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 256]}),
+        r"the color of the category .* must be \[red, green, blue\]",
+    ),
+    "no annotations key": (lambda j: j.pop("annotations"), "has no 'annotations'"),
+    "no categories key": (lambda j: j.pop("categories"), "has no 'categories'"),
+    "no images key": (lambda j: j.pop("images"), "has no 'images'"),
+    "no array": (lambda j: j.update(images={}), r"is not valid JSON \(expected \["),
+    "annotation of text": (lambda j: j["annotations"].append("x"), "'annotations' cannot be read"),
+}
+
+
+def rle(size, counts):
+    return first(segmentation={"size": size, "counts": counts})
+
+
+def first(**changes):
+    return lambda j: j["annotations"][0].update(changes)
+
+
+MASK = "annotation 11 cannot be read .*"
+INSTANCE_FAULTS = {
+    "no id": (lambda j: j["annotations"][0].pop("id"), "an entry of 'annotations' lacks 'id'"),
+    "id twice": (lambda j: j["annotations"][0].update(id=14), "annotation id 14 stands more than once"),
+    "unknown image": (first(image_id=8), MASK + "belongs to the unknown image id 8"),
+    "image of text": (first(image_id="7"), "annotation 11 cannot be read .image_id must be a whole number, found '7'"),
+    "no image": (lambda j: j["annotations"][0].pop("image_id"), "annotation 11 lacks 'image_id'; mend or remove it"),
+    "unknown category": (first(category_id=3), "annotation 11 of the image a.jpg has the category id 3, which"),
+    "category 1.5": (first(category_id=1.5), MASK + "category_id must be a whole number, found 1.5"),
+    "crowd of text": (first(iscrowd="0"), MASK + "iscrowd must be 0 or 1, found '0'"),
+    "area below 0": (first(area=-1), MASK + "area must be a number of at least 0, found -1"),
+    "area not a number": (first(area=float("nan")), MASK + "area must be a number .* found nan"),
+    "no segmentation": (lambda j: j["annotations"][0].pop("segmentation"), MASK + "a box alone is no mask"),
+    "segmentation null": (first(segmentation=None), MASK + "a box alone is no mask"),
+    "no polygon": (first(segmentation=[]), MASK + "a box alone is no mask"),
+    "text": (first(segmentation="x.png"), MASK + r"polygons or run lengths, found 'x\.png'"),
+    "two corners": (first(segmentation=[[0, 0, 9, 9]]), MASK + r"3 corners or more, found \[0, 0, 9, 9\]"),
+    "second polygon empty": (first(segmentation=[SQUARE, []]), MASK + r"3 corners or more, found \[\]"),
+    "odd polygon": (first(segmentation=[[0, 0, 9, 9, 1, 2, 3]]), MASK + "3 corners"),
+    "flat polygon": (first(segmentation=SQUARE), MASK + r"3 corners or more, found 2\.5"),
+    "polygon of points": (first(segmentation=[[[0, 0], [1, 1], [0, 2]]]), MASK + "3 corners"),
+    "corner of nothing": (first(segmentation=[[0, 0, 9, None, 1, 2]]), MASK + "a corner"),
+    "corner far off": (first(segmentation=[[0, 0, 9, 1e9, 1, 2]]), MASK + "a corner .* image of 30x20"),
+    "runs of another size": (rle([30, 20], [600]), MASK + r"of size \[30, 20\], its image is of \[20, 30\]"),
+    "runs without a size": (first(segmentation={"counts": [600]}), "annotation 11 lacks 'size'"),
+    "too few": (rle([20, 30], [100, 499]), MASK + "do not make up 600 pixels"),
+    "too many": (rle([20, 30], [100, 501]), MASK + "do not make up 600 pixels"),
+    "negative": (rle([20, 30], [700, -100]), MASK + r"must lie within 0\.\.600"),
+    "compressed too few": (rle([20, 30], mask_code((20, 29), 0)["counts"]), MASK + "do not make up 600 pixels"),
+    "compressed cut": (rle([20, 30], mask_code((20, 30), 0)["counts"][:-1]), MASK + "do not make up 600 pixels"),
+    "compressed of other letters": (rle([20, 30], "~~~"), MASK + "no compressed code"),
+    "compressed of far letters": (rle([20, 30], "\u00fc"), MASK),
+    "runs of nothing": (rle([20, 30], None), MASK),
+}
+
+
+def first_segment(json_, annotation):
+    return json_["annotations"][annotation]["segments_info"][0]
+
+
+PANOPTIC_FAULTS = {
+    "png not there": (
+        lambda j: j["annotations"][0].update(file_name="x.png"),
+        r"x\.png is missing, and 0 more of 3",
+    ),
+    "unknown image": (
+        lambda j: j["annotations"][1].update(image_id=11),
+        r"annotation a\.png .* unknown image id 11",
+    ),
+    "two annotations": (
+        lambda j: j["annotations"][1].update(image_id=20),
+        r"the image b\.jpg has more than one annotation",
+    ),
+    "unknown category": (
+        lambda j: first_segment(j, 2).update(category_id=8),
+        rf"segment {DOG} of the image b\.jpg has the category id 8, which is not in 'categories'",
+    ),
+    "segment id twice": (
+        lambda j: j["annotations"][2]["segments_info"].append(segment(DOG, 3)),
+        rf"segment {DOG} of the image b\.jpg has an id that stands more than once",
+    ),
+    "segment id 0": (
+        lambda j: first_segment(j, 1).update(id=0),
+        r"segment 0 of the image a\.jpg .* no PNG colour",
+    ),
+    "segment id too large": (
+        lambda j: first_segment(j, 1).update(id=1 << 24),
+        r"segment 16777216 of the image a\.jpg .* no PNG colour",
+    ),
+    "instances": (lambda j: j["annotations"][0].pop("segments_info"), r"annotation c\.png lacks 'segments_info'"),
+    "segments of text": (lambda j: j["annotations"][0].update(segments_info="x"), "c.png cannot be read"),
+}
+
+
+@pytest.mark.parametrize("fault", COMMON_FAULTS | INSTANCE_FAULTS)
+def test_faults_of_an_instance_json(tmp_path, fault):
+    made = InstanceSet()
+    break_, match = (COMMON_FAULTS | INSTANCE_FAULTS)[fault]
+    break_(made.json)
+    fails(lambda: custom(made.write(tmp_path)), r"(train\.json|train/).*" + match)
+
+
+@pytest.mark.parametrize("fault", COMMON_FAULTS | PANOPTIC_FAULTS)
+def test_faults_of_a_panoptic_json(tmp_path, fault):
+    made = PanopticSet()
+    break_, match = (COMMON_FAULTS | PANOPTIC_FAULTS)[fault]
+    break_(made.json)
+    made.write(tmp_path)
+    fails(lambda: CocoPanoptic(tmp_path, "val"), r"(panoptic_annotations_trainval2017|val2017)\.zip.*" + match)
+
+
+@pytest.mark.parametrize("keys", [["images", "annotations", "categories"], ["categories", "annotations", "images"]])
+@pytest.mark.parametrize("made", [InstanceSet(), PanopticSet()], ids=["instance", "panoptic"])
+def test_order_of_the_json(tmp_path, made, keys, monkeypatch, caplog):
+    monkeypatch.setattr("datasets.readers.coco_index._REPORT_EVERY", 4)
+    instance = isinstance(made, InstanceSet)
+    readers = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        with caplog.at_level(logging.INFO, "datasets"):
+            root = made.write(tmp_path / name)
+            readers.append(custom(root) if instance else CocoPanoptic(root, "val"))
+        made.json = {key: made.json[key] for key in keys}
+    for name in ("image_id", "segment_end", "segment_id", "label", "crowd"):
+        assert readers[0]._index.column(name).tolist() == readers[1]._index.column(name).tolist()
+    assert "building the index" in caplog.text
+    assert ("4 annotations of" in caplog.text) == instance
+
+
+def test_more_objects_than_targets_can_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.readers.coco_index.MAX_SEGMENTS", 3)
+    fails(lambda: custom(InstanceSet().write(tmp_path)), r"the image a\.jpg has 4 annotations, more than 3")
+
+
+def test_annotations_beside_the_pixels(tmp_path):
+    made = InstanceSet()
+    made.json["annotations"][0]["bbox"] = [2, 3, 4, "5"]
+    found = custom(made.write(tmp_path)).annotated()
+    assert found.start.tolist() == [0, 4, 5, 5, 6]
+    boxes, areas, outlines = found.of(0)  # annotations 11, 14, 10, 13
+    assert boxes.tolist()[0] == [2, 3, 4, 5]
+    assert [str(box[0]) for box in boxes.tolist()] == ["2.0", "nan", "inf", "nan"]
+    assert [str(area) for area in areas.tolist()] == ["100.5", "nan", "nan", "nan"]
+    assert outlines.tolist()[:2] == [[2.5, 2.5, 12, 15.25], [-3, -2, 28, 25]]
+    boxes, areas, outlines = CocoPanoptic(PanopticSet().write(tmp_path), "val").annotated().of(0)
+    assert (boxes.tolist(), areas.tolist(), str(outlines[0, 0])) == ([[0, 0, 1, 1]] * 2, [1, 1], "nan")
