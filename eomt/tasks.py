@@ -4,11 +4,11 @@
 |------------|-------------------------|-------------------------|------------------------------|
 | a target   | a class in the image    | an object               | an object, or a class of stuff |
 | geometry   | windows that cover it   | fitted and padded       | fitted and padded            |
-| answer     | a class for every pixel | objects, may overlap    | segments, none overlapping   |
+| result     | a class for every pixel | objects, may overlap    | segments, none overlapping   |
 | score      | mean IoU                | average precision (COCO)| panoptic quality             |
-| results    | label PNGs              | COCO instance JSON      | COCO panoptic JSON and PNGs  |
+| files      | label PNGs              | COCO instance JSON      | COCO panoptic JSON and PNGs  |
 
-Targets are made by the dataset's reader: whatever the kind, they are `eomt.targets.ImageTargets`.
+The dataset's reader makes the targets, `eomt.targets.ImageTargets` for every kind.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.metrics import Metric
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS, Geometry, Placement
 from eomt.postprocess.instance import instance_segmentation
@@ -31,9 +31,6 @@ from eomt.postprocess.semantic import semantic_segmentation
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.postprocess.writers import InstanceWriter, PanopticWriter, ResultWriter, SemanticWriter
 
-if TYPE_CHECKING:
-    from torchmetrics import Metric
-
 DEFAULT_MAX_BYTES = 256 * 2**20
 
 
@@ -41,38 +38,37 @@ class Task(Protocol):
     """One kind of segmentation, with the options of its post-processing.
 
     Attributes:
-        kind: its name.
-        monitor: the metric by which the best checkpoint is chosen, higher is better.
-        geometry: how an image goes into the network.
+        kind: the name of the kind.
+        monitor: the score by which the best checkpoint is chosen, higher is better.
+        geometry: the way of an image into the network.
+        writer: the writer of predictions as the benchmark's server takes them.
     """
 
     kind: ClassVar[str]
     monitor: ClassVar[str]
     geometry: ClassVar[Geometry]
+    writer: ClassVar[type[ResultWriter]]
 
     def predict(
         self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes
     ) -> Segmentation | Instances:
-        """The answer for one image, at its own size.
+        """Post-process the logits of one image, to its own size.
 
         Args:
-            output: for the N inputs that `geometry.prepare` made of the image.
-            placement: from there, too.
+            output: the logits for the N inputs that `geometry.prepare` made of the image.
+            placement: the image's placement, from `geometry.prepare`.
             size: height and width of the network's input.
-            classes: of the dataset that the network was trained on.
+            classes: the classes that the network was trained on.
         """
 
     def metric(self, classes: Classes) -> Metric:
-        """The official score. Updated by (prediction, targets at the image's own size, image id)."""
-
-    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> ResultWriter:
-        """Writes predictions as the benchmark's server takes them."""
+        """Make the official score."""
 
     def table(self, scores: Mapping[str, float]) -> str:
-        """The scores for people to read."""
+        """Format the scores as a table to read."""
 
 
-# torchmetrics belongs to training: inference does without it, so that metrics are imported when they are made.
+# Metrics are imported when they are made: they need the `train` extra, inference does not.
 
 
 @dataclass(frozen=True)
@@ -80,12 +76,13 @@ class SemanticTask:
     """Every pixel gets a class.
 
     Args:
-        max_bytes: how much the maps that are upsampled at a time may take.
+        max_bytes: the memory that the maps upsampled at a time may take.
     """
 
     kind: ClassVar[str] = "semantic"
     monitor: ClassVar[str] = "miou"
     geometry: ClassVar[Geometry] = WINDOWS
+    writer: ClassVar[type[ResultWriter]] = SemanticWriter
     max_bytes: int = 2 * DEFAULT_MAX_BYTES
 
     def predict(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
@@ -96,9 +93,6 @@ class SemanticTask:
 
         return MeanIoU(classes)
 
-    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> SemanticWriter:
-        return SemanticWriter(folder, classes, rank, world_size)
-
     def table(self, scores: Mapping[str, float]) -> str:
         names = {"mIoU": "miou", "mean accuracy": "mean_accuracy", "pixel accuracy": "pixel_accuracy"}
         return _table(list(names), [("all", [scores[name] for name in names.values()])])
@@ -106,16 +100,17 @@ class SemanticTask:
 
 @dataclass(frozen=True)
 class InstanceTask:
-    """Objects, told apart one by one; they may overlap.
+    """Every object gets a mask and a class; objects may overlap.
 
     Args:
-        top_k: how many pairs of query and class are answers, by class probability.
-        max_bytes: how much the masks that are upsampled at a time may take.
+        top_k: the number of objects in a result, pairs of query and class by class probability.
+        max_bytes: the memory that the masks upsampled at a time may take.
     """
 
     kind: ClassVar[str] = "instance"
     monitor: ClassVar[str] = "ap"
     geometry: ClassVar[Geometry] = FIT_AND_PAD
+    writer: ClassVar[type[ResultWriter]] = InstanceWriter
     top_k: int = 100
     max_bytes: int = DEFAULT_MAX_BYTES
 
@@ -128,34 +123,29 @@ class InstanceTask:
 
         return AveragePrecision(classes)
 
-    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> InstanceWriter:
-        return InstanceWriter(folder, classes, rank, world_size)
-
     def table(self, scores: Mapping[str, float]) -> str:
         precision = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
         recall = ("ar100", "ar1", "ar10", "ar_small", "ar_medium", "ar_large")
-        return "\n".join(
-            (
-                _table(["AP", "AP50", "AP75", "small", "medium", "large"], [("all", [scores[n] for n in precision])]),
-                _table(["AR", "AR@1", "AR@10", "small", "medium", "large"], [("all", [scores[n] for n in recall])]),
-            )
-        )
+        first = _table(["AP", "AP50", "AP75", "small", "medium", "large"], [("all", [scores[n] for n in precision])])
+        second = _table(["AR", "AR@1", "AR@10", "small", "medium", "large"], [("all", [scores[n] for n in recall])])
+        return f"{first}\n{second}"
 
 
 @dataclass(frozen=True)
 class PanopticTask:
-    """Every pixel belongs to at most one segment; things are told apart one by one.
+    """Every pixel belongs to at most one segment; every object is a segment, and all stuff of a class is one.
 
     Args:
-        score_threshold: queries take part whose best class is more probable.
-        mask_threshold: a segment's pixels have at least this mask probability.
-        overlap_threshold: a segment that keeps a smaller share of its own mask is dropped.
-        max_bytes: how much the masks that are upsampled at a time may take.
+        score_threshold: a query is kept if its best class is more probable.
+        mask_threshold: the least mask probability of a segment's pixels.
+        overlap_threshold: a segment is dropped if it keeps a smaller share of its query's own mask.
+        max_bytes: the memory that the masks upsampled at a time may take.
     """
 
     kind: ClassVar[str] = "panoptic"
     monitor: ClassVar[str] = "pq"
     geometry: ClassVar[Geometry] = FIT_AND_PAD
+    writer: ClassVar[type[ResultWriter]] = PanopticWriter
     score_threshold: float = 0.8
     mask_threshold: float = 0.5
     overlap_threshold: float = 0.8
@@ -179,9 +169,6 @@ class PanopticTask:
 
         return PanopticQuality(classes)
 
-    def writer(self, folder: Path, classes: Classes, rank: int = 0, world_size: int = 1) -> PanopticWriter:
-        return PanopticWriter(folder, classes, rank, world_size)
-
     def table(self, scores: Mapping[str, float]) -> str:
         groups = (("all", ""), ("things", "_things"), ("stuff", "_stuff"))
         rows = [(title, [scores[f"{name}{suffix}"] for name in ("pq", "sq", "rq")]) for title, suffix in groups]
@@ -191,13 +178,13 @@ class PanopticTask:
 _TASKS = {task.kind: task for task in (SemanticTask, InstanceTask, PanopticTask)}
 
 
-def task_of(kind: str, options: Mapping[str, float | None] | None = None) -> Task:
-    """The task of a kind, such as "panoptic".
+def task_of(kind: str, options: Mapping[str, Any] | None = None) -> Task:
+    """Make the task of a kind, such as "panoptic".
 
     Args:
-        kind: "semantic", "instance" or "panoptic", or the dotted name of a `Task` of the user's own, a frozen
-            dataclass like those here.
-        options: of its post-processing; None leaves one at its published value.
+        kind: "semantic", "instance" or "panoptic", or the dotted name of a custom `Task`, a frozen dataclass like
+            those here.
+        options: the options of its post-processing; None leaves one at its published value.
 
     Raises:
         InputError: if there is no such kind, or it has no such option, or a value is out of its range.
@@ -216,8 +203,29 @@ def task_of(kind: str, options: Mapping[str, float | None] | None = None) -> Tas
     return task(**given)
 
 
+def predict_images(
+    task: Task,
+    output: Logits,
+    counts: Sequence[int],
+    placements: Sequence[Placement],
+    size: tuple[int, int],
+    classes: Classes,
+) -> list[Segmentation | Instances]:
+    """Post-process the logits of several images, each to its own size.
+
+    Args:
+        output: the logits for the images' inputs, image after image.
+        counts: the number of inputs of each image.
+        placements: the placement of each image.
+        size: height and width of the network's input.
+        classes: the classes that the network was trained on.
+    """
+    parts = (Logits(*part) for part in zip(*(logits.split(list(counts)) for logits in output), strict=True))
+    return [task.predict(part, placement, size, classes) for part, placement in zip(parts, placements, strict=True)]
+
+
 def _import(name: str) -> type[Task]:
-    """The class with a dotted name."""
+    """Import the custom task with a dotted name."""
     module, _, attribute = str(name).rpartition(".")
     if not module:
         raise InputError(
@@ -232,26 +240,6 @@ def _import(name: str) -> type[Task]:
     if task.kind != name:
         raise InputError(f"kind={name}: the class must have kind = {name!r}, under which checkpoints name it")
     return task
-
-
-def predict_images(
-    task: Task,
-    output: Logits,
-    counts: Sequence[int],
-    placements: Sequence[Placement],
-    size: tuple[int, int],
-    classes: Classes,
-) -> list[Segmentation | Instances]:
-    """The answers for several images.
-
-    Args:
-        output: for their inputs, image after image.
-        counts: the number of inputs that show each image.
-        placements: of each image.
-        size: height and width of the network's input.
-    """
-    parts = (Logits(*part) for part in zip(*(logits.split(list(counts)) for logits in output), strict=True))
-    return [task.predict(part, placement, size, classes) for part, placement in zip(parts, placements, strict=True)]
 
 
 def _table(columns: list[str], rows: list[tuple[str, list[float]]]) -> str:

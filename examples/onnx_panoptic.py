@@ -52,11 +52,11 @@ def run(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> Logits:
 
 
 def main(folder: str, image: str, picture: str = "segments.png") -> None:
-    answer = segment(folder, image)
-    for name, score, area in zip(answer.names, answer.scores, answer.areas, strict=True):
+    result = segment(folder, image)
+    for name, score, area in zip(result.names, result.scores, result.areas, strict=True):
         print(f"{name}: {score:.2f}, {area} pixels")
-    answer.picture().save(picture)
-    print(f"{answer}; painted to {picture}")
+    result.picture().save(picture)
+    print(f"{result}; painted to {picture}")
 
 
 if __name__ == "__main__":

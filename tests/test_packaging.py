@@ -40,9 +40,9 @@ for kind in ("semantic", "instance", "panoptic"):
     own = {"kind": kind, "classes": classes.to_list(), "network": network.spec}
     torch.save({"eomt": own, "state_dict": weights}, folder / "model.ckpt")
     segmenter = Segmenter.load(folder / "model.ckpt", device="cpu")
-    answer = segmenter(np.zeros((20, 30, 3), np.uint8))
-    assert answer.map.shape == (20, 30)
-    assert answer.picture().size == (13 * 30, 13 * 20)
+    result = segmenter(np.zeros((20, 30, 3), np.uint8))
+    assert result.map.shape == (20, 30)
+    assert result.picture().size == (13 * 30, 13 * 20)
     assert len(list(predict_files(segmenter, *find_images(str(folder / "image.png"), folder), folder / kind))) == 1
 print("segmented")
 """

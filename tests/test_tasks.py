@@ -63,7 +63,7 @@ def test_bad_kinds_and_options_end_in_one_line(kind, options, words):
 @pytest.mark.parametrize(
     ("kind", "geometry"), [("semantic", WINDOWS), ("instance", FIT_AND_PAD), ("panoptic", FIT_AND_PAD)]
 )
-def test_images_of_a_batch_are_answered_one_by_one(kind, geometry):
+def test_images_of_a_batch_are_predicted_one_by_one(kind, geometry):
     """Also if some are shown by several inputs."""
     task, generator = task_of(kind), torch.Generator().manual_seed(0)
     assert task.geometry is geometry
@@ -76,13 +76,13 @@ def test_images_of_a_batch_are_answered_one_by_one(kind, geometry):
     output = Logits(
         5 * torch.randn(inputs, 6, 8, 8, generator=generator), 5 * torch.randn(inputs, 6, 3, generator=generator)
     )
-    answers = predict_images(task, output, counts, placements, (32, 32), CLASSES)
+    results = predict_images(task, output, counts, placements, (32, 32), CLASSES)
     start = 0
-    for answer, count, placement in zip(answers, counts, placements, strict=True):
+    for result, count, placement in zip(results, counts, placements, strict=True):
         alone = task.predict(Logits(*(x[start : start + count] for x in output)), placement, (32, 32), CLASSES)
-        assert answer.size == placement[:2]
-        assert torch.equal(answer.masks(), alone.masks())
-        assert torch.equal(answer.scores, alone.scores)
+        assert result.size == placement[:2]
+        assert torch.equal(result.masks(), alone.masks())
+        assert torch.equal(result.scores, alone.scores)
         start += count
 
 
@@ -112,8 +112,8 @@ def test_instances_from_training_to_the_official_score(small, shapes, tmp_path):
         (tmp_path / "truth.json").write_bytes(archive.read("annotations/instances_val2017.json"))
     with redirect_stdout(io.StringIO()):
         truth = COCO(str(tmp_path / "truth.json"))
-        answers = truth.loadRes(str(tmp_path / "eval" / "predictions" / "instances.json"))
-        official = COCOeval(truth, answers, "segm")
+        results = truth.loadRes(str(tmp_path / "eval" / "predictions" / "instances.json"))
+        official = COCOeval(truth, results, "segm")
         official.evaluate()
         official.accumulate()
         official.summarize()
@@ -135,9 +135,9 @@ def test_semantics_from_training_to_the_official_score(small, shapes, tmp_path):
         for name in names:
             truth = np.array(Image.open(io.BytesIO(archive.read(name)))).astype(int) - 1
             stem = name.rpartition("/")[2]
-            answer = np.array(Image.open(tmp_path / "eval" / "predictions" / "semantic" / stem))
-            answer = np.searchsorted([c["id"] for c in classes], answer)
-            np.add.at(counts, (truth[truth >= 0], answer[truth >= 0]), 1)
+            result = np.array(Image.open(tmp_path / "eval" / "predictions" / "semantic" / stem))
+            result = np.searchsorted([c["id"] for c in classes], result)
+            np.add.at(counts, (truth[truth >= 0], result[truth >= 0]), 1)
     assert len(names) == 10
     union = counts.sum(0) + counts.sum(1) - counts.diagonal()
     iou = counts.diagonal()[union > 0] / union[union > 0]

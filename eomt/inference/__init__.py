@@ -1,1 +1,1 @@
-"""From images to answers: geometry, post-processing, official result files and pictures."""
+"""From images to results: any image in, arrays, pictures and official result files out."""

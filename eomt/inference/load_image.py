@@ -1,4 +1,4 @@
-"""Any image that a user has, as 8-bit red, green and blue."""
+"""Reading of images of any kind as 8-bit red, green and blue."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from eomt.errors import InputError
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
-CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
+CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels
 
 
 def load_image(source: ImageSource) -> np.ndarray:
     """Read an image.
 
-    An EXIF orientation is followed, as viewers do. What is transparent becomes white. 16-bit values are
-    scaled, 65535 to 255. Of several frames or pages the first is read.
+    EXIF orientations are applied, as viewers do. Transparent pixels are put on white. 16-bit values are scaled, 65535
+    to 255. The first of several frames or pages is read.
 
     Args:
         source: one of
@@ -31,7 +31,7 @@ def load_image(source: ImageSource) -> np.ndarray:
               alpha, 3 RGB, or 4 RGB and alpha; uint8, uint16, bool, or floating point 0..1.
 
     Returns:
-        uint8 [H, W, 3], red, green, blue; the given array itself where it is that already.
+        uint8 [H, W, 3], red, green, blue; the given array itself where it is in this form.
 
     Raises:
         InputError: if the file is missing, damaged or no image, or values or shape are none of those above.
@@ -54,12 +54,12 @@ def _from_file(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path} is a folder, not an image" if path.is_dir() else f"{path}: no such file")
     try:
-        # Not by its name: Pillow then maps uncompressed grey TIFFs into memory, and shears those with an orientation.
+        # Opened here: given a name, Pillow memory-maps uncompressed grey TIFFs and shears those with an orientation.
         with path.open("rb") as file, Image.open(file) as image:
             return _from_pil(image, str(path))
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # Pillow raises nearly any kind on files that are no images
+    except Exception as error:  # Pillow raises many kinds on files that are no images
         reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{path} cannot be read: {reason}") from error
 
@@ -67,7 +67,7 @@ def _from_file(path: Path) -> np.ndarray:
 def _from_pil(image: Image.Image, where: str) -> np.ndarray:
     try:
         image.load()
-        # Damaged EXIF data are no reason to refuse the pixels. After loading: Pillow turns TIFFs by itself.
+        # Damaged EXIF data are no reason to refuse the pixels. After loading: Pillow itself turns TIFFs.
         with suppress(Exception):
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
@@ -82,7 +82,7 @@ def _from_pil(image: Image.Image, where: str) -> np.ndarray:
 
 
 def _as_16_bit(values: np.ndarray) -> np.ndarray:
-    """Some files of 16 bits are opened as 32."""
+    """Narrow values that Pillow opens with 32 bits."""
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
     return values.astype(np.uint16)
@@ -121,7 +121,7 @@ def _as_8_bit(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f":
         raise InputError(f"an image must hold uint8, uint16, bool or floating point 0..1, found {values.dtype}")
     low, high = values.min(), values.max()
-    # What resizing leaves beyond the ends is allowed; written so that NaN is refused.
+    # Resizing may overshoot a little; written so that NaN is refused.
     if not (low >= -0.01 and high <= 1.01):
         raise InputError(
             f"an image of floating point must lie in 0..1, found {low:.4g} to {high:.4g}; divide by 255, or give uint8"

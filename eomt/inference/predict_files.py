@@ -1,4 +1,4 @@
-"""Segmenting files: which are meant, what their results are called, and writing those."""
+"""Segmentation of image files: finding them, naming their results, and writing these."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LONGEST_JPEG = 65535  # pixels of a side
 
 
 def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list[Path]]:
-    """The image files that a user means.
+    """Find image files.
 
     Args:
-        given: a file, a folder (with all below it), a pattern such as `photos/*.jpg` or `photos/**/*.png`, or
-            several of these. What is hidden, and in folders and patterns what is not called like an image, is
-            not meant. A name that exists is no pattern, whatever characters it has.
-        out: where `predict_files` writes: what it wrote there is not meant.
+        given: a file, a folder (with all below it), a pattern such as `photos/*.jpg` or `photos/**/*.png`, or several
+            of these. Hidden files are left out, and in folders and patterns those without an image's suffix. A name
+            that exists is no pattern, whatever characters it has.
+        out: the folder that `predict_files` writes to; its results there are left out.
 
     Returns:
-        The folder that they have in common, and their absolute paths, each once.
+        The files' common folder, and their absolute paths, each once.
 
     Raises:
-        InputError: if an entry stands for no image.
+        InputError: if an entry matches no image.
     """
     entries = [given] if isinstance(given, str) else [str(entry) for entry in given]
     if not entries:
@@ -53,13 +53,13 @@ def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list
 
 
 def _expand(entry: str) -> tuple[Path, list[Path]]:
-    """An entry's folder, and the files that it stands for."""
+    """An entry's folder, and the files that it matches."""
     path = Path(os.path.abspath(os.path.expanduser(entry)))
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
         return path, sorted(_below(path))
-    # The part of a pattern that exists is no pattern: folders may be called "set [1]".
+    # The part of a pattern that exists is no pattern: a folder may be named "set [1]".
     folder = next(parent for parent in path.parents if parent.is_dir())
     pattern = str(path.relative_to(folder))
     if not glob.has_magic(pattern):
@@ -82,13 +82,13 @@ def _is_image(path: Path) -> bool:
 
 
 def result_names(files: Sequence[PurePath]) -> list[PurePath]:
-    """What the results of images are called: their relative paths without suffix.
+    """Names for the results of images: their relative paths without suffix.
 
-    Names stay different from each other when folders are written into them (`flat_name`) and capitals count as
-    small letters. Where suffixes alone tell images apart they are kept: x.jpg and x.png become x_jpg and x_png.
+    Names differ also as file names (`flat_name`) and without regard to case. Where images differ by their suffixes
+    alone, these are kept: x.jpg and x.png become x_jpg and x_png.
 
     Args:
-        files: relative paths.
+        files: the images' relative paths.
     """
     alike = Counter(flat_name(file.with_suffix("")).casefold() for file in files)
     taken: set[str] = set()
@@ -115,18 +115,18 @@ def predict_files(
     num_workers: int = 4,
     threshold: float | None = None,
 ) -> Iterator[tuple[Path, InputError | None]]:
-    """Segment files, and write what they show.
+    """Segment files and write pictures and official results.
 
-    `pictures/` gets a picture per image, in the images' own folders; `predictions/` the official result files
-    of the kind of segmentation, in which images have numbers and names by `flat_name`; and at the end
-    `images.json` says which image has which number: COCO's `images` and `categories`, so that it serves
-    pycocotools as the data set that the results are of. Sizes are those of the upright image.
+    `pictures/` receives a picture per image, in the images' own folders; `predictions/` the official result files of
+    the kind of segmentation, in which images have numbers and names by `flat_name`; and at the end `images.json`, the
+    images' numbers, names and sizes and the categories in COCO's form, which pycocotools takes as the results' data
+    set. Sizes are those of the upright image.
 
     Args:
-        segmenter: what segments.
-        folder, files: of `find_images`.
-        out: the folder for all this; made if it is not there. What an earlier run left there, by its `images.json`,
-            is removed first: its pictures and `predictions/`, nothing else.
+        segmenter: the segmenter.
+        folder, files: the result of `find_images`.
+        out: the folder to write to; made if it is not there. Results of an earlier run, by its `images.json`, are
+            removed first: its pictures and `predictions/`, nothing else.
         batch_size, num_workers: see `Segmenter.stream`; as many threads more paint the pictures.
         threshold: leave segments with lower scores out of pictures and results. Default: pictures show
             instances from 0.5, and results have all.
@@ -135,7 +135,7 @@ def predict_files(
         Each file when it is done, with the error if it could not be read; their order may differ.
 
     Raises:
-        InputError: if results cannot be written there, or an `images.json` is in the way that is none of ours.
+        InputError: if results cannot be written there, or another program's `images.json` is in the way.
     """
     out = Path(out)
     _remove_results(out)
@@ -144,30 +144,30 @@ def predict_files(
     rows: list[dict] = []
     unread: deque[tuple[Path, InputError]] = deque()
     painting: deque[Future] = deque()
-    answers = segmenter.stream(files, batch_size, num_workers, lambda file, error: unread.append((file, error)))
+    results = segmenter.stream(files, batch_size, num_workers, lambda file, error: unread.append((file, error)))
     with ThreadPoolExecutor(max(1, num_workers)) as painters:
-        for answer in answers:
-            name = names[answer.source]
-            height, width = answer.size
-            suffix = ".jpg" if max(answer.size) <= LONGEST_JPEG else ".png"
+        for result in results:
+            name = names[result.source]
+            height, width = result.size
+            suffix = ".jpg" if max(result.size) <= LONGEST_JPEG else ".png"
             picture = Path(PICTURES, name.with_name(name.name + suffix))
-            painting.append(painters.submit(_paint, answer, out / picture, threshold))
-            # Answers and canvases of large images are large: no more wait than are painted.
+            painting.append(painters.submit(_paint, result, out / picture, threshold))
+            # Results and canvases of large images are large: bound the queue.
             if len(painting) > num_workers:
                 painting.popleft().result()
             image_id = len(rows) + 1
-            shown = answer if threshold is None else answer.above(threshold)
+            shown = result if threshold is None else result.above(threshold)
             writer.add(shown.prediction, f"{flat_name(name)}.png", image_id)
             rows.append(
                 {
                     "id": image_id,
-                    "file_name": answer.source.relative_to(folder).as_posix(),
+                    "file_name": result.source.relative_to(folder).as_posix(),
                     "height": height,
                     "width": width,
                     "picture": picture.as_posix(),
                 }
             )
-            yield answer.source, None
+            yield result.source, None
             while unread:
                 yield unread.popleft()
         for future in painting:
@@ -182,7 +182,7 @@ def predict_files(
 
 
 def _remove_results(out: Path) -> None:
-    """Remove what an earlier `predict_files` wrote, so that a folder holds the results of one run."""
+    """Remove the results of an earlier `predict_files`, so that a folder holds those of one run."""
     index = out / INDEX
     if not index.exists():
         return
@@ -192,7 +192,7 @@ def _remove_results(out: Path) -> None:
         ours = isinstance(found["info"]["folder"], str)
     except (ValueError, KeyError, TypeError):
         ours = False
-    # A file that others have written must not name what is removed.
+    # Another program's file must not decide on what is removed.
     if not ours or any(picture.parts[:1] != (PICTURES,) or ".." in picture.parts for picture in pictures):
         raise InputError(f"{index} was not written by predict.py, and would be replaced: choose another folder by out=")
     try:
@@ -203,7 +203,7 @@ def _remove_results(out: Path) -> None:
                 (out / folder).rmdir()
         if (out / PREDICTIONS).exists():
             shutil.rmtree(out / PREDICTIONS)
-        # Last: it says what there is to remove, should this be interrupted.
+        # Last: an interrupted removal can be resumed from it.
         index.unlink()
     except OSError as error:
         raise InputError(
@@ -211,8 +211,8 @@ def _remove_results(out: Path) -> None:
         ) from error
 
 
-def _paint(answer: Result, path: Path, threshold: float | None) -> None:
-    picture = answer.picture(threshold=threshold)
+def _paint(result: Result, path: Path, threshold: float | None) -> None:
+    picture = result.picture(threshold=threshold)
     with replacing(path) as draft:
-        # Colours at full resolution: names and outlines stay sharp.
+        # Without chroma subsampling names and outlines stay sharp.
         picture.save(draft, **({"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {}))

@@ -1,4 +1,4 @@
-"""What a `Segmenter` returns for an image: plain arrays on the host, pictures, and COCO's result rows."""
+"""The result for an image: plain arrays on the host, pictures, and COCO's result rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.inference.load_image import ImageSource, load_image
-from eomt.postprocess.coco_format import areas_and_boxes, boxes_of, ids_to_rgb, object_rows, panoptic_row
+from eomt.postprocess.coco_format import ids_to_rgb, object_rows, panoptic_row
 from eomt.postprocess.draw import DRAWN_SCORE, draw_segments
 from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances, Segmentation
@@ -24,9 +24,9 @@ class Result:
     """The S segments of one image: classes present, objects, or panoptic segments.
 
     Attributes:
-        prediction: as post-processing gives it, on the host.
-        classes: of the network.
-        source: the image as it was given: a path, or the caller's own object, which lives as long as the answer.
+        prediction: the result of post-processing, on the host.
+        classes: the network's classes.
+        source: the image as it was given: a path, or the caller's own object, which lives as long as the result.
     """
 
     prediction: Segmentation | Instances
@@ -61,16 +61,16 @@ class Result:
         """float32 [S], 0..1: see `Segmentation` and `Instances`."""
         return self.prediction.scores.numpy()
 
-    @property
+    @cached_property
     def areas(self) -> np.ndarray:
         """int64 [S]: pixels."""
-        return self._extents[0]
+        return self.prediction.areas.numpy()
 
-    @property
+    @cached_property
     def boxes(self) -> np.ndarray:
-        """int64 [S, 4]: left, top, right, bottom; right and bottom are the first pixels outside. Of an empty
-        mask all are 0."""
-        boxes = self._extents[1]
+        """int64 [S, 4]: left, top, right, bottom; right and bottom are the first pixels outside. All 0 for an empty
+        mask."""
+        boxes = self.prediction.boxes()
         return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
     @property
@@ -96,10 +96,10 @@ class Result:
     def picture(
         self, image: ImageSource | None = None, alpha: float = 0.5, threshold: float | None = None
     ) -> Image.Image:
-        """The segments painted over the image, with outlines, names and scores.
+        """Paint the segments over the image, with outlines, names and scores.
 
         Args:
-            image: what to paint on; default the image that was given, a file being read again.
+            image: the image to paint on; default the image that was given, a file being read again.
             alpha: 0 shows the image alone, 1 the colours alone.
             threshold: segments with lower scores are left out; default 0.5 for instances, otherwise 0.
 
@@ -111,58 +111,49 @@ class Result:
         """
         source = self.source if image is None else image
         if source is None:
-            raise InputError("this answer has no image: give one, as in picture(image)")
+            raise InputError("this result has no image: give one, as in picture(image)")
         pixels = load_image(source)
         if pixels.shape[:2] != self.size:
             raise InputError(f"picture() needs an image of {self.size}, height and width, found {pixels.shape[:2]}")
-        objects = isinstance(self.prediction, Instances)
-        shown = self.prediction.above((DRAWN_SCORE if objects else 0) if threshold is None else threshold)
-        flat = shown.flat()
+        if threshold is None:
+            threshold = DRAWN_SCORE if isinstance(self.prediction, Instances) else 0
+        flat = self.prediction.above(threshold).flat()
         return Image.fromarray(draw_segments(pixels, flat.ids, flat.labels, self.classes, flat.scores, alpha))
 
     def to_coco(self, image_id: int | str) -> list[dict]:
         """A row per segment in COCO's result format, plain values fit for JSON.
 
         Returns:
-            `image_id`, `category_id` (the dataset's own), `segmentation` (compressed run lengths, a string),
-            `bbox` (left, top, width, height) and `score`.
+            `image_id`, `category_id` (the dataset's own), `segmentation` (compressed run lengths, a string) and
+            `score`; see `object_rows`.
         """
-        return object_rows(self._rles(), self.labels.tolist(), self.scores.tolist(), self.classes, image_id)
+        if isinstance(self.prediction, Instances):
+            rles = self.prediction.rles
+        else:
+            ids = self.prediction.ids
+            # One mask at a time: all those of a large image would take gigabytes.
+            rles = [encode_masks((ids == s + 1)[None])[0] for s in range(len(self))]
+        return object_rows(rles, self.labels.tolist(), self.scores.tolist(), self.classes, image_id)
 
     def to_coco_panoptic(self, image_id: int | str, file_name: str) -> tuple[dict, np.ndarray]:
-        """COCO's panoptic format.
+        """A row and a picture in COCO's panoptic format.
 
         Args:
-            image_id: of the image.
-            file_name: under which the second result will be saved, as PNG.
+            image_id: the id of the image.
+            file_name: the name under which the picture will be saved, as PNG.
 
         Returns:
             The image's row: `image_id`, `file_name`, `segments_info`, plain values fit for JSON; and uint8
             [H, W, 3], segment ids as colours.
 
         Raises:
-            InputError: of instances, which may overlap.
+            InputError: for instances, which may overlap.
         """
         if isinstance(self.prediction, Instances):
             raise InputError("instances may overlap, which COCO's panoptic format cannot hold: use to_coco")
         return panoptic_row(self.prediction, self.classes, image_id, file_name), ids_to_rgb(self.map)
 
-    @cached_property
-    def _extents(self) -> tuple[np.ndarray, np.ndarray]:
-        """Areas int64 [S] and boxes int64 [S, 4]: left, top, width, height."""
-        if isinstance(self.prediction, Instances):
-            return self.prediction.areas.numpy(), boxes_of(self.prediction.rles)
-        areas, boxes = areas_and_boxes(self.map, len(self))
-        return np.array(areas, dtype=np.int64), np.reshape(boxes, (-1, 4)).astype(np.int64)
-
-    def _rles(self) -> list[dict]:
-        if isinstance(self.prediction, Instances):
-            return self.prediction.rles
-        ids = self.prediction.ids
-        # One mask at a time: all those of a large image would take gigabytes.
-        return [encode_masks((ids == s + 1)[None])[0] for s in range(len(self))]
-
 
 def on_host(prediction: Segmentation | Instances) -> Segmentation | Instances:
-    """With all tensors in the host's memory."""
+    """Copy all tensors to the host's memory."""
     return type(prediction)(*(part.cpu() if isinstance(part, torch.Tensor) else part for part in prediction))

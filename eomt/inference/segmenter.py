@@ -31,16 +31,16 @@ PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 class Segmenter:
-    """Segments images of any size, without attention masks, which is how EoMT is deployed.
+    """Segments images of any size with the mask-free network.
 
     Args:
-        network: is moved to the device and set to evaluation.
-        task: how its outputs are read.
-        classes: of the network.
+        network: the network; it is moved to the device and set to evaluation.
+        task: the kind of segmentation.
+        classes: the network's classes.
         device: such as "cuda:1" or "cpu"; default a GPU if there is one.
         precision: "32", or "bf16" or "16" for mixed precision; default bf16 on a GPU, 32 on a CPU.
-        unpadded: leave the patches out that only show padding; see `eomt.postprocess.unpadded`. Faster, and answers
-            move a little, unless an image fills the input. Sets how `network` places smaller images.
+        unpadded: leave out the patches that only show padding; see `eomt.postprocess.unpadded`. Faster, and results
+            change a little, unless an image fills the input. Sets `network.backbone.crop_position`.
 
     Raises:
         InputError: if the device cannot be used, there is no such precision, or the network has another
@@ -89,26 +89,25 @@ class Segmenter:
         backbone: str | Path | None = None,
         **options: float | None,
     ) -> Segmenter:
-        """Read weights from wherever they are.
+        """Load a segmenter from a checkpoint, an exported folder, an original file, a Hugging Face folder or a Hub id.
 
         Args:
-            source: a checkpoint such as RUN/checkpoints/best.ckpt, an exported folder, an original file, a Hugging
-                Face folder or a Hub id, see `eomt.weights.load.read_weights`.
-            device, precision, unpadded: as above.
-            trust_code: whether a task of someone's own, which the source names, may be imported.
-            kind, classes, network, backbone: what the source does not say, see there.
-            options: of the task's post-processing, such as `score_threshold`; those that are not given are
-                the training run's, or the published ones.
+            source: a path such as RUN/checkpoints/best.ckpt, or a Hub id; see `eomt.weights.load.read_weights`.
+            device, precision, unpadded: see `Segmenter`.
+            trust_code: import a custom task that the source names.
+            kind, classes, network, backbone: complete a source that does not say them; see `read_weights`.
+            options: options of the task's post-processing, such as `score_threshold`; default the training run's, or
+                the published ones.
 
         Raises:
-            InputError: if the source cannot be read or does not say what it takes, names a foreign task, or an
-                option is unknown or out of range; otherwise as above.
+            InputError: if the source cannot be read or is incomplete, names a custom task, or an option is unknown or
+                out of range; otherwise see `Segmenter`.
         """
         if classes is not None and not isinstance(classes, Classes):
             raise InputError("classes must be eomt.classes.Classes, such as Classes.from_categories gives them")
-        # Left in the file: optimizer states, twice the weights, are never read.
+        # Memory-mapped: optimizer states, twice the weights, are never read.
         weights = read_weights(source, kind=kind, classes=classes, network=network, backbone=backbone, mmap=True)
-        # Of the task alone: readers of someone's own are not imported here.
+        # The task alone: custom readers are not imported here.
         if foreign_code(weights.kind, {}) and not trust_code:
             raise InputError(f"ckpt={source} would run {weights.kind}: if you trust it, say so by trust_code=true")
         given = {name: value for name, value in options.items() if value is not None}
@@ -123,12 +122,12 @@ class Segmenter:
         """Segment an image, or several.
 
         Args:
-            images: one image, as `load_image` takes them, or several: any iterable, or one array or tensor with
-                a dimension more. Their sizes may differ.
+            images: one image, see `load_image`, or several: any iterable, or one array or tensor with one more
+                dimension. Sizes may differ.
             batch_size, num_workers: see `stream`.
 
         Returns:
-            The answer, or a list of answers.
+            The result, or a list of results.
 
         Raises:
             InputError: if an image cannot be read.
@@ -136,8 +135,8 @@ class Segmenter:
         one = isinstance(images, str | Path | Image.Image) or (
             isinstance(images, np.ndarray | Tensor) and images.ndim < 4
         )
-        answers = list(self.stream([images] if one else images, batch_size, num_workers))
-        return answers[0] if one else answers
+        results = list(self.stream([images] if one else images, batch_size, num_workers))
+        return results[0] if one else results
 
     def stream(
         self,
@@ -146,18 +145,21 @@ class Segmenter:
         num_workers: int = 0,
         on_error: Callable[[ImageSource, InputError], None] | None = None,
     ) -> Iterator[Result]:
-        """Segment images one after the other, without holding more of them than are needed at a time.
+        """Segment any number of images, holding only those of a few batches.
 
         Args:
-            images: as above; asked for as they are needed.
-            batch_size: how many inputs the network takes at a time. A semantic model makes several inputs, its
-                windows, of an image that is no square. Answers do not depend on it but for rounding.
-            num_workers: threads that read and scale images ahead, while the network runs.
-            on_error: is called with an image that cannot be read and the error, and the image is left out;
-                without it, the error is raised.
+            images: images, see `load_image`; the iterable is read as they are needed.
+            batch_size: the number of inputs that the network takes at a time. A semantic model has several inputs,
+                its windows, for an image that is no square. Results depend on it only by rounding.
+            num_workers: the number of threads that read and scale images while the network runs.
+            on_error: called with an image that cannot be read and the error; the image is then left out. Without it
+                the error is raised.
 
         Yields:
-            An answer per image, in their order.
+            A result per image, in their order.
+
+        Raises:
+            InputError: if `batch_size` or `num_workers` is out of range, or an image cannot be read.
         """
         if batch_size < 1 or num_workers < 0:
             raise InputError(f"batch_size={batch_size} must be at least 1, and num_workers={num_workers} at least 0")
@@ -181,25 +183,25 @@ class Segmenter:
             outputs += self._run(*zip(*batch, strict=True))
             while placed and len(outputs) >= placed[0][1]:
                 source, count, placement = placed.popleft()
-                yield self._answer([outputs.popleft() for _ in range(count)], placement, source)
+                yield self._result([outputs.popleft() for _ in range(count)], placement, source)
 
     def _read_ahead(
         self, images: Iterable[ImageSource], num_workers: int, ahead: int
     ) -> Iterator[tuple[ImageSource, Callable[[], tuple[Tensor, Placement]]]]:
-        """Each image with a function that returns its inputs and placement; threads make them beforehand."""
+        """Yield each image with a function that returns its inputs and placement, which threads make ahead."""
         if num_workers == 0:
             for image in images:
                 yield image, lambda image=image: self._prepare(image)
             return
         pool = ThreadPoolExecutor(num_workers)
-        begun: deque[tuple[ImageSource, Future]] = deque()
+        started: deque[tuple[ImageSource, Future]] = deque()
         try:
             for image in images:
-                begun.append((image, pool.submit(self._prepare, image)))
-                if len(begun) > ahead:
-                    source, future = begun.popleft()
+                started.append((image, pool.submit(self._prepare, image)))
+                if len(started) > ahead:
+                    source, future = started.popleft()
                     yield source, future.result
-            for source, future in begun:
+            for source, future in started:
                 yield source, future.result
         finally:
             pool.shutdown(cancel_futures=True)
@@ -209,7 +211,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement]) -> list[Logits]:
-        """The network's outputs for N inputs uint8 [3, H, W], apart: N outputs of one input each."""
+        """Run the network on N inputs uint8 [3, H, W]: N outputs for one input each."""
         inputs = torch.stack(parts)
         dtype = PRECISIONS[self.precision]
         autocast: Any = nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
@@ -225,11 +227,11 @@ class Segmenter:
             raise InputError(f"batch_size={len(inputs)} does not fit into the memory of {self.device}") from error
         return [Logits(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
 
-    def _output(self, images: Tensor, places: Tensor | None = None) -> Logits:
+    def _output(self, images: Tensor, index: Tensor | None = None) -> Logits:
         return self.network(images)[-1].logits()
 
     @torch.inference_mode()
-    def _answer(self, outputs: list[Logits], placement: Placement, source: ImageSource) -> Result:
+    def _result(self, outputs: list[Logits], placement: Placement, source: ImageSource) -> Result:
         output = Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
         size = self.network.image_size
         (prediction,) = predict_images(self.task, output, [len(outputs)], [placement], size, self.classes)

@@ -1,4 +1,4 @@
-"""Pictures for people: segments in colour over the image, with outlines and names."""
+"""Pictures of segments in colour over the image, with outlines and names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from eomt.classes import Classes
 # Images with shorter sides than this are enlarged by a whole factor, so that names have room.
 READABLE = 384
 MARGIN = 8
-# Of instances those are drawn whose score is at least this: a hundred are answered, most of them unlikely.
+# Instances with lower scores are not drawn: an image has a hundred, most of them unlikely.
 DRAWN_SCORE = 0.5
-# Shades of one thing class's instances, by turns: (hue offset, factor of brightness).
+# Shades of one thing class's instances in turn: (hue offset, factor of brightness).
 SHADES = ((0.0, 1.0), (0.035, 0.72), (-0.035, 1.25), (0.06, 0.9), (-0.06, 0.6), (0.02, 1.4), (-0.02, 0.8))
 
 
@@ -34,10 +34,10 @@ def draw_segments(
 
     Args:
         image: uint8 [H, W, 3].
-        ids: integers [H, W]; s + 1 where segment s is, 0 where none is: there the image stays as it is.
-        labels: S classes.
-        classes: their names and colours.
-        scores: S probabilities, written behind the names in percent.
+        ids: integers [H, W]; s + 1 where segment s is, 0 where none is, which is left unpainted.
+        labels: the classes of the S segments.
+        classes: the classes' names and colours.
+        scores: S probabilities, written after the names in percent.
         alpha: 0 shows the image alone, 1 the colours alone.
 
     Returns:
@@ -50,7 +50,7 @@ def draw_segments(
     image, ids = _enlarge(image, factor), _enlarge(ids, factor)
     colors = segment_colors(labels, classes)
 
-    # A colour as one number of four bytes: looking up three takes ten times as long.
+    # One lookup of four bytes a pixel: three lookups of one take ten times as long.
     table = np.zeros((len(colors) + 1, 4), dtype=np.uint8)
     table[1:, :3] = colors
     paint = table.view(np.uint32)[:, 0][ids].view(np.uint8).reshape(*ids.shape, 4)[..., :3]
@@ -66,7 +66,7 @@ def draw_segments(
 
 
 def segment_colors(labels: np.ndarray, classes: Classes) -> np.ndarray:
-    """uint8 [S, 3]: the class's colour; of a thing class, every further instance has another shade."""
+    """Colours uint8 [S, 3]: the class's; every further instance of a thing class has another shade."""
     seen: dict[int, int] = {}
     colors = np.zeros((len(labels), 3), dtype=np.uint8)
     for s, label in enumerate(labels.tolist()):
@@ -81,12 +81,12 @@ def segment_colors(labels: np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def side_by_side(image: np.ndarray, pictures: Sequence[tuple[str, np.ndarray]], title: str = "image") -> np.ndarray:
-    """The image and pictures of it in a row, each under its title.
+    """Put the image and pictures of it in a row, each under its title.
 
     Args:
         image: uint8 [H, W, 3].
-        pictures: titles and uint8 pictures, of any one size or several; all get the largest one's.
-        title: of the image.
+        pictures: titles and uint8 pictures; all are enlarged to the largest one's size.
+        title: the image's title.
 
     Returns:
         uint8 [H', W', 3] on white.
@@ -107,7 +107,7 @@ def side_by_side(image: np.ndarray, pictures: Sequence[tuple[str, np.ndarray]], 
 
 
 def contact_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures uint8 [., ., 3] below each other, at the left, on white."""
+    """Put pictures uint8 [., ., 3] below each other, aligned left, on white."""
     width = max(row.shape[1] for row in rows)
     return np.concatenate(
         [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
@@ -115,8 +115,8 @@ def contact_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def border_distance(ids: np.ndarray) -> np.ndarray:
-    """How deep each pixel of a map [H, W] lies in its segment: int64 [H, W], the chessboard distance to the
-    nearest pixel of another. Beyond the map's edge nothing belongs to a segment.
+    """Chessboard distance of each pixel of a map [H, W] to the nearest pixel of another segment, or beyond the map's
+    edge: int64 [H, W].
     """
     padded = np.pad(ids, 1, constant_values=ids.min() - 1)
     even_rows = (padded[:, :-2] == padded[:, 1:-1]) & (padded[:, 1:-1] == padded[:, 2:])
@@ -125,7 +125,7 @@ def border_distance(ids: np.ndarray) -> np.ndarray:
     distance = np.ones(ids.shape, dtype=np.int64)
     while inside.any():
         distance += inside
-        # Peel one layer: what stays has all eight neighbours.
+        # Erode by one layer: pixels with all eight neighbours stay.
         padded = np.pad(inside, 1)
         rows = padded[:-2] & padded[1:-1] & padded[2:]
         inside = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
@@ -133,7 +133,7 @@ def border_distance(ids: np.ndarray) -> np.ndarray:
 
 
 def _outlines(ids: np.ndarray, thickness: int) -> np.ndarray:
-    """bool [H, W]: pixels next to another segment, lines of about `thickness` pixels."""
+    """Lines of about `thickness` pixels between segments, bool [H, W]."""
     line = np.zeros(ids.shape, dtype=bool)
     for step in range(1, thickness + 1):
         line[:, step:] |= ids[:, step:] != ids[:, :-step]
@@ -142,10 +142,10 @@ def _outlines(ids: np.ndarray, thickness: int) -> np.ndarray:
 
 
 def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: np.ndarray) -> np.ndarray:
-    """Write each segment's text where it lies deepest and hides no other text; skip what has no room."""
+    """Write each segment's text far from its border and beside other texts; skip those without room."""
     height, width = ids.shape
     font = _font(_font_size(height, width))
-    # Places are looked for on a coarse map: a name need not be placed to the pixel.
+    # On a coarse map: a name need not be placed to the pixel.
     stride = max(1, max(ids.shape) // 160)
     coarse = ids[stride // 2 :: stride, stride // 2 :: stride]
     depth = border_distance(coarse) * stride
@@ -153,15 +153,15 @@ def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: 
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture, "RGBA")
     taken: list[tuple[int, int, int, int]] = []
-    # Small segments first: they have the fewest places to choose from.
+    # Small segments first: they have the fewest positions to choose from.
     for s in sorted(range(len(texts)), key=lambda s: areas[s]):
         ys, xs = np.nonzero(coarse == s + 1)
         if not len(ys) or depth[ys, xs].max() < 0.5 * font.size:
             continue
-        # Of places about as deep, those near the segment's middle.
+        # Among positions about as deep, prefer those near the segment's middle.
         away = np.hypot(ys - ys.mean(), xs - xs.mean()) * stride
         order = np.argsort(0.1 * away - depth[ys, xs], kind="stable")[:200:4]
-        # Halves in whole pixels: letters look alike wherever they stand.
+        # Whole pixels, so that equal letters are drawn alike.
         half_width = math.ceil(font.getlength(texts[s]) / 2 + 0.25 * font.size)
         half_height = math.ceil(0.65 * font.size)
         for y, x in zip(ys[order] * stride, xs[order] * stride, strict=True):

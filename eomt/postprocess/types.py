@@ -1,4 +1,4 @@
-"""What an image is answered with: a map of segments, or objects that may overlap."""
+"""Predictions for one image: a map of segments, or objects that may overlap."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import Tensor
 
 
 class Segmentation(NamedTuple):
-    """The segments of one image, none overlapping another. Segment s has the pixels where `ids == s + 1`.
+    """The S segments of one image, none overlapping another. Segment s has the pixels where `ids == s + 1`.
 
     Attributes:
         ids: int32 [H, W]; 0 where no segment is.
         labels: int64 [S], the class of each segment, 0..C-1.
-        scores: float32 [S], how sure the network is of each segment, 0..1. Panoptic: the class probability,
-            of stuff merged from several queries that of the first. Semantic: the mean score of the class
-            over its pixels.
+        scores: float32 [S], the confidence of each segment, 0..1. Panoptic: the class probability, of stuff merged
+            from several queries that of the first. Semantic: the mean score of the class over its pixels.
     """
 
     ids: Tensor
@@ -31,10 +30,30 @@ class Segmentation(NamedTuple):
         height, width = self.ids.shape
         return height, width
 
+    @property
+    def areas(self) -> Tensor:
+        """int64 [S], the pixels of each segment; on the host."""
+        ids = self.ids.numpy(force=True).ravel()
+        return torch.from_numpy(np.bincount(ids, minlength=len(self.labels) + 1)[1:].astype(np.int64))
+
     def masks(self) -> Tensor:
         """bool [S, H, W]."""
         numbers = torch.arange(1, len(self.labels) + 1, device=self.ids.device, dtype=self.ids.dtype)
         return self.ids == numbers[:, None, None]
+
+    def boxes(self) -> np.ndarray:
+        """int64 [S, 4]: left, top, width and height in pixels; 0 for a segment without pixels."""
+        height, width = self.size
+        ids, count = self.ids.numpy(force=True), len(self.labels) + 1
+        sides = []
+        for length, place in ((width, np.arange(width)), (height, np.arange(height)[:, None])):
+            # Pixels of each segment in each column, or row.
+            pixels = np.bincount((ids + count * place).ravel(), minlength=length * count)
+            present = pixels.reshape(length, count)[:, 1:] > 0
+            start, end = present.argmax(0), length - present[::-1].argmax(0)
+            sides.append(np.where(present.any(0), (start, end - start), 0))
+        (left, wide), (top, high) = sides
+        return np.stack([left, top, wide, high], axis=1).astype(np.int64)
 
     def above(self, threshold: float) -> Segmentation:
         """The segments with a score of at least `threshold`, renumbered in their order."""
@@ -44,12 +63,12 @@ class Segmentation(NamedTuple):
         return Segmentation(lookup[self.ids], self.labels[keep], self.scores[keep])
 
     def flat(self) -> Segmentation:
-        """Itself: no segment hides another."""
+        """The same: no segment hides another."""
         return self
 
 
 class Instances(NamedTuple):
-    """The objects of one image, which may overlap; on the host.
+    """The S objects of one image, which may overlap; on the host.
 
     Attributes:
         size: height and width of the image.
@@ -57,8 +76,8 @@ class Instances(NamedTuple):
             a large image take kilobytes.
         labels: int64 [S], the class of each object, 0..C-1.
         scores: float32 [S], 0..1, class probability times mean mask probability inside the mask.
-        areas: int64 [S], pixels of each mask; may be 0.
-        queries: int64 [S], the query that each object is from. One query may give objects of several classes.
+        areas: int64 [S], the pixels of each mask; may be 0.
+        queries: int64 [S], the query of each object. One query may give objects of several classes.
     """
 
     size: tuple[int, int]
@@ -74,6 +93,11 @@ class Instances(NamedTuple):
             return torch.zeros(0, *self.size, dtype=torch.bool)
         return torch.from_numpy(coco_mask.decode(self.rles).transpose(2, 0, 1).astype(bool))
 
+    def boxes(self) -> np.ndarray:
+        """int64 [S, 4]: left, top, width and height in pixels; 0 for an empty mask."""
+        # COCO gives whole pixels as floating point.
+        return np.reshape(coco_mask.toBbox(self.rles) if self.rles else [], (-1, 4)).astype(np.int64)
+
     def above(self, threshold: float) -> Instances:
         """The objects with a score of at least `threshold`, in their order."""
         keep = (self.scores >= threshold).nonzero()[:, 0]
@@ -81,11 +105,8 @@ class Instances(NamedTuple):
         return Instances(self.size, rles, self.labels[keep], self.scores[keep], self.areas[keep], self.queries[keep])
 
     def flat(self) -> Segmentation:
-        """As a map, for pictures: smaller objects hide larger ones, so that a tie shows on its wearer; of equal
-        areas the higher score shows.
-
-        Every object stays in the lists, also one that is hidden altogether.
-        """
+        """Paint the objects into one map, for pictures: smaller objects over larger ones, so that a tie shows on its
+        wearer, and of equal areas the higher score on top. Objects hidden altogether stay in the lists."""
         # Column by column, as masks are decoded: a large image takes a third of the time.
         ids = np.zeros(self.size[::-1], dtype=np.int32).T
         order = np.lexsort((self.scores.numpy(), -self.areas.numpy()))

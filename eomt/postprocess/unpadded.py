@@ -1,7 +1,7 @@
-"""Inference on an image's own patches alone: those that only show padding do not go through the network.
+"""Inference on an image's own patches: those that only show padding do not go through the network.
 
 A 640x480 image in a square of 640 pixels makes 1,200 patches of 1,600. The network was trained with padding, so its
-answers move a little; of an image that fills the square nothing changes.
+results change a little; an image that fills the square is segmented as before.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ def run_unpadded(
     patch_size: int,
     at_once: int,
 ) -> Logits:
-    """The output for padded inputs without their padding, those of one size together.
+    """Run the network on padded inputs without their padding, those of one size together.
 
     Args:
-        run: the network's last output for inputs [n, 3, h, w], its position embedding cropped (see `Backbone`), and
-            for their places among all inputs, int64 [n].
+        run: returns the network's last output. Takes inputs [n, 3, h, w], for which the position embedding must be
+            cropped (see `Backbone`), and their indices in `inputs`, int64 [n].
         inputs: uint8 [N, 3, H, W], images at the top left, zeros elsewhere; or windows, which have no padding.
-        placements: of each input.
-        patch_size: of the network. Sides are rounded up to its multiples.
-        at_once: how many inputs the network takes at a time.
+        placements: the placement of each input.
+        patch_size: the network's patch size; sides are rounded up to its multiples.
+        at_once: the most inputs that the network takes at a time.
 
     Returns:
-        as for the padded inputs: where there was padding, masks continue as they end.
+        The output for the padded inputs; masks are continued into the padding by their last row and column.
     """
     height, width = inputs.shape[-2:]
     groups: dict[tuple[int, int], list[int]] = {}
@@ -52,5 +52,5 @@ def run_unpadded(
             beside = masks.shape[3] * (width - columns) // columns
             masks = F.pad(masks, (0, beside, 0, below), mode="replicate") if below or beside else masks
             outputs.append(Logits(masks, classes))
-    places = torch.tensor(order).argsort()
-    return Logits(*(torch.cat(parts)[places] for parts in zip(*outputs, strict=True)))
+    back = torch.tensor(order).argsort()
+    return Logits(*(torch.cat(parts)[back] for parts in zip(*outputs, strict=True)))

@@ -1,4 +1,4 @@
-"""Official result files: what a benchmark's own tools and servers score."""
+"""Official result files, as a benchmark's own tools and servers take them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.postprocess.coco_format import ids_to_rgb, object_rows, panoptic_row
+from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances, Segmentation
 
 LONGEST_NAME = 180  # bytes; file systems take 255, of which drafts and suffixes need some
 
 
 class ResultWriter:
-    """What all writers share: each rank notes its own images, rank 0 joins them.
+    """Base of the writers: each rank notes its own images, and rank 0 joins the notes.
 
-    Every rank adds its own images; then all ranks call `flush`, wait for each other, and call `close`. Who
-    does not choose the images' names calls `check_names` first, so that no long run ends in vain. An image that was
-    added twice, as samplers pad the last batch of some ranks, stands in the results once.
+    Every rank adds its own images; then all ranks call `flush`, wait for each other, and call `close`. Call
+    `check_names` first where the images' names are given, so that a collision is found before the run. An image that
+    was added twice, as samplers pad the last batch of some ranks, is written once.
 
     Args:
-        folder: made if it is not there. Files of an earlier run are overwritten.
-        classes: ids in the files are the dataset's own.
-        rank, world_size: of this process.
+        folder: the folder for the results, made if it is not there. Files of an earlier run are overwritten.
+        classes: the dataset's classes; files hold their ids.
+        rank, world_size: this process's rank and the number of ranks.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -56,17 +57,17 @@ class ResultWriter:
 
     @staticmethod
     def file_name(name: str) -> str:
-        """How an image of this name is called in the results."""
+        """The name in the results of the image `name`."""
         return name
 
     def check_names(self, names: Iterable[str]) -> None:
-        """See that no image's PNG would replace another's. All ranks can ask the same before the first image.
+        """Check that no image's PNG would replace another's. Every rank may call it before the first image.
 
         Args:
-            names: of all images, also of those that other ranks add.
+            names: the names of all images, of all ranks.
 
         Raises:
-            InputError: if one would; nothing can be added then.
+            InputError: if two would share a file; nothing can be added then.
         """
         taken: dict[str, str] = {}
         for name in names if self.pictures else ():
@@ -128,7 +129,7 @@ class ResultWriter:
         return ""
 
     def _note(self, image_id: int | str, file_name: str, text: str = "") -> None:
-        # JSON has no bare tab, and rank 0 need not parse the text again.
+        # JSON has no bare tab, so rank 0 need not parse the text again.
         self._rows.write(json.dumps([image_id, file_name]) + "\t" + text + "\n")
 
     def _save_picture(self, pixels: np.ndarray, file_name: str) -> None:
@@ -149,7 +150,7 @@ class ResultWriter:
 
 
 class PanopticWriter(ResultWriter):
-    """Writes COCO's panoptic result format: `panoptic.json` and one PNG per image in `panoptic/`.
+    """Writer of COCO's panoptic result format: `panoptic.json` and one PNG per image in `panoptic/`.
 
     COCO has the PNGs in one folder, so that a path becomes a name: the PNG of x.jpg is x.png, that of a/x.jpg is
     a_x.png. A pixel's segment id is R + 256 G + 65536 B of the PNG, 0 where no segment is. The JSON file appears
@@ -168,7 +169,7 @@ class PanopticWriter(ResultWriter):
         """Write one image's PNG and note its row.
 
         Args:
-            segmentation: at the image's original size.
+            segmentation: the prediction, at the image's original size.
             name: the image's file name, or its path in the dataset.
             image_id: the dataset's id of the image.
         """
@@ -181,36 +182,44 @@ class PanopticWriter(ResultWriter):
 
 
 class InstanceWriter(ResultWriter):
-    """Writes COCO's result format of objects: `instances.json`, one list of all images' objects.
+    """Writer of COCO's result format of objects: `instances.json`, one list of all images' objects.
 
-    Each has image_id, category_id, segmentation (compressed run lengths), score and bbox. The file appears
-    only when it is complete. An image without objects leaves no trace in it.
+    See `object_rows`. The file appears only when it is complete. Where no image has an object, the file has one with
+    an empty mask and score 0: it changes no number, and pycocotools' `loadRes` fails on an empty list.
     """
 
     result = "instances.json"
+
+    def __init__(self, folder: str | Path, classes: Classes, rank: int = 0, world_size: int = 1):
+        super().__init__(folder, classes, rank, world_size)
+        self._no_object = ""
 
     def add(self, instances: Instances, name: str, image_id: int | str) -> None:
         """Note one image's objects.
 
         Args:
-            instances: at the image's original size.
-            name: the image's file name, by which the images are ordered.
+            instances: the prediction, at the image's original size.
+            name: the image's file name; images are ordered by it.
             image_id: the dataset's id of the image.
         """
         labels, scores = instances.labels.tolist(), instances.scores.tolist()
+        if not labels and not self._no_object:
+            empty = encode_masks(torch.zeros(1, *instances.size, dtype=torch.bool))
+            self._no_object = json.dumps(object_rows(empty, [0], [0.0], self.classes, image_id))
         rows = object_rows(instances.rles, labels, scores, self.classes, image_id)
         self._note(image_id, name, json.dumps(rows)[1:-1])
 
     def _document(self, rows: list[str]) -> str:
-        return f"[{', '.join(filter(None, rows))}]"
+        present = list(filter(None, rows))
+        return f"[{', '.join(present)}]" if present else self._no_object or "[]"
 
 
 class SemanticWriter(ResultWriter):
-    """Writes label maps: one PNG per image in `semantic/`, whose values are the dataset's own class ids.
+    """Writer of label maps: one PNG per image in `semantic/`, whose values are the dataset's own class ids.
 
-    The PNGs stand in folders as the images do: that of a/x.jpg is `semantic/a/x.png`. Pixels without a
-    class are 0, or, where 0 is a class, 255. Files are of 8 bits; if the values need more, of 16 bits, and pixels
-    without a class are then 65535 if 0 is a class.
+    The PNGs are in folders as the images are: that of a/x.jpg is `semantic/a/x.png`. Pixels without a class are 0,
+    or, where 0 is a class, 255. Files are of 8 bits, or, where the values need more, of 16 bits; pixels without a
+    class are then 65535 if 0 is a class.
 
     Raises:
         InputError: if the folder cannot be written, or the ids do not fit into 16 bits.
@@ -240,7 +249,7 @@ class SemanticWriter(ResultWriter):
         """Write one image's PNG.
 
         Args:
-            segmentation: at the image's original size.
+            segmentation: the prediction, at the image's original size.
             name: the image's file name, or its path in the dataset.
             image_id: the dataset's id of the image.
         """
@@ -250,17 +259,17 @@ class SemanticWriter(ResultWriter):
         self._note(image_id, file_name)
 
 
-def _relative(name: str) -> PurePath:
-    """A name as a path that leads nowhere but downwards: results stay in their folder."""
-    path = PurePath(name)
-    return PurePath(*(part for part in path.parts if part not in (path.anchor, "..")))
-
-
 def flat_name(name: PurePath) -> str:
-    """A relative path as the name of one file: a/x becomes a_x. Of a long one the end is kept."""
+    """A relative path as the name of one file: a/x becomes a_x. The end of a long one is kept."""
     return shortened("_".join(name.parts))
 
 
 def shortened(name: str) -> str:
-    """The end of a file name, as much as leaves room for suffixes."""
+    """The end of a file name, short enough for suffixes."""
     return os.fsencode(name)[-LONGEST_NAME:].decode(errors="ignore")
+
+
+def _relative(name: str) -> PurePath:
+    """A name as a path that only leads downwards: results stay in their folder."""
+    path = PurePath(name)
+    return PurePath(*(part for part in path.parts if part not in (path.anchor, "..")))

@@ -224,7 +224,7 @@ class EoMTModule(lightning.LightningModule):
         """Score the batch; returns a prediction per image, for those who draw or save them."""
         placements = [p for p, count in zip(batch.placements, batch.counts, strict=True) for _ in range(count)]
         places = self._validation_places(batch.counts, batch_idx)
-        output = self.answer(batch.inputs, len(batch.counts), places, placements if self.unpadded else None)
+        output = self.predict(batch.inputs, len(batch.counts), places, placements if self.unpadded else None)
         if not batch.targets:
             # An image that another rank counts: this one had none left, but computes as often.
             return []
@@ -260,7 +260,7 @@ class EoMTModule(lightning.LightningModule):
         """Optimizer steps that the weights have seen."""
         return self.global_step or self.trained_steps
 
-    def answer(
+    def predict(
         self, inputs: Tensor, at_once: int, places: Sequence[ImageKey], placements: Sequence[Placement] | None = None
     ) -> Logits:
         """The last output for inputs [N, 3, H, W], of which `at_once` go through the network at a time; given their

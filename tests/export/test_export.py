@@ -303,16 +303,16 @@ def test_bad_input_is_told_in_one_line(typed, message, trained, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
-def test_the_sample_answers_as_the_segmenter_does(kind, onnx_folder, tmp_path):
+def test_the_sample_gives_the_segmenters_result(kind, onnx_folder, tmp_path):
     sample = importlib.import_module("examples.onnx_panoptic")
     about = json.loads((onnx_folder / "out" / "eomt.json").read_text())
     about |= {"kind": kind, "config": {"postprocess": OPTIONS[kind]}}
     (tmp_path / "eomt.json").write_text(json.dumps(about))
     (tmp_path / "model.onnx").symlink_to(onnx_folder / "out" / "model.onnx")
     segmenter = Segmenter(random_network(), task_of(kind, OPTIONS[kind]), CLASSES, "cpu")
-    answer = sample.segment(tmp_path, onnx_folder / "image.png")
-    assert len(answer) > 0
-    assert_same(answer, segmenter(onnx_folder / "image.png"), 1e-5)
+    result = sample.segment(tmp_path, onnx_folder / "image.png")
+    assert len(result) > 0
+    assert_same(result, segmenter(onnx_folder / "image.png"), 1e-5)
 
 
 @pytest.mark.slow

@@ -80,34 +80,34 @@ def test_a_folder_is_segmented_and_what_cannot_be_read_is_left_out(kind, checkpo
 
     segmenter = Segmenter.load(checkpoints[kind], "cpu", **OPTIONS[kind])
     for row, name in zip(index["images"], results.values(), strict=True):
-        answer = segmenter(images / row["file_name"])
-        assert (row["height"], row["width"]) == answer.size
+        result = segmenter(images / row["file_name"])
+        assert (row["height"], row["width"]) == result.size
         with Image.open(out / row["picture"]) as picture:
-            difference = np.abs(np.array(picture).astype(int) - np.array(answer.picture()))
+            difference = np.abs(np.array(picture).astype(int) - np.array(result.picture()))
         assert difference.mean() < 3
-        check_results(kind, out, row["id"], name, answer)
+        check_results(kind, out, row["id"], name, result)
 
 
-def check_results(kind, out, image_id, name, answer):
+def check_results(kind, out, image_id, name, result):
     """Read the official files as others do."""
     if kind == "semantic":
         found = np.array(Image.open(out / "predictions" / "semantic" / name))
-        assert np.array_equal(found, np.array(CLASSES.ids)[answer.label_map])
+        assert np.array_equal(found, np.array(CLASSES.ids)[result.label_map])
     elif kind == "instance":
         coco = COCO(out / "images.json")
         rows = coco.loadRes(str(out / "predictions" / "instances.json"))
         rows = rows.loadAnns(rows.getAnnIds(imgIds=[image_id]))
-        assert [row["category_id"] for row in rows] == [CLASSES.ids[label] for label in answer.labels]
-        for row, mask in zip(rows, answer.masks, strict=True):
+        assert [row["category_id"] for row in rows] == [CLASSES.ids[label] for label in result.labels]
+        for row, mask in zip(rows, result.masks, strict=True):
             assert np.array_equal(coco_mask.decode(row["segmentation"]), mask)
         assert {row["name"] for row in coco.loadCats(coco.getCatIds())} == set(CLASSES.names)
     else:
         document = json.loads((out / "predictions" / "panoptic.json").read_text())
         (row,) = (row for row in document["annotations"] if row["image_id"] == image_id)
         assert row["file_name"] == name
-        assert row["segments_info"] == answer.to_coco_panoptic(image_id, name)[0]["segments_info"]
+        assert row["segments_info"] == result.to_coco_panoptic(image_id, name)[0]["segments_info"]
         ids = np.array(Image.open(out / "predictions" / "panoptic" / name)).astype(int) @ [1, 256, 65536]
-        assert np.array_equal(ids, answer.map)
+        assert np.array_equal(ids, result.map)
 
 
 def test_files_patterns_and_lists(checkpoints, tmp_path):

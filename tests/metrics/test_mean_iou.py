@@ -28,7 +28,7 @@ def truth(labels):
     return targets_from_id_map(labels, present, present)
 
 
-def answer(labels):
+def predicted(labels):
     """A prediction of a label map, with VOID where there is none."""
     targets = truth(labels)
     return Segmentation(targets.ids[0].int(), targets.labels, torch.ones(len(targets.labels)))
@@ -63,7 +63,7 @@ def test_equals_plain_numpy(hole):
     pairs[0][1].flat[0] = 1
     metric = MeanIoU(make_classes(7))
     for found, true in pairs:
-        metric.update(answer(found), truth(true))
+        metric.update(predicted(found), truth(true))
     iou, accuracy, right = by_numpy(pairs, 7)
     scores = metric.compute()
     expected = {"miou": np.nanmean(iou), "mean_accuracy": np.nanmean(accuracy), "pixel_accuracy": right}
@@ -92,7 +92,7 @@ def test_equals_torchmetrics_on_real_labels(shared_data):
             true[true < 0] = VOID
             found = np.where(true == VOID, generator.integers(150), true)
             found = np.roll(found, generator.integers(-9, 10, 2), (0, 1))
-            metric.update(answer(found), truth(true), 1)
+            metric.update(predicted(found), truth(true), 1)
             for other in (oracle, accuracy):
                 other.update(torch.from_numpy(found), torch.from_numpy(true))
     scores = metric.compute()
@@ -114,7 +114,7 @@ def test_halves_add_up_to_the_whole_and_stay_integers():
     whole, first, second = (MeanIoU(make_classes(3)) for _ in range(3))
     for k, (found, true) in enumerate(pairs):
         for metric in (whole, (first, second)[k % 2]):
-            metric.update(answer(found), truth(true))
+            metric.update(predicted(found), truth(true))
             metric = torch.nn.ModuleList([metric]).to(torch.bfloat16)[0].half()
             metric.set_dtype(torch.float16)
     reduced = first._reductions["pixels"](torch.stack([first.pixels, second.pixels]))
@@ -124,7 +124,7 @@ def test_halves_add_up_to_the_whole_and_stay_integers():
 
 def test_nothing_to_count_is_nan():
     metric = MeanIoU(make_classes(2))
-    metric.update(answer(np.array([[0, 1]])), truth(np.array([[VOID, VOID]])))
+    metric.update(predicted(np.array([[0, 1]])), truth(np.array([[VOID, VOID]])))
     assert all(score.isnan() for score in metric.compute().values())
     assert metric.per_class() == []
 
@@ -133,6 +133,6 @@ def test_overlapping_truth_and_other_sizes_are_refused():
     metric = MeanIoU(make_classes(1))
     target = truth(np.array([[0, 0]]))
     with pytest.raises(InputError, match="2 planes"):
-        metric.update(answer(np.array([[0, 0]])), ImageTargets(target.ids.repeat(2, 1, 1), *target[1:]))
+        metric.update(predicted(np.array([[0, 0]])), ImageTargets(target.ids.repeat(2, 1, 1), *target[1:]))
     with pytest.raises(InputError, match="one size"):
-        metric.update(answer(np.array([[0], [0]])), target)
+        metric.update(predicted(np.array([[0], [0]])), target)

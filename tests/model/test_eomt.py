@@ -70,7 +70,7 @@ def test_two_call_attention_equals_one_call_with_the_full_mask(name, dtype, auto
     torch.testing.assert_close(results[0], results[1], atol=tolerance, rtol=0)
 
 
-def test_masks_change_the_answer_unless_they_are_dropped():
+def test_masks_change_the_output_unless_they_are_dropped():
     network = golden_network("dinov2_tiny").eval()
     images = golden_tensors("dinov2_tiny_forward")["images"]
     shape = (3, 2, network.num_queries)

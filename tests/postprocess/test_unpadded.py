@@ -104,16 +104,16 @@ def test_each_image_goes_alone_with_those_of_its_size(name):
 
 
 @pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
-def test_images_that_fill_the_input_have_the_same_answers(kind):
+def test_images_that_fill_the_input_have_the_same_results(kind):
     options = {"score_threshold": 0.0, "overlap_threshold": 0.0} if kind == "panoptic" else {}
-    answers = {}
+    results = {}
     images = [random_image(64, 64), random_image(100, 100, 1)] + (
         [random_image(90, 40, 2)] if kind == "semantic" else []
     )
     for unpadded in (False, True):
         segmenter = Segmenter(network_of("learned"), task_of(kind, options), CLASSES, "cpu", unpadded=unpadded)
-        answers[unpadded] = segmenter(images)
-    for one, other in zip(answers[False], answers[True], strict=True):
+        results[unpadded] = segmenter(images)
+    for one, other in zip(results[False], results[True], strict=True):
         assert len(one) > 0
         assert np.array_equal(one.map, other.map)
         assert np.array_equal(one.scores, other.scores)
@@ -142,7 +142,7 @@ def test_validation_takes_the_same_option(masked):
     assert network.backbone.crop_position
     inputs, placements = inputs_of((64, 64), (64, 30), (33, 64))
     drops = torch.zeros(1, 3, 5, dtype=torch.bool) if masked else None
-    found = module.answer(inputs, 2, [(0, k) for k in range(3)], placements)
+    found = module.predict(inputs, 2, [(0, k) for k in range(3)], placements)
     for k, (rows, columns) in enumerate([(64, 64), (64, 32), (40, 64)]):
         own = None if drops is None else drops[:, k : k + 1]
         alone = network(inputs[k : k + 1, :, :rows, :columns], own)[-1].logits()

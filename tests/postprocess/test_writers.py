@@ -19,12 +19,13 @@ from eomt.inference.result import Result
 from eomt.metrics.average_precision import AveragePrecision
 from eomt.metrics.mean_iou import MeanIoU
 from eomt.metrics.panoptic_quality import PanopticQuality
-from eomt.postprocess.coco_format import areas_and_boxes, ids_to_rgb
+from eomt.postprocess.coco_format import ids_to_rgb
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.postprocess.writers import InstanceWriter, PanopticWriter, SemanticWriter
 from eomt.targets import targets_from_id_map, targets_from_masks
 from eomt.tasks import task_of
 from eomt.training.callbacks import SavePredictions
+from tests.coco_objects import as_instances, as_targets, encode, official_objects
 
 CLASSES = Classes(
     (
@@ -212,10 +213,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_ids_beyond_a_byte_and_segments_without_pixels():
     ids = np.array([[0, 255, 256], [65535, 65536, 2**24 - 1]])
     assert np.array_equal(ids_to_rgb(ids).astype(np.int64) @ [1, 256, 65536], ids)
-    assert areas_and_boxes(np.array([[0, 2], [2, 2]]), 3) == (
-        [0, 3, 0],
-        [[0, 0, 0, 0], [0, 0, 2, 2], [0, 0, 0, 0]],
-    )
+    sparse = Segmentation(torch.tensor([[0, 2], [2, 2]]), torch.zeros(3, dtype=torch.int64), torch.ones(3))
+    assert sparse.areas.tolist() == [0, 3, 0]
+    assert sparse.boxes().tolist() == [[0, 0, 0, 0], [0, 0, 2, 2], [0, 0, 0, 0]]
 
 
 def test_an_independent_scorer_reads_the_files(tmp_path):
@@ -258,30 +258,8 @@ def random_instances(seed, count=4, height=40, width=50):
     return Instances((height, width), rles, labels, scores, areas, torch.arange(count))
 
 
-def test_pycocotools_scores_the_instances_as_the_metric_does(tmp_path):
-    metric, writers = AveragePrecision(CLASSES), [InstanceWriter(tmp_path, CLASSES, rank, 2) for rank in (1, 0)]
-    document = {"images": [], "annotations": [], "categories": CLASSES.to_list()}
-    for k in range(12):
-        found = random_instances(k, count=(4, 0, 7)[k % 3])
-        masks = np.roll(random_instances(k).masks().numpy(), k % 2, 1)
-        labels = random_instances(k).labels.tolist()
-        metric.update(found, targets_from_masks(masks, labels), k)
-        for writer in writers[: 2 if k == 4 else 1] if k % 2 else writers[-1:]:
-            writer.add(found, f"a/{k}.jpg", k)
-        document["images"].append({"id": k, "height": 40, "width": 50})
-        for mask, label in zip(masks, labels, strict=True):
-            row = {"id": len(document["annotations"]) + 1, "image_id": k, "category_id": CLASSES.ids[label]}
-            code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            document["annotations"].append({**row, "area": int(mask.sum()), "iscrowd": 0, "segmentation": code})
-    for writer in writers:
-        writer.flush()
-    assert not (tmp_path / "instances.json").exists()
-    path = [writer.close() for writer in writers][-1]
-    assert path == tmp_path / "instances.json"
-    assert [p.name for p in tmp_path.iterdir()] == ["instances.json"]
-    for row in json.loads(path.read_text()):
-        assert row["bbox"] == coco_mask.toBbox(row["segmentation"]).tolist()
-        assert all(type(side) is int for side in row["bbox"])
+def official_stats(document, path):
+    """pycocotools' twelve numbers of a result file."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = document
@@ -290,12 +268,39 @@ def test_pycocotools_scores_the_instances_as_the_metric_does(tmp_path):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation.stats
+
+
+def test_pycocotools_scores_the_instances_as_the_metric_does(shared_data, tmp_path):
+    document, classes, truth, found = official_objects(shared_data)
+    # A large image too: rings, whose boxes are far larger than they are.
+    y, x = np.ogrid[:1500, :2200]
+    radii = np.hypot(y - 700, x - 900), np.hypot(y - 300, x - 1800), np.hypot(y - 1200, x - 400)
+    rings = np.stack([(r > inner) & (r < inner + 6) for r, inner in zip(radii, (600, 90, 40), strict=True)])
+    truth[1] = as_targets(rings[0].shape, rings, [0, 0, 1], [False] * 3)
+    found[1] = as_instances(rings[0].shape, np.roll(rings, 1, 1), [0, 0, 1], [0.9, 0.8, 0.7])
+    document["images"].append({"id": 1, "height": 1500, "width": 2200})
+    for k, code in enumerate(encode(rings)):
+        row = {"id": 10**12 + k, "image_id": 1, "category_id": classes.ids[(0, 0, 1)[k]], "iscrowd": 0}
+        document["annotations"].append({**row, "segmentation": code, "area": int(rings[k].sum())})
+    metric, writers = AveragePrecision(classes), [InstanceWriter(tmp_path, classes, rank, 2) for rank in (1, 0)]
+    for k, targets in truth.items():
+        metric.update(found[k], targets, k)
+        for writer in writers[: 2 if k % 5 == 0 else 1] if k % 2 else writers[-1:]:
+            writer.add(found[k], f"a/{k}.jpg", k)
+    for writer in writers:
+        writer.flush()
+    assert not (tmp_path / "instances.json").exists()
+    path = [writer.close() for writer in writers][-1]
+    assert path == tmp_path / "instances.json"
+    assert [p.name for p in tmp_path.iterdir()] == ["instances.json"]
+    assert set(json.loads(path.read_text())[0]) == {"image_id", "category_id", "segmentation", "score"}
     scores = [score.item() for score in metric.compute().values()]
     assert 5 < scores[0] < 95
-    assert np.nan_to_num(scores, nan=-100) == pytest.approx(100 * evaluation.stats, abs=1e-10)
+    assert scores == pytest.approx(100 * official_stats(document, path), abs=1e-9)
 
 
-def test_files_have_the_rows_that_answers_give(tmp_path):
+def test_files_have_the_rows_that_results_give(tmp_path):
     instances, panoptic = InstanceWriter(tmp_path, CLASSES), PanopticWriter(tmp_path, CLASSES)
     objects, rows = [], []
     for k in range(3):
@@ -308,10 +313,25 @@ def test_files_have_the_rows_that_answers_give(tmp_path):
     assert json.dumps(json.loads(panoptic.close().read_text())["annotations"]) == json.dumps(rows)
 
 
-def test_instances_of_no_image_are_an_empty_list(tmp_path):
-    writer = InstanceWriter(tmp_path, CLASSES)
-    writer.add(random_instances(0, count=0), "0.jpg", 0)
-    assert json.loads(writer.close().read_text()) == []
+def test_a_file_without_objects_can_be_loaded(tmp_path):
+    assert json.loads(InstanceWriter(tmp_path, CLASSES).close().read_text()) == []
+    document = {"images": [], "annotations": [], "categories": CLASSES.to_list()}
+    metric, writer = AveragePrecision(CLASSES), InstanceWriter(tmp_path, CLASSES)
+    for k in (1, 2):
+        objects, nothing = random_instances(k), random_instances(k, count=0)
+        writer.add(nothing, f"{k}.jpg", k)
+        metric.update(nothing, targets_from_masks(objects.masks().numpy(), objects.labels.tolist()), k)
+        document["images"].append({"id": k, "height": 40, "width": 50})
+        for code, label, area in zip(objects.rles, objects.labels.tolist(), objects.areas.tolist(), strict=True):
+            row = {"id": len(document["annotations"]) + 1, "image_id": k, "category_id": CLASSES.ids[label]}
+            document["annotations"].append({**row, "segmentation": code, "area": area, "iscrowd": 0})
+    path = writer.close()
+    (row,) = json.loads(path.read_text())
+    assert row["score"] == 0
+    assert not coco_mask.decode(row["segmentation"]).any()
+    scores = [score.item() for score in metric.compute().values()]
+    assert scores[0] == 0
+    assert np.nan_to_num(scores, nan=-100) == pytest.approx(100 * official_stats(document, path), abs=1e-9)
 
 
 def test_each_image_stands_in_the_instances_once(tmp_path):

@@ -640,7 +640,7 @@ def test_offline_mode_takes_what_is_in_the_cache(tmp_path, monkeypatch):
 # Who takes them
 
 
-def test_a_segmenter_of_any_source_answers_alike(tmp_path):
+def test_a_segmenter_of_any_source_gives_the_same_result(tmp_path):
     network = small(7, init_values=1.0)
     with torch.no_grad():
         network.class_head.weight.mul_(40)
@@ -653,15 +653,15 @@ def test_a_segmenter_of_any_source_answers_alike(tmp_path):
         (tmp_path / "original.bin", {"kind": "panoptic", "classes": SEVEN, "network": spec}),
     ]
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    answers = []
+    results = []
     for source, said in sources:
         segmenter = Segmenter.load(source, "cpu", **said, score_threshold=0.0, overlap_threshold=0.0)
         assert segmenter.classes == SEVEN
-        answers.append(segmenter(image))
-    assert len(answers[0]) > 0
-    for answer in answers[1:]:
-        assert np.array_equal(answer.map, answers[0].map)
-        assert np.array_equal(answer.labels, answers[0].labels)
+        results.append(segmenter(image))
+    assert len(results[0]) > 0
+    for result in results[1:]:
+        assert np.array_equal(result.map, results[0].map)
+        assert np.array_equal(result.labels, results[0].labels)
 
 
 def test_predict_takes_what_a_file_does_not_say(tmp_path, monkeypatch):
