@@ -16,10 +16,9 @@ from eomt.targets import ImageTargets
 class MeanIoU(Metric):
     """Mean IoU, mean accuracy and pixel accuracy.
 
-    The rules of ADE20K and Cityscapes: pixels in void of the truth count nowhere; all others of the dataset
-    go into one confusion matrix. A pixel for which no class is predicted is missed by its true class.
-    Classes that are neither true nor predicted anywhere are left out of the mean IoU, classes that are
-    nowhere true out of the mean accuracy.
+    The rules of ADE20K and Cityscapes: all pixels of the dataset that are not void in the ground truth are counted in
+    one confusion matrix. A pixel for which no class is predicted is missed by its true class. Classes that are neither
+    true nor predicted anywhere are left out of the mean IoU, classes that are nowhere true out of the mean accuracy.
 
     Args:
         classes: the dataset's classes.
@@ -37,15 +36,15 @@ class MeanIoU(Metric):
         self.add_state("pixels", empty, dist_reduce_fx="sum")
 
     def set_dtype(self, dst_type: str | torch.dtype) -> MeanIoU:
-        """Counts stay integers, whatever the precision."""
+        """Keep counts as integers, whatever the precision."""
         return self
 
     def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: int | None = None) -> None:
-        """Count one image.
+        """Add one image.
 
         Args:
             segmentation: the prediction.
-            targets: the truth at the same size: ids int16 [1, H, W] where 0 is void.
+            targets: the ground truth at the same size: ids int16 [1, H, W] where 0 is void.
             image_id: not used; other metrics need it.
 
         Raises:
@@ -58,20 +57,16 @@ class MeanIoU(Metric):
         self.pixels += torch.from_numpy(pixels).to(self.pixels.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """In percent, each a float64 scalar on the host: miou, mean_accuracy and pixel_accuracy. NaN where
-        nothing has been counted.
-        """
+        """The scores in percent, each a float64 scalar on the host: miou, mean_accuracy and pixel_accuracy; NaN where
+        nothing was counted."""
         pixels = self.pixels.cpu().double()
         iou, accuracy = _class_scores(pixels)
         right = pixels.diagonal().sum() / pixels.sum()
         return {"miou": iou.nanmean(), "mean_accuracy": accuracy.nanmean(), "pixel_accuracy": 100 * right}
 
     def per_class(self) -> list[dict]:
-        """The table of the classes that are true or predicted anywhere: id, name, iou, accuracy (percent; NaN
-        for a class that is nowhere true), pixels (true ones).
-
-        Joins the ranks' counts, so that every rank must call it.
-        """
+        """The classes that are true or predicted anywhere: id, name, iou, accuracy (percent; NaN for a class that is
+        nowhere true), pixels (true ones). Every rank must call it."""
         with self.sync_context():
             pixels = self.pixels.cpu()
         iou, accuracy = _class_scores(pixels.double())

@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al., CVPR 2019), counted as the official panopticapi counts."""
+"""Panoptic quality (Kirillov et al., CVPR 2019, arXiv 1801.00868), counted as the official panopticapi counts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from eomt.postprocess.types import Segmentation
 from eomt.targets import ImageTargets
 
 IOU, TP, FP, FN = range(4)
-# Sums of IoU are kept in whole units of 2^-42. Integers come out the same in every order of images and
-# ranks, and no precision setting casts them, as `module.to(torch.bfloat16)` does to torchmetrics' floats.
-# The error of a match is below 1.2e-13; a class may have two million matches.
+# Sums of IoU are integers in units of 2^-42: their sum does not depend on the order of images and ranks, and no
+# precision setting casts them, as `module.to(torch.bfloat16)` does to torchmetrics' floats. The error of a match is
+# below 1.2e-13; a class may have two million matches.
 IOU_UNIT = 2.0**-42
 
 
 class PanopticQuality(Metric):
     """Panoptic, segmentation and recognition quality of a dataset.
 
-    The rules: a predicted and a true segment match if they are of one class and their IoU exceeds 0.5,
-    where the predicted segment's pixels in void do not count for the union. Crowd regions match nothing
-    and are never missed. An unmatched prediction is forgiven if more than half of it lies in void and
-    in the crowd region of its class (the last one listed, if there are several). Classes without a match,
-    a false positive or a miss are left out of the means.
+    A predicted and a true segment match if they are of one class and their IoU exceeds 0.5, where the predicted
+    segment's pixels in void do not count for the union. Crowd regions match nothing and are never missed. An unmatched
+    prediction is no false positive if more than half of it lies in void and in the crowd region of its class (the last
+    one listed, if there are several). Classes without a match, a false positive or a miss are left out of the means.
 
     Args:
-        classes: the dataset's classes; things and stuff are averaged apart, too.
+        classes: the dataset's classes; things and stuff are also averaged separately.
     """
 
     is_differentiable = False
@@ -43,15 +42,15 @@ class PanopticQuality(Metric):
         self.add_state("sums", torch.zeros(4, len(classes), dtype=torch.int64), dist_reduce_fx="sum")
 
     def set_dtype(self, dst_type: str | torch.dtype) -> PanopticQuality:
-        """Counts stay integers, whatever the precision."""
+        """Keep counts as integers, whatever the precision."""
         return self
 
     def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: int | None = None) -> None:
-        """Count one image.
+        """Add one image.
 
         Args:
             segmentation: the prediction.
-            targets: the truth at the same size: ids int16 [1, H, W] where 0 is void.
+            targets: the ground truth at the same size: ids int16 [1, H, W] where 0 is void.
             image_id: not used; other metrics need it.
 
         Raises:
@@ -68,8 +67,11 @@ class PanopticQuality(Metric):
         self.sums += torch.from_numpy(sums).to(self.sums.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means in percent, each a float64 scalar on the host: pq, sq and rq of all classes, and the same
-        with `_things` and `_stuff`. NaN where no class of the group has been seen.
+        """Means in percent, each a float64 scalar on the host.
+
+        Returns:
+            pq, sq and rq of all classes, and the same with `_things` and `_stuff`. NaN where no class of the group was
+            seen.
         """
         scores, seen = _class_scores(self.sums)
         things = torch.tensor(self.classes.is_thing)
@@ -81,10 +83,7 @@ class PanopticQuality(Metric):
         }
 
     def per_class(self) -> list[dict]:
-        """The table of the classes seen: id, name, isthing, pq, sq, rq (percent), tp, fp, fn.
-
-        Joins the ranks' counts, so that every rank must call it.
-        """
+        """The classes seen: id, name, isthing, pq, sq, rq (percent), tp, fp, fn. Every rank must call it."""
         with self.sync_context():
             scores, seen = _class_scores(self.sums)
             counts = self.sums.tolist()
@@ -102,15 +101,15 @@ class PanopticQuality(Metric):
 
 
 def shared_pixels(segmentation: Segmentation, targets: ImageTargets, score: str) -> np.ndarray:
-    """How many pixels each of T true and each of S predicted segments share.
+    """Count the pixels that each of T true and each of S predicted segments share.
 
     Args:
-        segmentation, targets: of one image, at one size.
-        score: what it is counted for, to name it in messages.
+        segmentation, targets: one image's prediction and ground truth, at one size.
+        score: the score's name, for messages.
 
     Returns:
-        int64 [T + 1, S + 1]: those of segments t and s at [t + 1, s + 1]; row 0 is void, column 0 is where nothing
-        was predicted.
+        int64 [T + 1, S + 1], segments t and s at [t + 1, s + 1]; row 0 is void, column 0 is where nothing was
+        predicted.
 
     Raises:
         InputError: if true segments overlap (more than one plane), or the sizes differ.
@@ -127,13 +126,14 @@ def shared_pixels(segmentation: Segmentation, targets: ImageTargets, score: str)
 
 
 def joint_histogram(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> np.ndarray:
-    """How often each pair of values meets: int64 [height, width].
+    """Joint histogram of two maps: int64 [height, width].
 
     Args:
         rows, columns: int16 of one shape, values 0..height-1 and 0..width-1.
+        height, width: the numbers of values.
     """
-    # Segments are coherent, so runs of equal pairs are few: comparing neighbours in the smallest type and
-    # summing the runs' lengths is several times faster than counting every pixel.
+    # Segments are coherent, so runs of equal pairs are few: summing their lengths is several times faster than
+    # counting every pixel.
     code = rows.astype(np.uint16 if height * width <= 2**16 else np.uint32).ravel()
     code *= width
     code += columns.astype(code.dtype).ravel()
@@ -145,26 +145,27 @@ def joint_histogram(rows: np.ndarray, columns: np.ndarray, height: int, width: i
 def count_segments(
     overlap: np.ndarray, true_labels: np.ndarray, labels: np.ndarray, crowd: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Match the segments of one image.
+    """Match the segments of one image and count by class.
 
     Args:
-        overlap: int64 [T + 1, S + 1], of `shared_pixels`.
+        overlap: int64 [T + 1, S + 1], from `shared_pixels`.
         true_labels: int64 [T].
         labels: int64 [S].
         crowd: bool [T].
+        num_classes: C.
 
     Returns:
-        int64 [4, num_classes], as the state of `PanopticQuality`.
+        int64 [4, C], as `PanopticQuality.sums`.
     """
     shared, void, area = overlap[1:, 1:], overlap[0, 1:], overlap[:, 1:].sum(0)
     union = overlap[1:].sum(1)[:, None] + (area - void) - shared
     one_class = (true_labels[:, None] == labels) & ~crowd[:, None]
-    # In integers, 2 * shared > union is IoU > 0.5 without a division by an empty union.
+    # 2 * shared > union is IoU > 0.5, without dividing by an empty union.
     true_match, match = np.nonzero(one_class & (2 * shared > union))
 
     missed = ~crowd
     missed[true_match] = False
-    # A segment without pixels (only a caller's own could be one) is no prediction.
+    # A segment without pixels is no prediction.
     wrong = area > 0
     wrong[match] = False
     forgiven = void.copy()
@@ -183,7 +184,7 @@ def count_segments(
 
 
 def _class_scores(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """PQ, SQ and RQ in percent, float64 [3, C], and which classes were seen, bool [C]; both on the host."""
+    """PQ, SQ and RQ in percent, float64 [3, C], and the classes seen, bool [C]; both on the host."""
     counts = sums.cpu().double()
     iou = counts[IOU] * IOU_UNIT
     denominator = counts[TP] + (counts[FP] + counts[FN]) / 2
@@ -195,5 +196,5 @@ def _class_scores(sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _int16(ids: Tensor) -> np.ndarray:
-    """On the host in the smallest type: int16 holds the number of any image's segments."""
+    """Copy to the host in the smallest type: int16 holds the number of any image's segments."""
     return ids.to(torch.int16).numpy(force=True)
