@@ -68,8 +68,6 @@ def _train(cfg: DictConfig, signals) -> None:
         continue_logs(cfg)
     loggers = build_loggers(cfg)
     trainer = build_trainer(cfg, callbacks, loggers or False)
-    # Lightning's handler of SIGTERM talks to the other ranks from wherever it finds this one, which may wait forever.
-    trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)
     if resume:
         checkpoint = read_checkpoint(resume, mmap=True)

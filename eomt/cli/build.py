@@ -21,7 +21,6 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
-from eomt.training.callbacks import RankWatch
 from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
@@ -187,7 +186,6 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
     unwanted += [] if settings["enable_checkpointing"] else [Checkpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
-    callbacks.append(RankWatch())
     # Its messages go where all others go, once.
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(name).handlers.clear()

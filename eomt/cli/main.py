@@ -148,6 +148,9 @@ def _guarded(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], N
                 _end(InputError(f"the network cannot be compiled here ({reason}): set compile=false"))
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
                 _end(worker_failure(error))
+            if isinstance(error, RuntimeError) and re.search("gloo|nccl|connection (closed|reset)", str(error), re.I):
+                reason = str(error).splitlines()[0][:200]
+                _end(InputError(f"another rank has ended or cannot be reached ({reason}): resume from last.ckpt"))
             if not type(error).__module__.startswith("wandb"):
                 raise
             _end(InputError(f"wandb: {error}; run `wandb login`, or set logger.wandb.offline=true"))
@@ -179,7 +182,10 @@ def _end(error: BaseException) -> NoReturn:
         status = error.status
         if error.number in ENDING and batch_job():
             message, status = _requeued(message, status)
-    if os.environ.get("LOCAL_RANK", "0") == "0" and first_task():
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # Another status would have Lightning or torchrun kill the first rank before it has closed its logs.
+        status = 0
+    elif first_task():
         print(flush=True)  # the progress bar's line ends
         log.info("%s", message)
     sys.exit(status)

@@ -32,21 +32,20 @@ def choose_checkpoint(cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def continue_logs(cfg: DictConfig) -> None:
-    """Let the loggers go on with what those of the run's checkpoint have begun, if it is of the same run folder."""
+    """Let the loggers of wandb and TensorBoard resume those of the run's checkpoint, if it is of the same run folder.
+
+    Lightning's CSV log has a version for each start of a run, see `read_logs`.
+    """
     path = Path(cfg.ckpt).absolute()
     if path.parent.parent != Path(cfg.run_folder).absolute():
         return
-    checkpoint = read_checkpoint(path, mmap=True)
-    saved = checkpoint.get(CONTINUATION, {})
-    logs = saved.get("logs", {})
+    logs = read_checkpoint(path, mmap=True).get(CONTINUATION, {}).get("logs", {})
     for settings in (cfg.logger or {}).values():
         name = settings["_target_"].rpartition(".")[2]
-        key = "id" if name == "WandbLogger" else "version"
-        with open_dict(settings):
-            if name in logs and settings.get(key) is None:
+        key = {"WandbLogger": "id", "TensorBoardLogger": "version"}.get(name)
+        if key and name in logs and settings.get(key) is None:
+            with open_dict(settings):
                 settings[key] = logs[name]
-            if name == "ContinuedCSVLogger" and name in logs:
-                settings.goes_on_at, settings.validates = checkpoint["global_step"], True
 
 
 def _of_this_job(run_folder: Path, overrides: list[str]) -> Path | None:

@@ -23,6 +23,7 @@ from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.normalisers import step_normalisers
 from eomt.training.annealing import mask_probability, resolve_windows
+from eomt.training.callbacks.curves import read_logs
 from eomt.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
@@ -256,9 +257,7 @@ def test_fresh_run_and_resume_from_the_command_line(options, tmp_path):
     done = _command(f"ckpt={checkpoint}", "trainer.max_steps=5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_checkpoint(checkpoint)["global_step"] == 5
-    (log,) = (tmp_path / "my run=1" / "csv").glob("*/metrics.csv")
-    with log.open() as file:
-        assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == ["0", "1", "2", "3", "4"]
+    assert list(read_logs(tmp_path / "my run=1")["train/loss"]) == [0, 1, 2, 3, 4]
 
 
 def test_checkpoint_holds_its_own_steps_mask_probabilities(run, options, tmp_path):

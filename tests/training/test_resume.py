@@ -1,7 +1,6 @@
 """Going on from a run folder in which something went wrong, and many times over."""
 
 import contextlib
-import csv
 import errno
 import os
 import random
@@ -18,8 +17,8 @@ import train
 from eomt.cli import main
 from eomt.cli import resume as resume
 from eomt.errors import InputError, Stopped
+from eomt.training.callbacks.curves import read_logs
 from eomt.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
-from eomt.training.csv_log import ContinuedCSVLogger
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, check_same_training, intact, read_checkpoint
 from tests.running import configured, equal
@@ -64,19 +63,13 @@ def undisturbed(with_best, tmp_path_factory):
     return folder
 
 
-def _rows(folder):
-    (path,) = folder.glob("csv/*/metrics.csv")
-    with path.open() as file:
-        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-
 def _same(folder, undisturbed):
     ours, theirs = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (folder, undisturbed))
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert equal(ours[part], theirs[part]), part
     assert ours["loops"]["fit_loop"]["state_dict"] == theirs["loops"]["fit_loop"]["state_dict"]
     assert (folder / "metrics.json").read_text() == (undisturbed / "metrics.json").read_text()
-    assert _rows(folder) == _rows(undisturbed)
+    assert read_logs(folder) == read_logs(undisturbed)
 
 
 @pytest.mark.slow
@@ -198,21 +191,6 @@ def test_logs_that_cannot_be_written_do_not_keep_the_checkpoint_from_it(tmp_path
 def test_steps_between_checkpoints_are_a_whole_number(tmp_path, steps):
     with pytest.raises(InputError, match=rf"callbacks\.last\.every_n_steps={steps} must be a whole number"):
         LastCheckpoint(tmp_path, every_n_steps=steps)
-
-
-@pytest.mark.parametrize("cut", ["0.5,1", "0.", "0.5,12,0.2", "0.5,,0.5\r\n", "0.5\r\n", "1,2,3,4\r\n"])
-def test_a_log_that_was_cut_short_goes_on(tmp_path, cut):
-    """Twice: the rows wait for the next start if one fails."""
-    path = tmp_path / "csv" / "version_0" / "metrics.csv"
-    path.parent.mkdir(parents=True)
-    with path.open("w", newline="") as file:
-        file.write(f"epoch,step,train/loss\r\n0,0,0.9\r\n0,1,0.8\r\n{cut}")
-    for _ in range(2):
-        logger = ContinuedCSVLogger(tmp_path, version=0, goes_on_at=13)
-        assert logger.experiment is not None
-    logger.log_metrics({"epoch": 0, "train/loss": 0.5}, 13)
-    logger.save()
-    assert [(row["step"], row["train/loss"]) for row in _rows(tmp_path)] == [("0", "0.9"), ("1", "0.8"), ("13", "0.5")]
 
 
 @pytest.mark.parametrize(("was", "now"), [(True, 1), (1, True), (True, 2), (False, 1)])
@@ -351,10 +329,10 @@ def test_logs_go_on_in_the_same_folder_alone(settings, undisturbed, tmp_path):
     checkpoint = read_checkpoint(last)
     checkpoint[CONTINUATION]["logs"]["WandbLogger"] = "abc123"
     torch.save(checkpoint, last)
-    for folder, version, run_id in ((run, 0, "abc123"), (tmp_path / "other", None, None)):
+    for folder, run_id in ((run, "abc123"), (tmp_path / "other", None)):
         cfg = configured(folder, *settings, "logger=wandb", f"ckpt='{last}'")
         resume.continue_logs(cfg)
-        assert cfg.logger.csv.get("version") == version
+        assert cfg.logger.csv.get("version") is None, "a version for each start"
         assert cfg.logger.wandb.id == run_id
 
 

@@ -1,6 +1,5 @@
 """A job over two nodes of a real SLURM is told to stop, requeues itself, goes on and ends like an undisturbed one."""
 
-import csv
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import time
 import pytest
 import torch
 
+from eomt.training.callbacks.curves import read_logs
 from eomt.weights.checkpoint import CONTINUATION, read_checkpoint
 from tests.running import ROOT
 from tests.slurm_cluster import cluster, missing
@@ -73,12 +73,6 @@ def _run_folder(folder, job):
     return folder / "runs" / "shapes_panoptic" / f"slurm-{job}"
 
 
-def _rows(run):
-    (path,) = run.glob("csv/*/metrics.csv")
-    with path.open() as file:
-        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-
 def _finish(slurm, settings, folder, signals):
     """Let a job run to its end, sending it signals on its way, each once it has saved a checkpoint more."""
     job = _submit(slurm, settings, folder)
@@ -122,7 +116,7 @@ def test_a_job_over_two_nodes_requeues_itself_and_ends_the_same(slurm, settings,
         assert torch.equal(ours["state_dict"][key], value), key
     for name in ("metrics.json", "metrics_per_class.json"):
         assert json.loads((run / name).read_text()) == json.loads((undisturbed / name).read_text()), name
-    assert _rows(run) == _rows(undisturbed), "one log, without gap or repetition"
+    assert read_logs(run) == read_logs(undisturbed), "as one log, without gap or repetition"
 
 
 def test_a_cancelled_job_does_not_come_back(slurm, settings, tmp_path):

@@ -6,7 +6,6 @@ from eomt.training.callbacks.ema import WeightAverage
 from eomt.training.callbacks.metrics_file import MetricsFile
 from eomt.training.callbacks.pictures import PredictionPictures
 from eomt.training.callbacks.progress import Progress
-from eomt.training.callbacks.ranks import RankWatch
 from eomt.training.callbacks.results import SavePredictions
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "MetricsFile",
     "PredictionPictures",
     "Progress",
-    "RankWatch",
     "SavePredictions",
     "WeightAverage",
 ]

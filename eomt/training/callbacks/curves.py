@@ -1,9 +1,10 @@
-"""`curves.png`: how loss, rates and scores went."""
+"""Curves of a run's loss, rates and scores: `curves.png`."""
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
@@ -23,10 +24,10 @@ PANELS = (
 
 
 class CurvePlot(Callback):
-    """Draws the run's CSV log after each validation.
+    """Draws the run's CSV logs after each validation.
 
     Args:
-        folder: the run folder; the logs of a run and of its resumptions stand in `csv/version_*`.
+        folder: the run folder.
     """
 
     def __init__(self, folder: str | Path):
@@ -38,31 +39,50 @@ class CurvePlot(Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        series = read_logs(sorted(self.folder.glob("csv/version_*/metrics.csv"), key=_version))
+        series = read_logs(self.folder)
         if series:
             plot(series, self.folder / "curves.png")
 
 
-def read_logs(paths: list[Path]) -> dict[str, dict[int, float]]:
-    """Join CSV logs to one series per quantity, step -> value.
+def read_logs(folder: str | Path) -> dict[str, dict[int, float]]:
+    """Read the CSV logs of a run and of its resumptions, `csv/version_N/metrics.csv`, as those of one run.
 
-    A later log takes the place of the earlier ones from its first step on.
+    A resumed run starts from a checkpoint, and does the later steps of the log before it again: its log takes the
+    place of the earlier ones from its first step on. Of that step itself it may hold only the validation.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        a series per quantity: optimizer step, counted from 0, to value.
     """
     series: dict[str, dict[int, float]] = defaultdict(dict)
-    for path in paths:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        if not rows:
-            continue
-        first = int(rows[0]["step"])
-        for values in series.values():
-            for step in [s for s in values if s >= first]:
-                del values[step]
-        for row in rows:
-            for name, value in row.items():
-                if value and name not in ("step", "epoch"):
-                    series[name][int(row["step"])] = float(value)
-    return series
+    paths = Path(folder).glob("csv/version_*/metrics.csv")
+    for path in sorted(paths, key=lambda path: int(path.parent.name.removeprefix("version_"))):
+        first = None
+        for step, values in _rows(path):
+            if first is None:
+                first = step
+                for earlier in series.values():
+                    for later in [s for s in earlier if s > first]:
+                        del earlier[later]
+            for name, value in values.items():
+                series[name][step] = value
+    return {name: dict(sorted(values.items())) for name, values in series.items() if values}
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield the step and the values of each row."""
+    with path.open(newline="", errors="replace") as file:
+        # A run that was killed, or a full disk, may have left half a line.
+        for row in csv.DictReader(line for line in file if line.endswith("\n")):
+            if None in row or None in row.values():
+                continue
+            try:
+                values = {name: float(value) for name, value in row.items() if value and name not in ("step", "epoch")}
+                yield int(row["step"]), values
+            except (KeyError, ValueError):
+                continue
 
 
 def plot(series: dict[str, dict[int, float]], path: Path) -> None:
@@ -81,7 +101,7 @@ def plot(series: dict[str, dict[int, float]], path: Path) -> None:
     for position, (title, names) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, position + 1)
         for name in sorted(names):
-            steps, values = zip(*sorted(series[name].items()), strict=True)
+            steps, values = zip(*series[name].items(), strict=True)
             marker = "." if len(steps) < 40 else None
             axes.plot(steps, values, label=name.split("/")[-1], linewidth=1.2, marker=marker)
         axes.set_title(title, fontsize=10)
@@ -98,7 +118,3 @@ def plot(series: dict[str, dict[int, float]], path: Path) -> None:
 
 def _belongs(name: str, patterns: tuple[str, ...]) -> bool:
     return any(name.startswith(p) if p.endswith("/") else name == p for p in patterns)
-
-
-def _version(path: Path) -> int:
-    return int(path.parent.name.removeprefix("version_"))
