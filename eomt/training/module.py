@@ -1,8 +1,7 @@
-"""The LightningModule: steps and logging; all that it computes stands in the files it imports."""
+"""The LightningModule: training steps, validation and what is logged."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,49 +15,56 @@ from torch import Tensor
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
-from eomt.loss.normalisers import step_normalisers
 from eomt.model.eomt import EoMT
-from eomt.model.lora import LoRALinear, add_lora
+from eomt.model.lora import add_lora
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import Placement
 from eomt.postprocess.unpadded import run_unpadded
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Bound, mask_probability, resolve_windows
-from eomt.training.nonfinite import FiniteSteps, total_norm
-from eomt.training.optim import freeze_backbone, parameter_groups, two_stage_warmup
-from eomt.training.seeding import ImageKey, draw_drops, point_seeds
+from eomt.training.nonfinite import NonFiniteSteps, total_norm
+from eomt.training.normalisers import step_normalisers
+from eomt.training.optim import freeze_backbone, parameter_groups, total_steps, two_stage_warmup
+from eomt.training.seeding import ImageKey, draw_dropped_masks, point_seeds, training_keys, validation_keys
 from eomt.training.summary import describe
 from eomt.weights.checkpoint import FORMAT, check_same_model
 
 
 class EoMTModule(lightning.LightningModule):
-    """Trains and validates EoMT.
+    """Training and validation of EoMT.
 
     Args:
-        network: what is trained.
-        task: how its answers are read and scored.
-        classes: the dataset's classes.
+        network: the network.
+        task: the kind of segmentation: how outputs become predictions, and how these are scored.
+        classes: the classes of the dataset.
         loss: the mask classification loss.
         annealing_windows: when each masked block's attention mask is annealed away, first block first,
             as `resolve_windows` takes them; None trains without attention masks.
         annealing_span: see `resolve_windows`.
-        annealing_power: of the annealing polynomial.
+        annealing_power: the exponent of the annealing polynomial.
         lr: learning rate of the heads and of the last block.
         weight_decay: AdamW's, on all parameters.
         layer_decay: see `parameter_groups`.
         decay_masked_blocks: see `parameter_groups`.
         warmup_steps: optimizer steps of the (head, backbone) warm-up.
-        schedule_power: of the learning-rate polynomial.
-        max_skipped_steps: see `FiniteSteps`.
-        validate_masked: validate under the current attention masks, drops drawn at random, as the
-            original does, instead of the mask-free network that is deployed.
-        pretrained: what `Backbone.load_pretrained` takes, or False.
-        freeze: what of the backbone does not learn, see `freeze_backbone`.
+        schedule_power: the exponent of the learning-rate polynomial.
+        max_skipped_steps: see `NonFiniteSteps`.
+        validate_masked: validate under the current attention masks, drawn at random, as the original does, instead of
+            the mask-free network that is deployed.
+        unpadded: validate without the patches that only show padding; see `eomt.postprocess.unpadded`.
+        pretrained: the argument of `Backbone.load_pretrained`, or False.
+        freeze: the frozen part of the backbone, see `freeze_backbone`.
         lora: `rank` and `alpha` of low-rank changes to the blocks' linear layers, see `add_lora`, which learn in
             place of the backbone; None for none.
-        unpadded: validate without the patches that only show padding; see `eomt.postprocess.unpadded`.
-        seed: of all random draws.
+        seed: the seed of all random numbers.
         run: plain values that checkpoints carry along, such as the configuration.
+
+    Attributes:
+        probabilities: how likely each masked block masks a query's attention, at the current step.
+        scores: the scores of the last validation, in percent.
+        scores_per_class: its table of classes.
+        trained_steps: optimizer steps of a checkpoint that is evaluated.
+        validated_at: the optimizer step of the last validation; None before the first.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class EoMTModule(lightning.LightningModule):
         self.decay_masked_blocks = decay_masked_blocks
         self.warmup_steps = tuple(warmup_steps)
         self.schedule_power = schedule_power
-        self.finite = FiniteSteps(max_skipped_steps)
+        self.nonfinite = NonFiniteSteps(max_skipped_steps)
         self.validate_masked = validate_masked
         self.unpadded = unpadded
         self.network.backbone.crop_position = unpadded
@@ -116,13 +122,12 @@ class EoMTModule(lightning.LightningModule):
         self.metric = task.metric(classes)
         self.windows: list[tuple[int, int]] = []
         self.total_steps = 0
-        self._prepared = False
-        # Optimizer steps of the checkpoint that an evaluation has loaded.
         self.trained_steps = 0
         self.scores: dict[str, float] = {}
         self.scores_per_class: list[dict] = []
         self.validated_at: int | None = None
-        # Says of a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
+        self._prepared = False
+        # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
         # The same on the host, so that no step waits for the device.
         self.probabilities = [1.0] * network.num_masked_blocks
@@ -130,15 +135,15 @@ class EoMTModule(lightning.LightningModule):
     # Set-up
 
     def prepare_data(self) -> None:
-        """Download pretrained weights: called on one process per machine while the others wait."""
-        if self.pretrained is True and not self._resumes():
+        """Download pretrained weights: called in one process per machine while the others wait."""
+        if self.pretrained is True and not self._resumes:
             self.network.backbone.load_pretrained(True)
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
         self.prepare_network()
-        self.total_steps = self._count_steps()
+        self.total_steps = total_steps(self.trainer)
         if self.annealing_windows is not None:
             self.windows = resolve_windows(self.annealing_windows, self.total_steps, self.annealing_span)
         self._set_mask_probabilities()
@@ -148,17 +153,20 @@ class EoMTModule(lightning.LightningModule):
         if self._prepared:
             return
         self._prepared = True
-        if self.pretrained and not self._resumes():
+        if self.pretrained and not self._resumes:
             self.network.backbone.load_pretrained(self.pretrained)
             rank_zero_info(f"backbone: pretrained weights of {self.network.spec['backbone']} loaded")
         if self.lora and self.freeze and self.freeze is not True:
             raise InputError("model.lora freezes the whole backbone: leave model.freeze_backbone at false")
         freeze_backbone(self.network, True if self.lora else self.freeze)
-        blocks = self.network.backbone.blocks
-        if self.lora and not any(isinstance(layer, LoRALinear) for layer in blocks.modules()):
-            add_lora(blocks, **self.lora, seed=self.seed)
+        if self.lora:
+            add_lora(self.network.backbone.blocks, **self.lora, seed=self.seed)
 
-    def configure_optimizers(self):
+    @property
+    def _resumes(self) -> bool:
+        return self.trainer.ckpt_path is not None
+
+    def configure_optimizers(self) -> dict[str, Any]:
         groups = parameter_groups(self.network, self.lr, self.layer_decay, self.decay_masked_blocks)
         # Under float16 Lightning must unscale gradients before it clips them, which a fused optimizer
         # would do by itself.
@@ -174,57 +182,82 @@ class EoMTModule(lightning.LightningModule):
         rank_zero_info(describe(self))
 
     def on_train_start(self) -> None:
-        # A checkpoint has been read by now: a resumed run begins with its own step's probabilities.
+        # A checkpoint has been read by now: a resumed run starts with the probabilities of its own step.
         self._set_mask_probabilities()
 
     # Training
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
         counts = batch.targets.counts
-        places = self._training_places(len(counts), batch_idx)
-        drops = self._draw_drops(places, self.probabilities) if self.windows else None
-        outputs = self.network(batch.images, drops)
-        seeds = point_seeds(self.seed, places)
+        keys = training_keys(self.trainer, batch_idx, len(counts))
+        outputs = self.network(batch.images, self._dropped_masks(keys) if self.windows else None)
+        seeds = point_seeds(self.seed, keys)
         points = self.loss.draw(len(outputs), self.network.num_queries, counts, seeds, self.device)
         normalisers = step_normalisers(self.loss, self.network.num_queries, batch, self.trainer)
         terms = self.loss(outputs, batch.targets, points, *normalisers)
         total = self.loss.total(terms)
-        self.finite.watch(batch, terms)
+        self.nonfinite.watch(batch.names, terms)
         self._log_step(total, terms, len(counts))
         return total
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Clip the total norm over all parameters, and log the norm before it; if it is not finite, drop them."""
+        """Clip the total norm over all parameters, and log the norm before it; if it is not finite, skip the step."""
         norm = total_norm(self.network)
-        if not self.finite.passes(norm):
-            trainer = self.trainer
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            self.finite.leave_out(self.network, self.global_step + 1, trainer.default_root_dir, scaler)
-            # AdamW passes over what has no gradient: its weights, their decay and their moments.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if not self.nonfinite.passes(norm, self.network, self.global_step + 1, scaler):
+            # AdamW passes over parameters without a gradient: their weights, weight decay and moments.
             optimizer.zero_grad(set_to_none=True)
         elif gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), gradient_clip_val, norm)
         self.log("train/gradient_norm", norm)
-        self.log("train/skipped_steps", torch.tensor(float(self.finite.skipped)))
+        self.log("train/skipped_steps", torch.tensor(float(self.nonfinite.skipped)))
 
     def lr_scheduler_step(self, scheduler, metric) -> None:
-        """After each optimizer step: the next learning rate, and the mask probabilities that go with it."""
+        """Set the learning rates of the next optimizer step, and its mask probabilities."""
         super().lr_scheduler_step(scheduler, metric)
         self._set_mask_probabilities()
+
+    def _set_mask_probabilities(self) -> None:
+        probabilities = [mask_probability(self.global_step, *w, self.annealing_power) for w in self.windows]
+        self.probabilities = probabilities or [0.0] * self.network.num_masked_blocks
+        self.mask_probabilities.copy_(torch.tensor(self.probabilities))
+
+    def _dropped_masks(self, keys: Sequence[ImageKey]) -> Tensor:
+        dropped = draw_dropped_masks(self.seed, keys, self.probabilities, self.network.num_queries)
+        return dropped.to(self.device, non_blocking=True)
+
+    def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
+        values = {"loss": total.detach()}
+        values |= {f"loss_{name}": sum(output[name].detach() for output in terms) for name in terms[0]}
+        if self.trainer.world_size > 1:
+            # The mean over all ranks' images, in one reduction.
+            mean = self.trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean")
+            values = dict(zip(values, mean.unbind(), strict=True))
+        values = {f"train/{name}": value for name, value in values.items()}
+        rates = {"head": 0.0, "backbone": 0.0}
+        for group in self.optimizers().param_groups:
+            rates[group["stage"]] = max(rates[group["stage"]], group["lr"])
+        # Tensors on the host: Lightning would copy numbers to the device, and wait.
+        values |= {f"lr/{stage}": torch.tensor(rate) for stage, rate in rates.items()}
+        values |= {f"mask_probability/{k}": torch.tensor(value) for k, value in enumerate(self.probabilities)}
+        for name, value in values.items():
+            self.log(name, value, prog_bar=not name.startswith("train/loss_"), batch_size=batch_size)
 
     # Validation
 
     def on_validation_start(self) -> None:
-        # What was evaluated or resumed may have brought others, in its weights.
+        # The weights of an evaluation or of a resumed run bring their own.
         self.probabilities = self.mask_probabilities.tolist()
 
     def validation_step(self, batch, batch_idx: int) -> list:
-        """Score the batch; returns a prediction per image, for those who draw or save them."""
-        placements = [p for p, count in zip(batch.placements, batch.counts, strict=True) for _ in range(count)]
-        places = self._validation_places(batch.counts, batch_idx)
-        output = self.predict(batch.inputs, len(batch.counts), places, placements if self.unpadded else None)
+        """Score a batch; return a prediction per image, for callbacks that draw or save them."""
+        keys: list[ImageKey] = []
+        if not self.mask_free:
+            size = self.trainer.datamodule.eval_batch_size
+            keys = validation_keys(self.trainer, self.step, batch_idx, size, batch.counts)
+        output = self.predict_inputs(batch.inputs, batch.placements, batch.counts, keys)
         if not batch.targets:
             # An image that another rank counts: this one had none left, but computes as often.
             return []
@@ -243,6 +276,28 @@ class EoMTModule(lightning.LightningModule):
         for name, value in self.scores.items():
             self.log(name, torch.tensor(value, dtype=torch.float64), prog_bar=name == self.task.monitor, sync_dist=True)
 
+    def predict_inputs(
+        self, inputs: Tensor, placements: Sequence[Placement], counts: Sequence[int], keys: Sequence[ImageKey]
+    ) -> Logits:
+        """Compute the last output for the inputs of B images, B at a time.
+
+        Args:
+            inputs: [N, 3, H, W], image after image.
+            placements: the placement of each image.
+            counts: the number of inputs of each image, N in all.
+            keys: the keys of the inputs' random numbers; needed unless `mask_free`.
+        """
+        dropped = None if self.mask_free else self._dropped_masks(keys)
+
+        def run(images: Tensor, index: Tensor) -> Logits:
+            return self.network(images, None if dropped is None else dropped[:, index])[-1].logits()
+
+        if self.unpadded:
+            each = [placement for placement, count in zip(placements, counts, strict=True) for _ in range(count)]
+            return run_unpadded(run, inputs, each, self.network.backbone.patch_size, len(counts))
+        parts = zip(inputs.split(len(counts)), torch.arange(len(inputs)).split(len(counts)), strict=True)
+        return Logits(*(torch.cat(values) for values in zip(*(run(*part) for part in parts), strict=True)))
+
     @cached_property
     def score_names(self) -> tuple[str, ...]:
         """The names of the scores of a validation."""
@@ -252,29 +307,13 @@ class EoMTModule(lightning.LightningModule):
 
     @property
     def mask_free(self) -> bool:
-        """Whether validation is of the network that is deployed, without attention masks."""
+        """Whether the network is validated as it is deployed, without attention masks."""
         return not (self.validate_masked and any(self.probabilities))
 
     @property
     def step(self) -> int:
         """Optimizer steps that the weights have seen."""
         return self.global_step or self.trained_steps
-
-    def predict(
-        self, inputs: Tensor, at_once: int, places: Sequence[ImageKey], placements: Sequence[Placement] | None = None
-    ) -> Logits:
-        """The last output for inputs [N, 3, H, W], of which `at_once` go through the network at a time; given their
-        placements, without padding. Their places decide on the drops, if there are any."""
-        drops = None if self.mask_free else self._draw_drops(places, self.probabilities)
-
-        def run(images: Tensor, index: Tensor) -> Logits:
-            return self.network(images, None if drops is None else drops[:, index])[-1].logits()
-
-        if placements is not None:
-            return run_unpadded(run, inputs, placements, self.network.backbone.patch_size, at_once)
-        whole = zip(inputs.split(at_once), torch.arange(len(inputs)).split(at_once), strict=True)
-        outputs = [run(part, index) for part, index in whole]
-        return Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
     # Checkpoints
 
@@ -286,71 +325,14 @@ class EoMTModule(lightning.LightningModule):
             "learns": self.learns,
             **self.run,
         }
-        checkpoint["finite"] = self.finite.state_dict()
+        checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         check_same_model(checkpoint, self.task.kind, self.classes, self.network.spec)
-        if "finite" in checkpoint:
-            self.finite.load_state_dict(checkpoint["finite"])
+        if "nonfinite" in checkpoint:
+            self.nonfinite.load_state_dict(checkpoint["nonfinite"])
 
     @property
     def learns(self) -> dict[str, Any]:
-        """What checkpoints say of what learns: `freeze_backbone` and `lora`."""
+        """The part of the network that learns, as checkpoints tell it: `freeze_backbone` and `lora`."""
         return {"freeze_backbone": self.freeze, "lora": self.lora}
-
-    # Parts
-
-    def _count_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        trainer = self.trainer
-        ends = [trainer.max_steps] if trainer.max_steps != -1 else []
-        if trainer.max_epochs != -1:
-            # Not `estimated_stepping_batches`: it makes the loader before a checkpoint can restore its place.
-            per_epoch = math.ceil(trainer.datamodule.train_batches() / trainer.accumulate_grad_batches)
-            ends.append(per_epoch * trainer.max_epochs)
-        if not ends:
-            raise InputError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        return min(ends)
-
-    def _resumes(self) -> bool:
-        return getattr(self.trainer, "ckpt_path", None) is not None
-
-    def _set_mask_probabilities(self) -> None:
-        probabilities = [mask_probability(self.global_step, *w, self.annealing_power) for w in self.windows]
-        self.probabilities = probabilities or [0.0] * self.network.num_masked_blocks
-        self.mask_probabilities.copy_(torch.tensor(self.probabilities))
-
-    def _training_places(self, count: int, batch_idx: int) -> list[ImageKey]:
-        """Of the images of this rank's batch: their numbers within the optimizer step."""
-        batch = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
-        return [(self.step, batch * count + k) for k in range(count)]
-
-    def _validation_places(self, counts: Sequence[int], batch_idx: int) -> list[ImageKey]:
-        """Of the inputs that show the images of this rank's batch: the image's number in the set, and the input's."""
-        if self.mask_free:
-            return []
-        first = batch_idx * self.trainer.datamodule.eval_batch_size
-        numbers = ((first + k) * self.trainer.world_size + self.global_rank for k in range(len(counts)))
-        return [(self.step, n, k) for n, count in zip(numbers, counts, strict=True) for k in range(count)]
-
-    def _draw_drops(self, places: Sequence[ImageKey], probabilities: Sequence[float]) -> Tensor:
-        drops = draw_drops(self.seed, places, probabilities, self.network.num_queries)
-        return drops.to(self.device, non_blocking=True)
-
-    def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
-        values = {"loss": total.detach()}
-        values |= {f"loss_{name}": sum(output[name].detach() for output in terms) for name in terms[0]}
-        if self.trainer.world_size > 1:
-            # Of all ranks' images, in one reduction.
-            mean = self.trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean")
-            values = dict(zip(values, mean.unbind(), strict=True))
-        for name, value in values.items():
-            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=batch_size)
-        # As tensors of the host: Lightning would copy numbers to the device, and wait.
-        rates = {"head": 0.0, "backbone": 0.0}
-        for group in self.optimizers().param_groups:
-            rates[group["stage"]] = max(rates[group["stage"]], group["lr"])
-        for stage, rate in rates.items():
-            self.log(f"lr/{stage}", torch.tensor(rate), prog_bar=True, batch_size=batch_size)
-        for block, probability in enumerate(self.probabilities):
-            self.log(f"mask_probability/{block}", torch.tensor(probability), prog_bar=True, batch_size=batch_size)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+
+import lightning
 
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
@@ -62,6 +65,25 @@ def freeze_backbone(network: EoMT, frozen: bool | int) -> None:
     learning = {parameter for module in learning for parameter in module.parameters()}
     for parameter in backbone.parameters():
         parameter.requires_grad_(parameter in learning)
+
+
+def total_steps(trainer: lightning.Trainer) -> int:
+    """Return the number of optimizer steps of the whole run.
+
+    Args:
+        trainer: the trainer, with a `SegmentationData`.
+
+    Raises:
+        InputError: if the run has no end.
+    """
+    ends = [trainer.max_steps] if trainer.max_steps != -1 else []
+    if trainer.max_epochs != -1:
+        # Not `estimated_stepping_batches`: it makes the loader before a checkpoint can restore its position.
+        per_epoch = math.ceil(trainer.datamodule.train_batches() / trainer.accumulate_grad_batches)
+        ends.append(per_epoch * trainer.max_epochs)
+    if not ends:
+        raise InputError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+    return min(ends)
 
 
 def two_stage_warmup(

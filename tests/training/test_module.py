@@ -8,6 +8,7 @@ import sys
 import zipfile
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -21,10 +22,10 @@ from eomt.cli import build as assemble
 from eomt.cli import main
 from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
-from eomt.loss.normalisers import step_normalisers
 from eomt.training.annealing import mask_probability, resolve_windows
 from eomt.training.callbacks.curves import read_logs
 from eomt.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from eomt.training.normalisers import step_normalisers
 from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
@@ -332,6 +333,7 @@ def test_gradients_are_clipped_by_their_total_norm(run):
     weights = read_weights(run / "checkpoints" / "last.ckpt")
     module = assemble.load_module(weights, OmegaConf.create(weights.config), weights.network["image_size"])
     logged = {}
+    module.trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     module.log = lambda name, value: logged.update({name: float(value)})
     for parameter in module.network.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)

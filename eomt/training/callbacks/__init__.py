@@ -5,8 +5,8 @@ from eomt.training.callbacks.early_stopping import EarlyStop
 from eomt.training.callbacks.ema import WeightAverage
 from eomt.training.callbacks.metrics_file import MetricsFile
 from eomt.training.callbacks.pictures import PredictionPictures
+from eomt.training.callbacks.predictions import SavePredictions
 from eomt.training.callbacks.progress import Progress
-from eomt.training.callbacks.results import SavePredictions
 
 __all__ = [
     "CurvePlot",

@@ -1,4 +1,4 @@
-"""What the loss's sums are divided by where ranks and accumulated batches make up one optimizer step."""
+"""Divisors of the loss's sums where ranks and accumulated batches make up one optimizer step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from eomt.loss.mask_classification import MaskClassificationLoss, num_matched
 def step_normalisers(
     loss: MaskClassificationLoss, num_queries: int, batch, trainer: lightning.Trainer
 ) -> tuple[float | Tensor, float | Tensor | None]:
-    """What the sums over masks and over classes are divided by.
+    """Return the divisors of the sums over masks and over classes.
 
-    As published: by the number of matched masks, averaged over ranks, at least 1; and, None, by the class weights of
-    the batch. With `loss.global_normaliser`: by the numbers of the whole step. Lightning takes the mean over
-    accumulated batches and ranks where a big batch has the sum: they get a share each.
+    As published: the number of matched masks, averaged over ranks, at least 1; and None, the class weights of the
+    batch. With `loss.global_normaliser`: the numbers of the whole step. Lightning takes the mean over accumulated
+    batches and ranks where a big batch has the sum: each gets a share.
 
     Args:
-        loss: which of the two it wants.
-        num_queries: of the network.
+        loss: the loss, which says which of the two.
+        num_queries: Q of the network.
         batch: a `TrainBatch`, on its device.
-        trainer: that of the run; all its ranks must call.
+        trainer: the trainer; all its ranks must call.
 
     Raises:
         ValueError: for a global normaliser, if the batch does not carry its step's counts.
@@ -40,7 +40,7 @@ def step_normalisers(
 
 
 def _over_ranks(number: int, reduction: str, trainer: lightning.Trainer, device: torch.device) -> float | Tensor:
-    """The mean or sum of a number of each rank, for which no host waits."""
+    """Reduce a number of each rank, on the device: no host waits for it."""
     if trainer.world_size == 1:
         return float(number)
     return trainer.strategy.reduce(torch.full((), float(number), device=device), reduce_op=reduction)
