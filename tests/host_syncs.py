@@ -1,4 +1,4 @@
-"""What a GPU would make its host wait for, counted on a CPU."""
+"""Host synchronisations that a GPU would need, counted on a CPU."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class HostSyncs(TorchDispatchMode):
-    """Counts operations for which a host would wait for a GPU: to learn a value, or a size that depends on values."""
+    """Counts operations whose result the host needs: a value, or a size that depends on values."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small pictures, label PNGs, trees of them as folders or archives, and what targets hold."""
+"""Builders of small photos and label PNGs, as folders or archives, and checks of the targets read from them."""
 
 import io
 import struct
@@ -24,12 +24,12 @@ def encoded(image, kind="PNG", **options):
 
 
 def label_png(values, dtype=np.uint8):
-    """Grey or, of shape [H, W, 3], coloured."""
+    """A PNG of values [H, W] (grey) or [H, W, 3] (colours)."""
     return encoded(Image.fromarray(np.array(values, dtype=dtype)))
 
 
 def narrow_png(values, depth):
-    """A grey PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -68,7 +68,7 @@ def zip_bytes(files, method=zipfile.ZIP_STORED):
 
 
 def segments(targets):
-    """The pixels of each class, from the targets."""
+    """Each class's mask, from targets without crowds on one plane."""
     assert targets.ids.dtype == torch.int16
     assert targets.ids.shape[0] == 1
     assert targets.areas is None
@@ -79,7 +79,7 @@ def segments(targets):
 
 
 def check_classes(targets, expected):
-    """`expected` holds classes, or VOID."""
+    """Compare targets with a map of classes, VOID where there is none."""
     found = segments(targets)
     assert sorted(found) == sorted(set(np.unique(expected).tolist()) - {VOID})
     for label, mask in found.items():

@@ -1,4 +1,4 @@
-"""A dataset in memory, whose images show their own targets."""
+"""A dataset in memory whose images encode their own targets."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def segment_image(height, width, seed):
 
 
 class MemoryReader:
-    """`count` images of various sizes. Those in `broken` cannot be read, those in `bare` have no segment."""
+    """A reader of `count` images of various sizes; `broken` ones cannot be read, `bare` ones have no segment."""
 
     def __init__(self, count=12, broken=(), bare=(), categories=CATEGORIES):
         self.classes = Classes.from_categories(categories)

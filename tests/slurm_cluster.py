@@ -1,6 +1,6 @@
-"""A real SLURM of two nodes on this machine: its daemons under one folder, on free ports, ended with the test.
+"""A real SLURM cluster of two nodes on this machine: daemons in one folder, on free ports, ended with the test.
 
-    python -m tests.slurm_cluster        brings one up and opens a shell in it
+    python -m tests.slurm_cluster        starts one and opens a shell in it
 
 Needs SLURM's daemons and munge, on Debian: apt-get install slurm-wlm munge.
 """
@@ -52,7 +52,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Why no cluster can be brought up here; "" if one can."""
+    """The reason why no cluster can run here; "" if one can."""
     absent = [program for program in PROGRAMS if _path(program) is None]
     if absent:
         return f"SLURM is not installed here ({', '.join(absent)} missing)"
@@ -61,14 +61,14 @@ def missing() -> str:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[dict[str, str]]:
-    """Bring it up; gives the environment in which SLURM's commands reach it."""
-    # A short path: a socket's may have 107 characters at most.
+    """Start a cluster; gives the environment in which SLURM's commands reach it."""
+    # A socket's path may have 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
     folder.chmod(0o755)
     daemons: list[subprocess.Popen] = []
     *ports, main_port = _free_ports(4)
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
-    # The nodes' names resolve nowhere, and other jobs of this machine may have the port that a job's number gives.
+    # The nodes' names do not resolve, and a job's default port may be taken by another job of this machine.
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(main_port)}
     try:
         _write_files(folder, ports)
@@ -124,7 +124,7 @@ def _idle_nodes(environment: dict[str, str]) -> set[str]:
 
 
 def _cancel_all(environment: dict[str, str]) -> None:
-    """Tasks outlive their daemons: end them first."""
+    """Cancel all jobs, since tasks outlive their daemons."""
     squeue = ["squeue", "-h", "-o", "%A"]
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:

@@ -1,6 +1,6 @@
-"""Runs of train.py in one pair of processes: `python -m tests.two_ranks RANK PORT SPECIFICATION.json`.
+"""Several runs in one pair of processes: `python -m tests.two_ranks RANK PORT SPECIFICATION.json`.
 
-To start a pair takes longer than to train a few steps of a tiny network: it serves several runs.
+Starting a pair takes longer than training a few steps of a tiny network.
 """
 
 import json
@@ -16,11 +16,11 @@ TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
 
 
 def run_pair(folder, runs):
-    """Go through runs one after the other in two processes over gloo.
+    """Run several configurations, one after the other, in two processes over gloo.
 
     Args:
-        folder: for the specification and the ranks' outputs.
-        runs: (script, run folder, overrides) each; the script is "train" or "eval".
+        folder: the folder for the specification.
+        runs: (script, run folder, overrides) of each run; the script is "train" or "eval".
     """
     specification = Path(folder) / "runs.json"
     specification.write_text(json.dumps([[name, str(where), list(overrides)] for name, where, overrides in runs]))
@@ -46,7 +46,7 @@ def run_pair(folder, runs):
 
 
 def main(rank, port, specification):
-    """As one of two ranks; Lightning takes processes that are there from torchrun's variables."""
+    """One of the two ranks, announced to Lightning by torchrun's variables."""
     os.environ |= {
         "RANK": rank,
         "LOCAL_RANK": rank,
