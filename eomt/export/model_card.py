@@ -85,11 +85,12 @@ def model_card(
 def _facts(weights: Weights, config: Mapping[str, Any], precision: str) -> dict[str, Any]:
     network, count = weights.network, len(weights.classes)
     things = sum(weights.classes.is_thing)
-    reader = config.get("data", {}).get("train", {}).get("_target_")
+    reader = _value(config, "data", "train", "_target_")
     training = f"{weights.step} steps"
     if config:
-        batch, lr = config.get("data", {}).get("global_batch"), config.get("optim", {}).get("lr")
-        training += f" of {batch} images, learning rate {lr}"
+        training += (
+            f" of {_value(config, 'data', 'global_batch')} images, learning rate {_value(config, 'optim', 'lr')}"
+        )
     return {
         "task": config.get("task_name") or weights.kind,
         "segmentation": weights.kind,
@@ -110,7 +111,7 @@ def _licence(dinov3: bool, config: Mapping[str, Any]) -> tuple[dict[str, str], s
     ones; or others, which bring a licence of their own. A resumed run does not say what its first start was.
     """
     source = config.get("weights") or config.get("ckpt")
-    random = (config.get("model") or {}).get("pretrained") is False
+    random = _value(config, "model", "pretrained") is False
     others = bool(config.get("weights") or (random and config.get("ckpt")))
     if random and not others:
         return {}, "trained from random weights: no licence of pretrained weights applies"
@@ -124,3 +125,10 @@ def _licence(dinov3: bool, config: Mapping[str, Any]) -> tuple[dict[str, str], s
         return licence, f"derived from {backbone}"
     words = f"training started from other weights (`{source}`), whose licence applies; they may be derived from "
     return licence, words + backbone
+
+
+def _value(config: Any, *keys: str) -> Any:
+    """An entry of nested mappings; None where one is missing."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config

@@ -24,7 +24,6 @@ from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import Placement
 from eomt.postprocess.unpadded import run_unpadded
 from eomt.tasks import Task, predict_images, task_of
-from eomt.weights.checkpoint import foreign_code
 from eomt.weights.load import read_weights
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
@@ -94,7 +93,7 @@ class Segmenter:
         Args:
             source: a path such as RUN/checkpoints/best.ckpt, or a Hub id; see `eomt.weights.load.read_weights`.
             device, precision, unpadded: see `Segmenter`.
-            trust_code: import a custom task that the source names.
+            trust_code: True imports a custom task that the source names, which runs its code.
             kind, classes, network, backbone: complete a source that does not say them; see `read_weights`.
             options: options of the task's post-processing, such as `score_threshold`; default the training run's, or
                 the published ones.
@@ -107,8 +106,8 @@ class Segmenter:
             raise InputError("classes must be eomt.classes.Classes, such as Classes.from_categories gives them")
         # Memory-mapped: optimizer states, twice the weights, are never read.
         weights = read_weights(source, kind=kind, classes=classes, network=network, backbone=backbone, mmap=True)
-        # The task alone: custom readers are not imported here.
-        if foreign_code(weights.kind, {}) and not trust_code:
+        # The task alone: custom readers are not imported here. A text such as "no" is not True.
+        if "." in weights.kind and trust_code is not True:
             raise InputError(f"ckpt={source} would run {weights.kind}: if you trust it, say so by trust_code=true")
         given = {name: value for name, value in options.items() if value is not None}
         task = task_of(weights.kind, {**(weights.config.get("postprocess") or {}), **given})

@@ -53,11 +53,14 @@ def description(part: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if not isinstance(part["kind"], str):
             raise TypeError(f"kind is {part['kind']}")
+        config = dict(part.get("config") or {})
+        if not isinstance(config.get("postprocess") or {}, Mapping):
+            raise TypeError("config.postprocess is no mapping")
         return {
             "network": dict(part["network"]),
             "kind": part["kind"],
             "classes": Classes.from_list(part["classes"]),
-            "config": dict(part.get("config") or {}),
+            "config": config,
             "overrides": tuple(str(override) for override in part.get("overrides") or ()),
             "step": max(0, int(part.get("step") or 0)),
         }

@@ -43,7 +43,7 @@ def validate(weights: Weights, chosen: Chosen, name: str) -> Weights:
     """
     network = check_spec(_network(weights, chosen, name), name)
     if weights.kind is not None and chosen.kind is not None and weights.kind != chosen.kind:
-        raise InputError(f"{name} is of a {weights.kind} model, and {chosen.kind} was chosen: choose its task")
+        raise InputError(f"{name} is of a {weights.kind[:80]} model, and {chosen.kind} was chosen: choose its task")
     kind = weights.kind or chosen.kind
     by_number = weights.classes is None and chosen.classes is None
     classes = _classes(weights, chosen.classes, network["num_classes"], name)

@@ -1,37 +1,24 @@
 """export.py: weights in the forms that others read, and graphs that compute what the network computes."""
 
-import importlib
 import json
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
 
-import export as entry
-from eomt.classes import Classes
-from eomt.cli import main
 from eomt.errors import InputError
 from eomt.export import graph
 from eomt.export.export import export, metrics_of
-from eomt.export.model_card import model_card
-from eomt.export.redact import LOCAL, redact
-from eomt.inference.segmenter import Segmenter
 from eomt.model.eomt import EoMT
-from eomt.tasks import task_of
 from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
-from eomt.weights.weights import Weights
+from tests.export.exporting import SEVEN, assert_equal_states, dinov3_network, run, weights_of
 from tests.golden_numbers import golden_network
-from tests.random_networks import CLASSES, OPTIONS, assert_same, random_image, random_network, write_checkpoint
-from tests.running import CONFIGS, ROOT
+from tests.random_networks import CLASSES, random_image, random_network, write_checkpoint
+from tests.running import CONFIGS
 
-SEVEN = Classes.from_categories([{"id": k, "name": f"class {k}", "isthing": k % 2} for k in range(7)])
-TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 CONFIG = {
     "task_name": "coco_panoptic",
     "run_folder": "/home/someone/runs/1",
@@ -53,26 +40,6 @@ OVERRIDES = [
 ]
 
 
-def run(*typed):
-    """What `python export.py *typed` does, up to the way its errors are shown."""
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        entry.main(compose("export", overrides=main.quote_paths([str(t) for t in typed])))
-
-
-def weights_of(network, classes=SEVEN, kind="panoptic", **more):
-    return Weights("a test's", network.state_dict(), network.spec, kind, classes, **more)
-
-
-def dinov3_network():
-    torch.manual_seed(1)
-    return EoMT("vit_small_patch16_dinov3_qkvb", 32, len(SEVEN), 6, 1, 8, TINY).eval()
-
-
-def assert_equal_states(one, other):
-    assert one.keys() == other.keys()
-    assert [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])] == []
-
-
 @pytest.fixture
 def trained(tmp_path):
     """A run's folder with a checkpoint, its scores, and what Hydra leaves there."""
@@ -82,18 +49,6 @@ def trained(tmp_path):
     (folder / ".hydra" / "config.yaml").write_text("model:\n  token: ${oc.env:TOKEN}\n  mine: given\n")
     (folder / "metrics.json").write_text(json.dumps({"pq": 51.25, "pq_stuff": None, "step": 7, "mask_free": True}))
     return write_checkpoint(folder / "checkpoints" / "best.ckpt", "panoptic", config=CONFIG, overrides=OVERRIDES)
-
-
-@pytest.fixture(scope="module")
-def onnx_folder(tmp_path_factory):
-    """A network of ours as ONNX for any batch: its checkpoint and the exported folder."""
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    folder = tmp_path_factory.mktemp("onnx")
-    Image.fromarray(random_image(20, 70)).save(folder / "image.png")
-    checkpoint = write_checkpoint(folder / "model.ckpt", "semantic")
-    run(f"ckpt={checkpoint}", "format=onnx", f"out={folder / 'out'}", "dynamic_batch=true", f"images={folder}")
-    return folder
 
 
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny"])
@@ -214,49 +169,6 @@ def test_a_folder_of_ours_segments_and_tells_nothing_of_the_machine(trained, tmp
     assert metrics_of(tmp_path / "again" / "model.safetensors") == (None, about["metrics"])
 
 
-def test_what_of_a_configuration_is_portable():
-    config, overrides = redact(
-        {"a": {"b": "x y", "c": "file:///x", "d": [1, {"e": "~/x"}]}, "ckpt": "runs/a"},
-        ["a.b='x y'", "a.c=file:///x", "ckpt=runs/a", "+callbacks.x=1", "~logger", "a={b: '/x'}", "hydra.job.name=x"],
-    )
-    assert config == {"a": {"b": "x y", "c": None, "d": [1, {"e": None}]}, "ckpt": LOCAL}
-    assert overrides == ["a.b='x y'"]
-    # That there were other weights is said, where they lie is not; what a Hub id names is no place.
-    assert redact({"weights": "/home/someone/dinov3.bin", "ckpt": None})[0] == {"weights": LOCAL, "ckpt": None}
-    assert redact({"weights": "hidden"}, ["weights=${oc.env:MINE}"])[0] == {"weights": LOCAL}
-    for stays in (LOCAL, "owner/name", None):
-        assert redact({"weights": stays})[0] == {"weights": stays}
-
-
-def test_cards_name_the_licences():
-    def card(backbone, config, **more):
-        spec = {**random_network().spec, "backbone": backbone}
-        return model_card(Weights("", {}, spec, "panoptic", CLASSES, **more), config, {}, "eomt", "32")
-
-    dinov3 = card("vit_large_patch16_dinov3_qkvb", {"task_name": "cityscapes_semantic"})
-    assert "license_name: dinov3-license" in dinov3
-    assert "under Meta's [DINOv3 License]" in dinov3
-    assert "Cityscapes' own licence agreement" in dinov3
-    random = {"model": {"pretrained": False}}
-    assert "no licence of pretrained weights" in card("vit_large_patch16_dinov3_qkvb", random)
-    assert "license" not in card("vit_large_patch16_dinov3_qkvb", random).split("---")[1]
-    for beginning in ({"weights": "/home/someone/x.bin"}, {"weights": "owner/name"}, {"ckpt": "/home/someone/x.ckpt"}):
-        # Also of what was exported and is exported again.
-        config = redact(redact(random | beginning)[0])[0]
-        for backbone, words in (
-            ("vit_large_patch16_dinov3_qkvb", "under Meta's"),
-            ("vit_large_patch14_dinov2", "DINOv2"),
-        ):
-            text = card(backbone, config)
-            assert "random weights" not in text
-            assert "whose licence applies" in text
-            assert words in text
-            assert "someone" not in text
-            assert "license: apache-2.0" not in text
-    assert "license_name: dinov3-license" in card("vit_large_patch16_dinov3_qkvb", {**random, "weights": LOCAL})
-    assert "license: apache-2.0" in card("vit_large_patch14_reg4_dinov2", {})
-
-
 def test_nothing_is_lost_or_half_written(trained, tmp_path, monkeypatch):
     out = tmp_path / "out"
     export_to = lambda *typed: run(f"ckpt={trained}", f"out={out}", *typed)  # noqa: E731
@@ -299,94 +211,3 @@ def test_bad_input_is_told_in_one_line(typed, message, trained, tmp_path):
     with pytest.raises(InputError, match=message):
         run(f"ckpt={trained}", f"out={tmp_path / 'out'}", *(t.format(image=image) for t in typed))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
-def test_the_sample_gives_the_segmenters_result(kind, onnx_folder, tmp_path):
-    sample = importlib.import_module("examples.onnx_panoptic")
-    about = json.loads((onnx_folder / "out" / "eomt.json").read_text())
-    about |= {"kind": kind, "config": {"postprocess": OPTIONS[kind]}}
-    (tmp_path / "eomt.json").write_text(json.dumps(about))
-    (tmp_path / "model.onnx").symlink_to(onnx_folder / "out" / "model.onnx")
-    segmenter = Segmenter(random_network(), task_of(kind, OPTIONS[kind]), CLASSES, "cpu")
-    result = sample.segment(tmp_path, onnx_folder / "image.png")
-    assert len(result) > 0
-    assert_same(result, segmenter(onnx_folder / "image.png"), 1e-5)
-
-
-@pytest.mark.slow
-def test_the_sample_imports_no_model_code(onnx_folder, tmp_path):
-    script = (
-        "import sys; sys.path.insert(0, 'examples'); import onnx_panoptic; onnx_panoptic.main(*sys.argv[1:])\n"
-        "assert not {'timm', 'eomt.model.eomt', 'eomt.model.backbone'} & sys.modules.keys()"
-    )
-    picture = tmp_path / "picture.png"
-    command = [sys.executable, "-c", script, onnx_folder / "out", onnx_folder / "image.png", picture]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Result(20x70" in done.stdout
-    assert picture.is_file()
-
-
-def test_onnx_in_half_precision_with_a_fixed_batch(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    network = dinov3_network()
-    check = export(weights_of(network), "onnx", tmp_path / "out", precision="16", batch=2)
-    assert check.inputs == 2
-    assert 0 < check.difference < 0.01 * check.largest
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    (images,) = session.get_inputs()
-    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", [2, 3, 32, 32])
-    assert [(o.name, o.type) for o in session.get_outputs()] == [
-        ("mask_logits", "tensor(float)"),
-        ("class_logits", "tensor(float)"),
-    ]
-    assert (tmp_path / "out" / "model.onnx").stat().st_size < 0.7 * sum(4 * p.numel() for p in network.parameters())
-    sample = importlib.import_module("examples.onnx_panoptic")
-    noise = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
-    with torch.no_grad():
-        reference = network(torch.from_numpy(noise))[-1].logits()
-    for found, expected in zip(sample.run(session, noise), reference, strict=True):
-        assert (found - expected).abs().max() < 0.01 * expected.abs().max()
-
-
-def test_onnx_holds_no_path_of_the_machine(onnx_folder):
-    content = (onnx_folder / "out" / "model.onnx").read_bytes()
-    assert str(ROOT).encode() not in content
-    assert b".py" not in content
-
-
-@pytest.mark.parametrize(("precision", "batch"), [("32", None), ("bf16", 1), ("16", None)])
-def test_torch_export_runs_without_our_code(precision, batch, tmp_path):
-    network = random_network().eval() if batch is None else dinov3_network()
-    classes = CLASSES if batch is None else SEVEN
-    check = export(weights_of(network, classes), "torch_export", tmp_path / "out", precision=precision, batch=batch)
-    # On a CPU the network upscales by another operation than its graph.
-    tolerance = 1e-6 if precision == "32" else 0.05
-    assert check.difference <= tolerance * check.largest
-    path = tmp_path / "out" / "model.pt2"
-    assert str(ROOT).encode() not in path.read_bytes()
-    loaded = torch.export.load(path).module()
-    images = torch.randint(0, 256, (batch or 5, 3, 32, 32), dtype=torch.uint8)
-    with torch.no_grad():
-        found, reference = loaded(images), network(images)[-1].logits()
-    for ours, theirs in zip(reference, found, strict=True):
-        assert theirs.dtype == torch.float32
-        assert (ours - theirs).abs().max() <= tolerance * ours.abs().max()
-
-
-def test_a_wrong_graph_is_noticed():
-    network = random_network().eval()
-    output = graph.FinalOutput(network)
-
-    def wrong(images):
-        masks, classes = output(images)
-        return graph.Logits(masks, classes + 0.01 * (len(images) == 3))
-
-    assert graph.check_graph(network, lambda images: graph.Logits(*output(images)), None).inputs == 6
-    with pytest.raises(InputError, match=r"differ from PyTorch's by up to 0\.01, more than 0\.001"):
-        graph.check_graph(network, wrong, None)
-    with pytest.raises(InputError, match="by up to inf"):
-        graph.check_graph(network, lambda images: graph.Logits(*(x / 0 * 0 for x in output(images))), 1)

@@ -2,18 +2,18 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
-from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.weights.huggingface import classes_of, from_huggingface
 from eomt.weights.huggingface_export import to_huggingface
-from tests.random_networks import PUBLISHED, published, same_state, tiny
+from eomt.weights.load import read_weights
+from tests.random_networks import same_state, tiny
+from tests.weights.sources import SEVEN, assert_equal, small, write_huggingface
 
 SIZES = {
     "hidden_size": 48,
@@ -44,10 +44,9 @@ MODELS = {
         "vit_small_patch16_dinov3_qkvb",
     ),
 }
-CLASSES = Classes.from_categories(
-    {"id": 3 * k + 1, "name": f"class {k}", "isthing": k < 3, "color": [k, 2 * k, 0]} for k in range(5)
+CLASSES_OF_4 = Classes.from_categories(
+    {"id": 3 * k + 1, "name": f"class {k}", "isthing": k < 3, "color": [k, 2 * k, 0]} for k in range(4)
 )
-CLASSES_OF_4 = Classes(CLASSES.items[:4])
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +112,6 @@ def test_ours_in_theirs_gives_our_logits_and_comes_back_bit_by_bit(transformers,
     assert classes_of(json.loads((tmp_path / "again" / "config.json").read_text())) == ("panoptic", CLASSES_OF_4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "num_masked_blocks"), PUBLISHED)
-def test_published_sizes_are_those_of_transformers(transformers, backbone, num_masked_blocks):
-    network = published(backbone, num_masked_blocks)
-    state, config, _ = to_huggingface(network.state_dict(), network.spec, None, None)
-    with torch.device("meta"):
-        settings = transformers.AutoConfig.for_model(**config)
-        model = transformers.AutoModelForUniversalSegmentation.from_config(settings)
-    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in model.state_dict().items()}
-    assert from_huggingface(state, config)[1] == network.spec
-
-
 def test_gated_mlp_under_its_former_names():
     network = tiny("vit_giant_patch14_reg4_dinov2")
     state, config, _ = to_huggingface(network.state_dict(), network.spec, None, None)
@@ -136,23 +123,6 @@ def test_gated_mlp_under_its_former_names():
     # Nor does every file have these.
     del state["attn_mask_probs"], state["criterion.empty_weight"]
     assert same_state(from_huggingface(state, config)[0], network.state_dict())
-
-
-@pytest.mark.parametrize(
-    ("kind", "geometry"), [("panoptic", FIT_AND_PAD), ("instance", FIT_AND_PAD), ("semantic", WINDOWS)]
-)
-def test_preprocessor_prepares_images_as_we_do(transformers, tmp_path, kind, geometry):
-    network = tiny("vit_small_patch14_reg4_dinov2")
-    _, config, preprocessor = to_huggingface(network.state_dict(), network.spec, CLASSES_OF_4, kind)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    image = np.random.default_rng(0).integers(0, 256, (40, 75, 3), dtype=np.uint8)
-    inputs, _ = geometry.prepare(image, network.image_size)
-    pixels = processor(images=image, return_tensors="pt")["pixel_values"]
-    # Theirs are resized by another library, to the nearest grey value.
-    shown = (pixels * network.pixel_std + network.pixel_mean) * 255
-    torch.testing.assert_close(shown, inputs.float(), atol=1.01, rtol=0)
 
 
 def test_classes_come_back_or_their_names():
@@ -211,28 +181,30 @@ def test_bias_of_dinov3_keys_is_zero_or_named():
         from_huggingface(state, config)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "changes"),
-    [
-        ("vit_small_patch14_dinov2", {}),
-        ("vit_small_patch16_224", {}),
-        ("vit_small_plus_patch16_dinov3_qkvb", {}),
-        ("vit_small_patch14_reg4_dinov2", {"mlp_ratio": 3.5}),
-        ("vit_small_patch14_reg4_dinov2", {"qk_norm": True}),
-    ],
-)
-def test_backbones_that_transformers_has_not_are_named(backbone, changes):
-    network = tiny(backbone, **changes)
-    with pytest.raises(InputError, match=r"transformers' EoMT .*instead"):
-        to_huggingface(network.state_dict(), network.spec, None, None)
-
-
-def test_images_that_are_no_squares_are_refused():
-    network = EoMT(
-        "vit_small_patch14_reg4_dinov2", (32, 48), 4, 5, 2, 16, {"embed_dim": 48, "depth": 3, "num_heads": 3}
-    )
-    with pytest.raises(InputError, match=r"squares only.*instead"):
-        to_huggingface(network.state_dict(), network.spec, None, None)
-    square = tiny("vit_small_patch14_reg4_dinov2")
-    with pytest.raises(InputError, match="4 classes, the list of classes 5"):
-        to_huggingface(square.state_dict(), square.spec, CLASSES, None)
+def test_hugging_face_folders(tmp_path, caplog):
+    network = small(7)
+    whole = write_huggingface(tmp_path / "whole", network, SEVEN, "instance")
+    state = load_file(whole / "model.safetensors")
+    with caplog.at_level("INFO", "eomt"):
+        weights = read_weights(whole)
+    assert_equal(weights.state, network.state_dict())
+    assert (weights.kind, weights.classes, weights.network) == ("instance", SEVEN, network.spec)
+    assert caplog.messages[0].startswith(f"weights: Hugging Face folder {whole}: EoMT")
+    # In PyTorch's format, in several files, and by the file instead of the folder.
+    for form in ("bin", "shards"):
+        folder = tmp_path / form
+        folder.mkdir()
+        (folder / "config.json").write_text((whole / "config.json").read_text())
+        if form == "bin":
+            torch.save(state, folder / "pytorch_model.bin")
+        else:
+            half = len(state) // 2
+            places = {key: f"model-0000{1 + (k >= half)}-of-00002.safetensors" for k, key in enumerate(state)}
+            for file in set(places.values()):
+                save_file({key: value for key, value in state.items() if places[key] == file}, folder / file)
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        assert_equal(read_weights(folder).state, network.state_dict())
+    assert read_weights(whole / "model.safetensors").classes == SEVEN
+    save_file(state, tmp_path / "alone.safetensors")
+    with pytest.raises(InputError, match=r"holds no EoMT.*need their config\.json: give their folder"):
+        read_weights(tmp_path / "alone.safetensors")

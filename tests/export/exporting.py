@@ -1,0 +1,34 @@
+"""Networks and runs of export.py for the tests of exports."""
+
+import torch
+from hydra import compose, initialize_config_dir
+
+import export as entry
+from eomt.classes import Classes
+from eomt.cli import main
+from eomt.model.eomt import EoMT
+from eomt.weights.weights import Weights
+from tests.running import CONFIGS
+
+SEVEN = Classes.from_categories([{"id": k, "name": f"class {k}", "isthing": k % 2} for k in range(7)])
+TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+def run(*typed):
+    """What `python export.py *typed` does, up to the way its errors are shown."""
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        entry.main(compose("export", overrides=main.quote_paths([str(t) for t in typed])))
+
+
+def weights_of(network, classes=SEVEN, kind="panoptic", **more):
+    return Weights("a test's", network.state_dict(), network.spec, kind, classes, **more)
+
+
+def dinov3_network():
+    torch.manual_seed(1)
+    return EoMT("vit_small_patch16_dinov3_qkvb", 32, len(SEVEN), 6, 1, 8, TINY).eval()
+
+
+def assert_equal_states(one, other):
+    assert one.keys() == other.keys()
+    assert [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])] == []

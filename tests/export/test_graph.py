@@ -1,0 +1,123 @@
+"""Graphs compute what the network computes, without our code."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eomt.errors import InputError
+from eomt.export import graph
+from eomt.export.export import export
+from eomt.inference.segmenter import Segmenter
+from eomt.tasks import task_of
+from tests.export.exporting import SEVEN, dinov3_network, run, weights_of
+from tests.random_networks import CLASSES, OPTIONS, assert_same, random_image, random_network, write_checkpoint
+from tests.running import ROOT
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tmp_path_factory):
+    """A network of ours as ONNX for any batch: its checkpoint and the exported folder."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder = tmp_path_factory.mktemp("onnx")
+    Image.fromarray(random_image(20, 70)).save(folder / "image.png")
+    checkpoint = write_checkpoint(folder / "model.ckpt", "semantic")
+    run(f"ckpt={checkpoint}", "format=onnx", f"out={folder / 'out'}", "dynamic_batch=true", f"images={folder}")
+    return folder
+
+
+def test_onnx_in_half_precision_with_a_fixed_batch(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = dinov3_network()
+    check = export(weights_of(network), "onnx", tmp_path / "out", precision="16", batch=2)
+    assert check.inputs == 2
+    assert 0 < check.difference < 0.01 * check.largest
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    (images,) = session.get_inputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", [2, 3, 32, 32])
+    assert [(o.name, o.type) for o in session.get_outputs()] == [
+        ("mask_logits", "tensor(float)"),
+        ("class_logits", "tensor(float)"),
+    ]
+    assert (tmp_path / "out" / "model.onnx").stat().st_size < 0.7 * sum(4 * p.numel() for p in network.parameters())
+    sample = importlib.import_module("examples.onnx_panoptic")
+    noise = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    with torch.no_grad():
+        reference = network(torch.from_numpy(noise))[-1].logits()
+    for found, expected in zip(sample.run(session, noise), reference, strict=True):
+        assert (found - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+def test_onnx_holds_no_path_of_the_machine(onnx_folder):
+    content = (onnx_folder / "out" / "model.onnx").read_bytes()
+    assert str(ROOT).encode() not in content
+    assert b".py" not in content
+
+
+@pytest.mark.parametrize(("precision", "batch"), [("32", None), ("bf16", 1), ("16", None)])
+def test_torch_export_runs_without_our_code(precision, batch, tmp_path):
+    network = random_network().eval() if batch is None else dinov3_network()
+    classes = CLASSES if batch is None else SEVEN
+    check = export(weights_of(network, classes), "torch_export", tmp_path / "out", precision=precision, batch=batch)
+    # On a CPU the network upscales by another operation than its graph.
+    tolerance = 1e-6 if precision == "32" else 0.05
+    assert check.difference <= tolerance * check.largest
+    path = tmp_path / "out" / "model.pt2"
+    assert str(ROOT).encode() not in path.read_bytes()
+    loaded = torch.export.load(path).module()
+    images = torch.randint(0, 256, (batch or 5, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        found, reference = loaded(images), network(images)[-1].logits()
+    for ours, theirs in zip(reference, found, strict=True):
+        assert theirs.dtype == torch.float32
+        assert (ours - theirs).abs().max() <= tolerance * ours.abs().max()
+
+
+def test_a_wrong_graph_is_noticed():
+    network = random_network().eval()
+    output = graph.FinalOutput(network)
+
+    def wrong(images):
+        masks, classes = output(images)
+        return graph.Logits(masks, classes + 0.01 * (len(images) == 3))
+
+    assert graph.check_graph(network, lambda images: graph.Logits(*output(images)), None).inputs == 6
+    with pytest.raises(InputError, match=r"differ from PyTorch's by up to 0\.01, more than 0\.001"):
+        graph.check_graph(network, wrong, None)
+    with pytest.raises(InputError, match="by up to inf"):
+        graph.check_graph(network, lambda images: graph.Logits(*(x / 0 * 0 for x in output(images))), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
+def test_the_sample_gives_the_segmenters_result(kind, onnx_folder, tmp_path):
+    sample = importlib.import_module("examples.onnx_panoptic")
+    about = json.loads((onnx_folder / "out" / "eomt.json").read_text())
+    about |= {"kind": kind, "config": {"postprocess": OPTIONS[kind]}}
+    (tmp_path / "eomt.json").write_text(json.dumps(about))
+    (tmp_path / "model.onnx").symlink_to(onnx_folder / "out" / "model.onnx")
+    segmenter = Segmenter(random_network(), task_of(kind, OPTIONS[kind]), CLASSES, "cpu")
+    result = sample.segment(tmp_path, onnx_folder / "image.png")
+    assert len(result) > 0
+    assert_same(result, segmenter(onnx_folder / "image.png"), 1e-5)
+
+
+@pytest.mark.slow
+def test_the_sample_imports_no_model_code(onnx_folder, tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, 'examples'); import onnx_panoptic; onnx_panoptic.main(*sys.argv[1:])\n"
+        "assert not {'timm', 'eomt.model.eomt', 'eomt.model.backbone'} & sys.modules.keys()"
+    )
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, "-c", script, onnx_folder / "out", onnx_folder / "image.png", picture]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Result(20x70" in done.stdout
+    assert picture.is_file()
