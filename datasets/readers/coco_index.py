@@ -6,6 +6,7 @@ take some 40 seconds and 0.7 GB.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from array import array
 from collections import Counter
@@ -72,7 +73,7 @@ def build_panoptic_index(
     """Read a panoptic JSON and find its images and PNGs.
 
     Returns:
-        As `build_instance_index`, but `segment_id` holds the ids of the PNGs (1..2^24 - 1), and in place of areas and
+        As `build_instance_index`, but `segment_id` holds the ids of the PNGs (1..2^24 - 1), and in image of areas and
         run lengths there are the files "mask" and `mask_of_image` int64 [N], their numbers; -1 for an image without.
     """
     return _build(chunks, where, source, partial(_Panoptic, masks))
@@ -91,11 +92,11 @@ def _build(
     faults.end()
     faults.check(images.check)
     image_columns = faults.check(images.columns, source)
-    table, categories = make_table(images), []
-    add = {"categories": categories.append, "annotations": table.add}
+    table = make_table(images)
+    add = {"categories": table.add_category, "annotations": table.add}
     for key, row in stream_arrays(chunks(), add, where):
         faults.check(take_row, add[key], key, row, where)
-    classes = faults.check(_read_classes, table.prepare(categories), where)
+    classes = faults.check(table.classes)
     columns = faults.check(table.columns, classes) if classes else None
     faults.end()
     return image_columns | columns, {"categories": classes.to_list()}
@@ -107,26 +108,26 @@ class _Images:
     def __init__(self, where: str):
         self.where = where
         self.names: list[str] = []
-        self.place_of: dict[int, int] = {}
+        self._index_of: dict[int, int] = {}
         self._ids, self._sizes = array("q"), array("i")
 
     def add(self, row: Mapping) -> None:
         number, sides, name = whole(row, "id"), (side(row, "height"), side(row, "width")), file_name(row)
         self._ids.append(number)
         self._sizes.extend(sides)
-        self.place_of.setdefault(number, len(self.names))
+        self._index_of.setdefault(number, len(self.names))
         self.names.append(name)
 
-    def place(self, row: Mapping) -> int:
-        """The number of the image to which an annotation belongs."""
-        image = whole(row, "image_id")
-        if image not in self.place_of:
-            raise ValueError(f"it belongs to the unknown image id {image}")
-        return self.place_of[image]
+    def index(self, row: Mapping) -> int:
+        """The index of the image to which an annotation belongs."""
+        number = whole(row, "image_id")
+        if number not in self._index_of:
+            raise ValueError(f"it belongs to the unknown image id {number}")
+        return self._index_of[number]
 
-    def size(self, place: int) -> tuple[int, int]:
+    def size(self, image: int) -> tuple[int, int]:
         """Height and width."""
-        return self._sizes[2 * place], self._sizes[2 * place + 1]
+        return self._sizes[2 * image], self._sizes[2 * image + 1]
 
     def check(self) -> None:
         """Raise InputError if there are no images, or an id or a file name stands twice."""
@@ -156,35 +157,43 @@ class _Segments:
 
     def __init__(self, images: _Images):
         self._images = images
-        self._places, self._ids, self._categories, self._crowd = array("q"), array("q"), array("q"), array("b")
+        self._category_rows: list[Mapping] = []
+        self._image_of, self._ids, self._categories, self._crowd = array("q"), array("q"), array("q"), array("b")
 
-    def prepare(self, categories: list[Mapping]) -> list[Mapping]:
-        """The categories as this kind of JSON means them."""
-        return categories
+    def add_category(self, row: Mapping) -> None:
+        self._category_rows.append(row)
 
-    def _add(self, place: int, number: int, row: Mapping) -> None:
+    def classes(self) -> Classes:
+        """The classes of the categories. InputError if there are none or one is malformed."""
+        try:
+            return Classes.from_categories(self._category_rows)
+        except InputError as error:
+            raise InputError(f"{self._images.where}: {error}") from error
+
+    def _add(self, image: int, number: int, row: Mapping) -> None:
         category, crowd = whole(row, "category_id"), flag(row, "iscrowd")
         self._ids.append(number)  # may raise, as the next may: before the others, so that all stay of one length
         self._categories.append(category)
-        self._places.append(place)
+        self._image_of.append(image)
         self._crowd.append(crowd)
 
     def _sorted(self, classes: Classes) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The columns by image, and the order int64 [S] that sorts others so."""
-        places, ids = np.array(self._places, dtype=np.int64), np.array(self._ids, dtype=np.int64)
-        labels = _class_of(self._categories, classes)
-        counts = np.bincount(places, minlength=len(self._images.names))
+        """The columns sorted by image, and that order, int64 [S]."""
+        image_of, ids = np.array(self._image_of, dtype=np.int64), np.array(self._ids, dtype=np.int64)
+        label_of = {number: label for label, number in enumerate(classes.ids)}
+        labels = np.array([label_of.get(number, -1) for number in self._categories], dtype=np.int32)
+        counts = np.bincount(image_of, minlength=len(self._images.names))
         lines = [
             self._line(s, f"has the category id {self._categories[s]}, which is not in 'categories'")
             for s in np.flatnonzero(labels < 0)
         ]
         lines += [
-            f"{self._images.where}: the image {self._images.names[place]} has {counts[place]} {self.what}s, more than "
+            f"{self._images.where}: the image {self._images.names[image]} has {counts[image]} {self.what}s, more than "
             f"{MAX_SEGMENTS}"
-            for place in np.flatnonzero(counts > MAX_SEGMENTS)
+            for image in np.flatnonzero(counts > MAX_SEGMENTS)
         ]
         raise_faults(lines)
-        order = np.argsort(places, kind="stable")
+        order = np.argsort(image_of, kind="stable")
         columns = {
             "segment_end": np.concatenate([[0], np.cumsum(counts)]),
             "segment_id": ids[order],
@@ -194,7 +203,7 @@ class _Segments:
         return columns, order
 
     def _line(self, segment: int, fault: str) -> str:
-        name = self._images.names[self._places[segment]]
+        name = self._images.names[self._image_of[segment]]
         return f"{self._images.where}: {self.what} {self._ids[segment]} of the image {name} {fault}"
 
 
@@ -205,17 +214,17 @@ class _Instances(_Segments):
         super().__init__(images)
         self._areas, self._masks = array("d"), []
 
-    def prepare(self, categories: list[Mapping]) -> list[Mapping]:
-        """All are things, even in a JSON made from a panoptic one."""
-        return [{**row, "isthing": 1} if isinstance(row, Mapping) else row for row in categories]
+    def add_category(self, row: Mapping) -> None:
+        # All are things, even in a JSON made from a panoptic one.
+        super().add_category({**row, "isthing": 1})
 
     def add(self, row: Mapping) -> None:
         number = whole(row, "id")
         try:
-            place = self._images.place(row)
-            mask = run_lengths(row.get("segmentation"), self._images.size(place))
+            image = self._images.index(row)
+            mask = run_lengths(row.get("segmentation"), self._images.size(image))
             size = area(row.get("area"), mask)
-            self._add(place, number, row)
+            self._add(image, number, row)
         except ROW_ERRORS as error:
             fault = f"{self._images.where}: annotation {number} {problem(error)}; mend or remove it"
             raise InputError(fault) from error
@@ -234,7 +243,7 @@ class _Instances(_Segments):
         faults.end()
         columns, order = sorted_
         columns["area"] = np.array(self._areas, dtype=np.float64)[order]
-        return columns | text_columns("mask", (self._masks[place] for place in order.tolist()))
+        return columns | text_columns("mask", (self._masks[segment] for segment in order.tolist()))
 
 
 class _Panoptic(_Segments):
@@ -248,26 +257,25 @@ class _Panoptic(_Segments):
         name = file_name(row)
         self._mask_names.append(name)
         try:
-            place = self._images.place(row)
-            if place in self._mask_of:
-                raise ValueError(f"the image {self._images.names[place]} has more than one annotation")
-            self._mask_of[place] = len(self._mask_names) - 1
-            self._add_segments(place, row["segments_info"])
+            image = self._images.index(row)
+            if image in self._mask_of:
+                raise ValueError(f"the image {self._images.names[image]} has more than one annotation")
+            self._mask_of[image] = len(self._mask_names) - 1
+            self._add_segments(image, row["segments_info"])
         except ROW_ERRORS as error:
             raise InputError(f"{self._images.where}: the annotation {name} {problem(error)}; mend it") from error
 
-    def _add_segments(self, place: int, rows: Sequence[Mapping]) -> None:
+    def _add_segments(self, image: int, rows: Sequence[Mapping]) -> None:
         seen: set[int] = set()
         for row in rows:
             number = whole(row, "id")
             if number in seen or not 0 < number < 1 << 24:
-                fault = (
-                    "stands more than once in this image" if number in seen else "no PNG colour stands for (0 is void)"
-                )
-                image = self._images.names[place]
-                raise ValueError(f"segment {number} of the image {image} has an id that {fault}")
+                twice = number in seen
+                fault = "stands more than once in this image" if twice else "no PNG colour stands for (0 is void)"
+                name = self._images.names[image]
+                raise ValueError(f"segment {number} of the image {name} has an id that {fault}")
             seen.add(number)
-            self._add(place, number, row)
+            self._add(image, number, row)
 
     def columns(self, classes: Classes) -> dict[str, np.ndarray]:
         faults = Faults()
@@ -301,8 +309,9 @@ def _annotated_numbers(row: Mapping) -> tuple[float, ...]:
     """Box, area and outline; see `Annotated`."""
     area, polygons, outline = row.get("area"), row.get("segmentation"), (np.nan,) * 4
     if isinstance(polygons, list):
-        corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-        outline = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+        with contextlib.suppress(*ROW_ERRORS):  # in a panoptic JSON, where the key has no meaning
+            corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+            outline = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
     return *_numbers(row.get("bbox"), 4), *_numbers(None if area is None else [area], 1), *outline
 
 
@@ -315,21 +324,6 @@ def _numbers(values: object, count: int) -> tuple[float, ...]:
     except ROW_ERRORS:
         return (np.inf,) * count
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else (np.inf,) * count
-
-
-def _read_classes(categories: list[Mapping], where: str) -> Classes:
-    try:
-        return Classes.from_categories(categories)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def _class_of(categories: Sequence[int], classes: Classes) -> np.ndarray:
-    """int32: the class of each category id, -1 where there is none."""
-    known, wanted = np.array(classes.ids, dtype=np.int64), np.array(categories, dtype=np.int64)
-    order = np.argsort(known)
-    place = order[np.searchsorted(known[order], wanted).clip(max=len(known) - 1)]
-    return np.where(known[place] == wanted, place, -1).astype(np.int32)
 
 
 def _locate(column: str, names: Sequence[str], source: Source, where: str) -> dict[str, np.ndarray]:
