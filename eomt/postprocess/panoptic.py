@@ -86,8 +86,9 @@ def _argmax_of_masks(
     code = torch.zeros(shape, dtype=torch.int32, device=mask_logits.device)
     own_area = torch.zeros(len(kept), dtype=torch.int64, device=mask_logits.device)
     first = 0
-    # Per pixel of a mask: a logit, which becomes a probability, a product, and whether it is inside.
-    for logits in undo_fit_in_chunks(mask_logits, kept, placement, size, max_bytes, pixel_bytes=9):
+    # Per pixel of a mask: a logit that becomes a probability and a product, whether it is inside, and an int64 in its
+    # counting on a CPU.
+    for logits in undo_fit_in_chunks(mask_logits, kept, placement, size, max_bytes, pixel_bytes=13):
         probability = logits.sigmoid_()
         inside = probability >= mask_threshold
         last = first + len(logits)

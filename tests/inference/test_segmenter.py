@@ -1,19 +1,14 @@
-"""A trained network as a function from images to results."""
-
-import json
+"""A trained network as a function from images to results, and its loading."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.load_image import load_image
 from eomt.inference.result import Result
 from eomt.inference.segmenter import Segmenter
-from eomt.postprocess.types import Instances
 from eomt.tasks import task_of
 from tests.random_networks import CLASSES, KINDS, OPTIONS, assert_same, random_image, random_network, write_checkpoint
 
@@ -78,7 +73,7 @@ def test_a_stream_asks_for_images_as_it_goes():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_input_gives_the_files_answer(kind, tmp_path):
+def test_every_form_of_an_image_gives_the_files_result(kind, tmp_path):
     segmenter = segmenter_of(kind)
     image = random_image(36, 52)
     path = tmp_path / "image.png"
@@ -107,85 +102,6 @@ def test_every_kind_of_input_gives_the_files_answer(kind, tmp_path):
         assert len(results) == 2
         for result in results:
             assert_same(result, expected, 1e-5)
-
-
-def test_all_of_a_result():
-    for kind in KINDS:
-        result = segmenter_of(kind)(random_image(36, 52))
-        count = len(result)
-        assert count > 1
-        masks = result.masks
-        assert masks.shape == (count, 36, 52)
-        assert masks.dtype == bool
-        assert np.array_equal(result.areas, masks.sum((1, 2)))
-        assert result.names == [CLASSES[label].name for label in result.labels]
-        for mask, (left, top, right, bottom) in zip(masks, result.boxes.tolist(), strict=True):
-            ys, xs = np.nonzero(mask)
-            expected = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0)
-            assert (left, top, right, bottom) == expected
-        labels = np.append(-1, result.labels)[result.map]
-        assert np.array_equal(result.label_map, labels)
-        middle = float(np.median(result.scores))
-        some = result.above(middle)
-        assert np.array_equal(some.scores, result.scores[result.scores >= middle])
-        assert np.array_equal(some.masks, masks[result.scores >= middle])
-        assert f"36x52: {np.sum(result.labels == result.labels[0])} {result.names[0]}" in repr(result)
-
-        rows = json.loads(json.dumps(result.to_coco(17)))
-        assert [row["category_id"] for row in rows] == [CLASSES.ids[label] for label in result.labels]
-        assert {row["image_id"] for row in rows} == {17}
-        assert np.allclose([row["score"] for row in rows], result.scores)
-        for row, mask in zip(rows, masks, strict=True):
-            assert np.array_equal(coco_mask.decode(row["segmentation"]), mask)
-        if kind == "instance":
-            with pytest.raises(InputError, match="overlap"):
-                result.to_coco_panoptic(17, "x.png")
-            continue
-        row, colors = result.to_coco_panoptic(17, "x.png")
-        row = json.loads(json.dumps(row))
-        ids = colors.astype(int) @ [1, 256, 65536]
-        assert (row["image_id"], row["file_name"]) == (17, "x.png")
-        for segment, mask in zip(row["segments_info"], masks, strict=True):
-            assert np.array_equal(ids == segment["id"], mask)
-            assert segment["area"] == mask.sum()
-
-
-def test_smaller_objects_show_on_larger_ones():
-    masks = np.zeros((3, 6, 8), np.uint8)
-    masks[0, 2:4, 2:4] = masks[1] = masks[2, 2:4, 3:5] = 1
-    codes = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks]
-    scores, areas = torch.tensor([0.6, 0.9, 0.7]), torch.tensor([4, 48, 4])
-    labels = torch.tensor([0, 1, 0])
-    result = Result(Instances((6, 8), codes, labels, scores, areas, labels), CLASSES)
-    assert result.map[2].tolist() == [2, 2, 1, 3, 3, 2, 2, 2]
-    assert (result.map == 2).sum() == 42
-
-
-def test_pictures_show_the_image_that_was_given(tmp_path):
-    image = random_image(400, 420)
-    path = tmp_path / "image.png"
-    Image.fromarray(image).save(path)
-    segmenter = segmenter_of("instance")
-    result = segmenter(path)
-    assert result.source == path
-    one = np.array(result.picture(threshold=0.0))
-    assert one.shape == image.shape
-    assert np.array_equal(one, result.picture(image, threshold=0.0))
-    assert np.array_equal(one, segmenter(image).picture(threshold=0.0))
-    assert not np.array_equal(one, result.picture(alpha=0.1, threshold=0.0))
-    assert np.array_equal(result.picture(threshold=1.0), image)
-    # The default leaves unlikely instances out.
-    for kind in KINDS:
-        prediction = segmenter_of(kind)(image).prediction
-        scores = torch.where(torch.arange(len(prediction.labels)) == 0, 0.51, 0.49)
-        result = Result(prediction._replace(scores=scores), CLASSES, image)
-        some, every = (np.array(result.picture(threshold=threshold)) for threshold in (0.5, 0.0))
-        assert not np.array_equal(some, every)
-        assert np.array_equal(result.picture(), some if kind == "instance" else every)
-    with pytest.raises(InputError, match="needs an image of"):
-        result.picture(image[:-1])
-    with pytest.raises(InputError, match="has no image"):
-        Result(result.prediction, CLASSES).picture()
 
 
 def test_a_checkpoint_is_the_network_that_it_holds(tmp_path):
@@ -257,104 +173,6 @@ def test_unreadable_images_are_errors_or_left_out(tmp_path):
     segmenter.network.register_forward_hook(run_out)
     with pytest.raises(InputError, match="batch_size=2 does not fit into the memory of cpu"):
         segmenter([image] * 5, batch_size=2)
-
-
-def test_files_of_all_depths_and_colours(tmp_path):
-    rgb = random_image(20, 30)
-    grey = rgb[..., 0]
-    deep = grey.astype(np.uint16) * 257
-    white = np.full_like(rgb, 255)
-    alpha = np.where(np.arange(30) < 10, 0, 255).astype(np.uint8) * np.ones((20, 1), np.uint8)
-    over_white = np.where(alpha[..., None] > 0, rgb, white)
-    palette = Image.fromarray(rgb).quantize(16)
-    clear = palette.copy()
-    clear.info["transparency"] = int(np.asarray(palette)[0, 0])
-    seen = np.array(palette.convert("RGB"))
-    cases = {
-        "grey.png": (Image.fromarray(grey), np.dstack([grey] * 3)),
-        "deep.png": (Image.fromarray(deep), np.dstack([grey] * 3)),
-        "deep.tif": (Image.fromarray(deep), np.dstack([grey] * 3)),
-        "wide.tif": (Image.fromarray(deep.astype(np.int32)), np.dstack([grey] * 3)),
-        "float.tif": (Image.fromarray((grey / 255).astype(np.float32)), np.dstack([grey] * 3)),
-        "bits.png": (Image.fromarray(grey > 99), np.dstack([(grey > 99) * np.uint8(255)] * 3)),
-        "alpha.png": (Image.fromarray(np.dstack([rgb, alpha])), over_white),
-        "alpha.webp": (Image.fromarray(np.dstack([rgb, alpha])), over_white),
-        "grey_alpha.png": (
-            Image.fromarray(np.dstack([grey, alpha]), "LA"),
-            np.where(alpha[..., None] > 0, grey[..., None], white),
-        ),
-        "palette.png": (palette, seen),
-        "clear.png": (clear, np.where((np.asarray(palette) == np.asarray(palette)[0, 0])[..., None], white, seen)),
-        "rgb.bmp": (Image.fromarray(rgb), rgb),
-        "inks.tif": (Image.fromarray(np.dstack([255 - rgb, np.zeros_like(grey)]), "CMYK"), rgb),
-    }
-    for name, (image, expected) in cases.items():
-        image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
-        found = load_image(tmp_path / name)
-        assert found.dtype == np.uint8, name
-        assert np.array_equal(found, expected), name
-    # The nearest of the 256 values that 16 bits stand for.
-    assert load_image(np.array([[0, 128, 129, 65535]], np.uint16))[0, :, 0].tolist() == [0, 0, 1, 255]
-    frames = [Image.fromarray(rgb), Image.fromarray(255 - rgb)]
-    frames[0].save(tmp_path / "frames.tif", save_all=True, append_images=frames[1:])
-    frames[0].save(tmp_path / "frames.gif", save_all=True, append_images=frames[1:])
-    assert np.array_equal(load_image(tmp_path / "frames.tif"), rgb)
-    assert np.abs(load_image(tmp_path / "frames.gif").astype(int) - rgb).mean() < 10
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_upright(orientation, tmp_path):
-    rgb = random_image(20, 30)
-    # EXIF 2.3, tag 274: where row 0 and column 0 of what is stored belong.
-    turned = {
-        1: rgb,
-        2: rgb[:, ::-1],
-        3: rgb[::-1, ::-1],
-        4: rgb[::-1],
-        5: rgb.transpose(1, 0, 2),
-        6: np.rot90(rgb, -1),
-        7: rgb[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(rgb, 1),
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x112] = orientation
-    deep = rgb[..., 0].astype(np.uint16) * 257
-    for name in ("a.png", "a.tif", "a.jpg"):
-        Image.fromarray(rgb).save(tmp_path / name, exif=exif, **({"quality": 95} if name == "a.jpg" else {}))
-        with Image.open(tmp_path / name) as opened:
-            for found in (load_image(tmp_path / name), load_image(opened)):
-                assert found.shape == turned.shape
-                assert np.abs(found.astype(int) - turned).mean() < (9 if name == "a.jpg" else 1e-9)
-    for name in ("deep.png", "deep.tif"):
-        Image.fromarray(deep).save(tmp_path / name, exif=exif)
-        assert np.array_equal(load_image(tmp_path / name), turned[..., :1].repeat(3, axis=2)), name
-
-
-def test_bad_images_are_named(tmp_path):
-    rgb = random_image(60, 60)
-    for suffix in ("jpg", "png", "tif", "webp"):
-        path = tmp_path / f"cut.{suffix}"
-        Image.fromarray(rgb).save(path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(InputError, match=rf"cut\.{suffix} cannot be read") as caught:
-            load_image(path)
-        assert "\n" not in str(caught.value)
-    (tmp_path / "empty.png").touch()
-    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "wide.tif")
-    for source, message in (
-        (tmp_path / "empty.png", r"empty\.png cannot be read: it is no image"),
-        (tmp_path / "wide.tif", r"wide\.tif cannot be read: its values go from 70000 to 70000"),
-        (tmp_path, "is a folder, not an image"),
-        (np.zeros((3, 8, 8), np.uint8), r"found shape \[3, 8, 8\]"),
-        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"found shape \[8, 8, 3\]"),
-        (np.zeros((0, 8, 3), np.uint8), "at least one pixel"),
-        (rgb.astype(np.float32), "must lie in 0..1"),
-        (np.full((4, 4), np.nan), "must lie in 0..1"),
-        (rgb.astype(np.int64), "found int64"),
-        (None, "found NoneType"),
-    ):
-        with pytest.raises(InputError, match=message):
-            load_image(source)
 
 
 def test_classes_must_be_classes(tmp_path):

@@ -1,0 +1,108 @@
+"""Images of all depths, colours and orientations."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eomt.errors import InputError
+from eomt.inference.load_image import load_image
+from tests.random_networks import random_image
+
+
+def test_files_of_all_depths_and_colours(tmp_path):
+    rgb = random_image(20, 30)
+    grey = rgb[..., 0]
+    deep = grey.astype(np.uint16) * 257
+    white = np.full_like(rgb, 255)
+    alpha = np.where(np.arange(30) < 10, 0, 255).astype(np.uint8) * np.ones((20, 1), np.uint8)
+    over_white = np.where(alpha[..., None] > 0, rgb, white)
+    palette = Image.fromarray(rgb).quantize(16)
+    clear = palette.copy()
+    clear.info["transparency"] = int(np.asarray(palette)[0, 0])
+    seen = np.array(palette.convert("RGB"))
+    cases = {
+        "grey.png": (Image.fromarray(grey), np.dstack([grey] * 3)),
+        "deep.png": (Image.fromarray(deep), np.dstack([grey] * 3)),
+        "deep.tif": (Image.fromarray(deep), np.dstack([grey] * 3)),
+        "wide.tif": (Image.fromarray(deep.astype(np.int32)), np.dstack([grey] * 3)),
+        "float.tif": (Image.fromarray((grey / 255).astype(np.float32)), np.dstack([grey] * 3)),
+        "bits.png": (Image.fromarray(grey > 99), np.dstack([(grey > 99) * np.uint8(255)] * 3)),
+        "alpha.png": (Image.fromarray(np.dstack([rgb, alpha])), over_white),
+        "alpha.webp": (Image.fromarray(np.dstack([rgb, alpha])), over_white),
+        "grey_alpha.png": (
+            Image.fromarray(np.dstack([grey, alpha]), "LA"),
+            np.where(alpha[..., None] > 0, grey[..., None], white),
+        ),
+        "palette.png": (palette, seen),
+        "clear.png": (clear, np.where((np.asarray(palette) == np.asarray(palette)[0, 0])[..., None], white, seen)),
+        "rgb.bmp": (Image.fromarray(rgb), rgb),
+        "inks.tif": (Image.fromarray(np.dstack([255 - rgb, np.zeros_like(grey)]), "CMYK"), rgb),
+    }
+    for name, (image, expected) in cases.items():
+        image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+        found = load_image(tmp_path / name)
+        assert found.dtype == np.uint8, name
+        assert np.array_equal(found, expected), name
+    # The nearest of the 256 values that 16 bits stand for.
+    assert load_image(np.array([[0, 128, 129, 65535]], np.uint16))[0, :, 0].tolist() == [0, 0, 1, 255]
+    frames = [Image.fromarray(rgb), Image.fromarray(255 - rgb)]
+    frames[0].save(tmp_path / "frames.tif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "frames.gif", save_all=True, append_images=frames[1:])
+    assert np.array_equal(load_image(tmp_path / "frames.tif"), rgb)
+    assert np.abs(load_image(tmp_path / "frames.gif").astype(int) - rgb).mean() < 10
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(orientation, tmp_path):
+    rgb = random_image(20, 30)
+    # EXIF 2.3, tag 274: where row 0 and column 0 of what is stored belong.
+    turned = {
+        1: rgb,
+        2: rgb[:, ::-1],
+        3: rgb[::-1, ::-1],
+        4: rgb[::-1],
+        5: rgb.transpose(1, 0, 2),
+        6: np.rot90(rgb, -1),
+        7: rgb[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(rgb, 1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    deep = rgb[..., 0].astype(np.uint16) * 257
+    for name in ("a.png", "a.tif", "a.jpg"):
+        Image.fromarray(rgb).save(tmp_path / name, exif=exif, **({"quality": 95} if name == "a.jpg" else {}))
+        with Image.open(tmp_path / name) as opened:
+            for found in (load_image(tmp_path / name), load_image(opened)):
+                assert found.shape == turned.shape
+                assert np.abs(found.astype(int) - turned).mean() < (9 if name == "a.jpg" else 1e-9)
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(deep).save(tmp_path / name, exif=exif)
+        assert np.array_equal(load_image(tmp_path / name), turned[..., :1].repeat(3, axis=2)), name
+
+
+def test_bad_images_are_named(tmp_path):
+    rgb = random_image(60, 60)
+    for suffix in ("jpg", "png", "tif", "webp"):
+        path = tmp_path / f"cut.{suffix}"
+        Image.fromarray(rgb).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(InputError, match=rf"cut\.{suffix} cannot be read") as caught:
+            load_image(path)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "wide.tif")
+    for source, message in (
+        (tmp_path / "empty.png", r"empty\.png cannot be read: it is no image"),
+        (tmp_path / "wide.tif", r"wide\.tif cannot be read: its values go from 70000 to 70000"),
+        (tmp_path, "is a folder, not an image"),
+        (np.zeros((3, 8, 8), np.uint8), r"found shape \[3, 8, 8\]"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"found shape \[8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), "at least one pixel"),
+        (rgb.astype(np.float32), "must lie in 0..1"),
+        (np.full((4, 4), np.nan), "must lie in 0..1"),
+        (rgb.astype(np.int64), "found int64"),
+        (None, "found NoneType"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_image(source)
