@@ -1,4 +1,4 @@
-"""Mask annealing: how likely each block still masks its attention (arXiv 2503.19108, section 3.3)."""
+"""Mask annealing: the falling probability that a block masks its attention (arXiv 2503.19108, section 3.3)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fractions import Fraction
 from eomt.errors import InputError
 
 Bound = int | float | str
-"""A number of steps, or a fraction of the run as a number up to 1 or a text such as "1/6"."""
+"""A number of steps; or a fraction of the run, as a number up to 1 or a text such as "1/6"."""
 
 
 def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int, span: Bound = 1) -> list[tuple[int, int]]:
     """Turn annealing windows into optimizer steps.
 
     Args:
-        windows: (start, end) per masked block, first block first. A window whose end is at most 1 is a
-            fraction of the run, any other counts optimizer steps.
+        windows: (start, end) per masked block, first block first. A window whose end is at most 1 is in fractions
+            of the run, any other in optimizer steps.
         total_steps: optimizer steps of the whole run.
-        span: the part of the run that fractions are of, a positive number or a text such as "39120/39153".
+        span: the part of the run that fractions refer to, a positive number or a text such as "39120/39153".
 
     Raises:
         InputError: if a window is no pair of numbers with 0 <= start <= end, or the span no positive number.
@@ -46,13 +46,13 @@ def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int, span: 
 
 
 def mask_probability(step: int, start: int, end: int, power: float = 0.9) -> float:
-    """The probability that a query's attention is masked in a block.
+    """Return the probability that a query's attention is masked in a block.
 
     Args:
         step: optimizer steps done.
-        start: the step up to which it is 1.
-        end: the step from which on it is 0.
-        power: of the polynomial in between, `(1 - (step - start) / (end - start)) ** power`.
+        start: the last step at which it is 1.
+        end: the first step at which it is 0.
+        power: the exponent of the polynomial in between, `(1 - (step - start) / (end - start)) ** power`.
     """
     if step >= end:
         return 0.0

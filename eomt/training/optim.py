@@ -1,4 +1,4 @@
-"""The optimisation recipe: layer-wise learning-rate decay and a warm-up in two stages."""
+"""Optimisation recipe: layer-wise learning-rate decay and a warm-up in two stages."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from eomt.model.eomt import EoMT
 def parameter_groups(
     network: EoMT, lr: float, layer_decay: float = 0.8, decay_masked_blocks: bool = True
 ) -> list[dict]:
-    """The network's parameters in a few groups of one learning rate and one schedule each.
+    """Group the parameters by learning rate and schedule.
 
     Block i of N learns at `lr * layer_decay ** (N - 1 - i)`, the patch, position, class and register
     embeddings at block 0's rate, the final norm, queries and heads at the full rate.
 
     Args:
-        network: whose parameters are grouped; frozen ones are left out.
+        network: the network; frozen parameters are left out.
         lr: the full rate.
         layer_decay: the factor from a block to the one before it.
-        decay_masked_blocks: False puts the last L2 blocks, which the queries pass, at the full rate; the
+        decay_masked_blocks: False gives the last L2 blocks, which the queries pass through, the full rate; the
             others keep theirs.
 
     Returns:
-        groups for a torch optimizer: `params`, `lr`, `name`, and `stage`, which is "head" or "backbone".
+        Groups for a torch optimizer: `params`, `lr`, `name`, and `stage`, which is "head" or "backbone".
     """
     groups: dict[tuple[float, str], dict] = {}
     for name, parameter in network.named_parameters():
@@ -43,13 +43,13 @@ def parameter_groups(
 
 
 def freeze_backbone(network: EoMT, frozen: bool | int) -> None:
-    """Take parameters of the backbone out of the training: they have no gradient and no optimizer state.
+    """Freeze parameters of the backbone: they have no gradient and no optimizer state.
 
     Args:
-        network: whose parameters are frozen.
+        network: the network, changed in place.
         frozen: True, all of the backbone: embeddings, all blocks and the final norm, so that queries and heads alone
-            learn. A number K > 0, the embeddings and the first K blocks; of N blocks, the last L2 are those that the
-            queries pass, which K = N - L2 leaves to learn. False or 0, nothing.
+            learn. A number K > 0, the embeddings and the first K blocks; of N blocks, the queries
+            pass through the last L2, which K = N - L2 leaves to learn. False or 0, nothing.
 
     Raises:
         InputError: if it is neither, or there are fewer blocks.
@@ -89,7 +89,7 @@ def total_steps(trainer: lightning.Trainer) -> int:
 def two_stage_warmup(
     stage: str, warmup_steps: Sequence[int], total_steps: int, power: float = 0.9
 ) -> Callable[[int], float]:
-    """The learning-rate multiplier of a stage, as a function of the optimizer steps done.
+    """Return the learning-rate multiplier of a stage, as a function of the optimizer steps done.
 
     The head warms up linearly over the first number of steps. The backbone stays at 0 for those, then
     warms up over the second number. Each then falls as `(1 - t / remaining) ** power` to 0 at the end.
@@ -98,7 +98,7 @@ def two_stage_warmup(
         stage: "head" or "backbone".
         warmup_steps: (head, backbone).
         total_steps: optimizer steps of the run.
-        power: of the polynomial decay.
+        power: the exponent of the polynomial decay.
     """
     wait, length = (0, warmup_steps[0]) if stage == "head" else tuple(warmup_steps)
 

@@ -1,4 +1,4 @@
-"""The SLURM job that this process is a task of."""
+"""SLURM: the job of this process, and its requeueing."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import subprocess
 import time
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""The signals that end a task: preemption; what `--signal=USR1@...` sends ahead of the time limit, and submitit."""
+"""Signals that end a task: SIGTERM at preemption, SIGUSR1 ahead of the time limit (`--signal=USR1@...`), submitit's."""
 
-# A controller that is busy or just restarting answers a little later.
+# A controller that is busy or restarting answers a little later.
 TRIES, PAUSE_SECONDS = 3, 5
 
 
 def batch_job() -> str | None:
-    """The number of the batch job that this process is a task of, which a requeued job keeps.
+    """Return the number of this process's batch job, which a requeued job keeps.
 
-    None outside SLURM and within an interactive allocation, where runs follow each other under one number.
+    None outside SLURM and within an interactive allocation, where several runs share one number.
     """
     job, name = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NAME")
     if job and "SLURM_PROCID" in os.environ and name not in ("bash", "sh", "zsh", "interactive"):
@@ -27,7 +27,7 @@ def batch_job() -> str | None:
 
 
 def first_task() -> bool:
-    """Whether this process is the one that speaks for all; also true outside SLURM."""
+    """Whether this process is the first task of its job; also true outside SLURM."""
     return os.environ.get("SLURM_PROCID", "0") == "0"
 
 
@@ -37,7 +37,7 @@ def requeue() -> str:
     A job that SLURM is ending already (`scancel`, its time limit, preemption by requeuing) is left to it.
 
     Returns:
-        why it was not done, in a few words; "" if it was.
+        The reason why it was not done, in a few words; "" if it was.
     """
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     # The number of an array's last task is also that of the whole array.
@@ -55,8 +55,9 @@ def requeue() -> str:
 
 
 def _scontrol(*arguments: str) -> tuple[bool, str]:
-    """Whether it succeeded, and what it said; in a session of its own, so that the job's end does not end it."""
+    """Run scontrol; return whether it succeeded, and its output."""
     try:
+        # In its own session, so that the end of the job does not end it.
         done = subprocess.run(
             ["scontrol", *arguments], capture_output=True, text=True, timeout=30, check=False, start_new_session=True
         )

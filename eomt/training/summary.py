@@ -1,15 +1,16 @@
-"""What a run prints before its first step."""
+"""Summary of a run, printed before its first step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from eomt.training.module import EoMTModule
+import lightning
 
 
-def describe(module: EoMTModule) -> str:
-    """What the run of a module that is attached to its trainer is, in a few lines: batch, length and windows."""
+def describe(module: lightning.LightningModule) -> str:
+    """Describe a run in a few lines: the task, the batch, the length and the annealing windows.
+
+    Args:
+        module: an `EoMTModule`, attached to its trainer and set up.
+    """
     trainer, data, network = module.trainer, module.trainer.datamodule, module.network
     accumulated = trainer.accumulate_grad_batches
     batch = data.batch_size * trainer.world_size * accumulated

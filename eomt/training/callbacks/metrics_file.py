@@ -1,4 +1,4 @@
-"""`metrics.json`: the scores of the last validation, flat, in percent."""
+"""Scores of the last validation, flat, in percent: `metrics.json`."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ class MetricsFile(Callback):
 
 
 def _without_nan(row: dict) -> dict:
-    """JSON knows no NaN."""
+    # JSON has no NaN.
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}

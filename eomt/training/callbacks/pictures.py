@@ -19,11 +19,11 @@ from eomt.targets import ImageTargets
 
 
 class PredictionPictures(Callback):
-    """After each validation writes `pictures/step-N.png`: image, ground truth and prediction side by side.
+    """Writes `pictures/step-N.png` after each validation: image, ground truth and prediction side by side.
 
     Args:
         folder: the run folder.
-        count: how many of the first validation images are drawn.
+        count: the number of images, the first of the validation set.
     """
 
     def __init__(self, folder: str | Path, count: int = 8):
@@ -53,7 +53,7 @@ class PredictionPictures(Callback):
 
 
 def _row(batch, index: int, prediction, module) -> np.ndarray:
-    """Draws at the network's resolution: the batch holds the scaled image, not the original one."""
+    """Draw one image at the network's resolution: the batch does not hold the original."""
     placement, targets = batch.placements[index], batch.targets[index]
     size = (placement.scaled_height, placement.scaled_width)
     start = sum(batch.counts[:index])
@@ -62,14 +62,14 @@ def _row(batch, index: int, prediction, module) -> np.ndarray:
     image = view.permute(1, 2, 0).cpu().numpy()
     truth = draw_segments(image, _nearest(_flat(targets), size), targets.labels.numpy(), module.classes)
     shown = prediction.above(DRAWN_SCORE).flat() if isinstance(prediction, Instances) else prediction
-    answer = draw_segments(
+    predicted = draw_segments(
         image, _nearest(shown.ids, size), shown.labels.cpu().numpy(), module.classes, shown.scores.cpu().numpy()
     )
-    return side_by_side(image, [(f"{batch.names[index]}: ground truth", truth), ("prediction", answer)])
+    return side_by_side(image, [(f"{batch.names[index]}: ground truth", truth), ("prediction", predicted)])
 
 
 def _flat(targets: ImageTargets) -> Tensor:
-    """One map [H, W] of targets that may overlap: segments of later planes hide those of earlier ones."""
+    """Flatten overlapping targets to one id map [H, W]: segments of later planes hide those of earlier ones."""
     flat = targets.ids[0]
     for plane in targets.ids[1:]:
         flat = torch.where(plane > 0, plane, flat)

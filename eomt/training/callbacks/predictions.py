@@ -1,4 +1,4 @@
-"""Official result files, written while a model is evaluated."""
+"""Result files in the benchmarks' formats, written during an evaluation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning.pytorch.callbacks import Callback
 
 
 class SavePredictions(Callback):
-    """Writes each prediction of a validation in the form that the benchmark's server takes.
+    """Writes each prediction of a validation in the format of the benchmark's server.
 
     The trainer's data module must be like `SegmentationData`: its `reader("val")` knows all images' names.
 
     Args:
-        folder: where the files go.
+        folder: the folder of the files.
 
     Raises:
         InputError: on every rank and before the first image, if the results of two images would have one name.
@@ -41,5 +41,5 @@ class SavePredictions(Callback):
             if trainer.is_global_zero:
                 self._writer.close()
         finally:
-            # Also where rank 0 fails, as on a full disk: the others would wait for it.
+            # Also if rank 0 fails, as on a full disk: the others would wait for it.
             trainer.strategy.barrier()

@@ -1,4 +1,4 @@
-"""A progress bar that fits a line."""
+"""Progress bar in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Progress(TQDMProgressBar):
 
     @property
     def total_train_batches(self) -> int | float:
-        """Batches of this epoch. Lightning takes the steps that are left for batches, accumulated or not."""
+        """Batches of this epoch. Lightning mistakes the steps that are left for batches, accumulated or not."""
         trainer = self.trainer
         batches = trainer.num_training_batches
         if trainer.max_steps == -1:
