@@ -121,7 +121,7 @@ CITYSCAPES = Classes(
 """The 19 evaluated classes of Cityscapes (Cordts et al., arXiv 1604.01685) by train id; the ids are those of
 `*_labelIds.png`."""
 
-# Names of the datasets, and the kinds of segmentation for which models of each are published, the likeliest first.
+# Names of the datasets, and the kinds of segmentation for which models of each are published, the most likely first.
 _KINDS: tuple[tuple[Classes, str, tuple[str, ...]], ...] = (
     (COCO_PANOPTIC, "COCO panoptic", ("panoptic",)),
     (COCO_INSTANCE, "COCO instance", ("instance",)),

@@ -38,15 +38,15 @@ def train_sheet(data: SegmentationData, usable: Sequence[int], count: int) -> np
     if not data.reader("train").has_targets().any():
         return None
     images = data.training_set()
-    places = np.flatnonzero(np.isin(images.indices, usable))
+    keys = np.flatnonzero(np.isin(images.indices, usable))
     rows = []
-    for place in spread(places, count, data.seed):
-        samples = [images[SampleKey(epoch, place, 0)] for epoch in range(AUGMENTED)]
+    for key in spread(keys, count, data.seed):
+        samples = [images[SampleKey(epoch, key, 0)] for epoch in range(AUGMENTED)]
         seen = [
             (f"epoch {epoch}: {_by(item.image)}", _drawn(item.image, item.targets, images.reader.classes))
             for epoch, item in enumerate(samples)
         ]
-        rows.append(_row(images.reader, int(images.indices[place]), seen))
+        rows.append(_row(images.reader, int(images.indices[key]), seen))
     return contact_sheet(rows) if rows else None
 
 
@@ -64,10 +64,10 @@ def val_sheet(data: SegmentationData, usable: Sequence[int], count: int) -> np.n
     return contact_sheet(rows) if rows else None
 
 
-def spread(places: Sequence[int], count: int, seed: int) -> list[int]:
+def spread(indices: Sequence[int], count: int, seed: int) -> list[int]:
     """Choose one at random from each of `count` equal parts; all if there are no more."""
     generator = np.random.default_rng(seed)
-    parts = [part for part in np.array_split(np.asarray(places, dtype=np.int64), max(count, 1)) if len(part)]
+    parts = [part for part in np.array_split(np.asarray(indices, dtype=np.int64), max(count, 1)) if len(part)]
     return [int(generator.choice(part)) for part in parts] if count else []
 
 

@@ -23,7 +23,7 @@ class ImageFacts(NamedTuple):
 
     Attributes:
         size: height and width.
-        digest: of the pixels.
+        digest: digest of the image's pixels.
         labels: int64 [T].
         crowd: bool [T].
         pixels: int64 [T].
@@ -105,9 +105,9 @@ def facts(image: np.ndarray, targets: ImageTargets) -> ImageFacts:
     for plane in targets.ids.numpy():
         pixels += np.bincount(plane.ravel(), minlength=count + 1)[1:]
         labelled |= counted[plane]
-        for number, place in enumerate(ndimage.find_objects(plane)):
-            if place is not None:
-                rows, columns = place
+        for number, box in enumerate(ndimage.find_objects(plane)):
+            if box is not None:
+                rows, columns = box
                 boxes[number] = columns.start, rows.start, columns.stop, rows.stop
     digest = blake2b(np.ascontiguousarray(image), digest_size=16, key=repr(image.shape).encode()).digest()
     unlabelled = labelled.size - int(labelled.sum())

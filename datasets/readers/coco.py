@@ -262,7 +262,7 @@ def _find(
 
 
 def _jsons(root: Path, annotations: str, archive: str) -> Iterator[JsonFile]:
-    """The places where a JSON is found, the preferred one first."""
+    """Find a JSON, extracted or in its archive, the preferred one first."""
     custom = annotations.endswith(".json")
     extracted = Path(root, annotations) if custom else root / "annotations" / f"{annotations}.json"
     if not custom and (root / archive).is_file():

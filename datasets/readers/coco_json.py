@@ -106,7 +106,7 @@ class _Text:
         while True:
             try:
                 value, end = self._json.raw_decode(self._buffer, self._at)
-                # A number at the very end may go on in the next piece.
+                # A number at the very end may continue in the next piece.
                 if end < len(self._buffer) or self._ended:
                     self._at = end
                     return value
@@ -130,7 +130,7 @@ class _Text:
 
 
 def take_row(add: Callable[[Mapping], None], key: str, row: object, where: str) -> None:
-    """Pass an element of the array `key` to `add`. InputError in place of ROW_ERRORS."""
+    """Pass an element of the array `key` to `add`, turning ROW_ERRORS into InputError."""
     try:
         add(row)
     except ROW_ERRORS as error:

@@ -20,7 +20,7 @@ from eomt.targets import ImageTargets, equal_pixels
 log = logging.getLogger(__name__)
 
 VOID = -1
-"""In place of a class: the pixel belongs to no segment."""
+"""Class of a pixel that belongs to no segment."""
 
 _VERSION = 2  # part of the index's key: raise it when the arrays or their meaning change
 
@@ -51,13 +51,13 @@ class LabelTable:
         Raises:
             InputError: if one is not in the table; the message names `where`, the file, and the values.
         """
-        place = np.searchsorted(self._values, values).clip(max=len(self._values) - 1)
-        unknown = self._values[place] != values
+        row = np.searchsorted(self._values, values).clip(max=len(self._values) - 1)
+        unknown = self._values[row] != values
         if unknown.any():
             unknown = np.unique(values[unknown])
             what = ("colour" if self.colors else "value") + "s" * (len(unknown) > 1)
             raise InputError(f"{where} has the {what} {self.describe(unknown)}, but no class for it: {self._remedy}")
-        return self._classes[place]
+        return self._classes[row]
 
     def describe(self, values: Iterable[int], most: int = 10) -> str:
         """Values in words, no more than `most` of them: "1, 2", or "[1, 2, 3], [4, 5, 6]"."""

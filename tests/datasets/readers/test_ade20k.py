@@ -14,7 +14,7 @@ from tests.label_files import check_classes, label_png, photo, segments, write_f
 
 WALL, SKY, BED, PERSON, FLAG = 0, 2, 7, 12, 149
 SEMANTIC = np.array([[1, 1, 3, 3, 8], [1, 0, 0, 8, 8], [13, 13, 13, 150, 150]])
-# Red: the place of the class among the things; green: the instance.
+# Red: the class's number among the things; green: the instance.
 BED_RED, PERSON_RED, FLAG_RED = 1, 4, 100
 RED = np.array([[0, 0, BED_RED, 0, BED_RED], [0, BED_RED, 0, 0, 0], [PERSON_RED, PERSON_RED, 0, FLAG_RED, FLAG_RED]])
 GREEN = np.array([[0, 0, 7, 0, 7], [0, 7, 0, 0, 0], [1, 2, 0, 255, 0]])
