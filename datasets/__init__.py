@@ -1,1 +1,1 @@
-"""Readers of datasets, and what turns their images into training batches."""
+"""Readers of datasets, and loaders that turn their images into training batches."""
