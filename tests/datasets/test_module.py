@@ -1,4 +1,3 @@
-import logging
 from functools import partial
 
 import albumentations as A
@@ -236,12 +235,3 @@ def test_extreme_images_are_read_and_cropped(size):
         assert all(batch.targets.counts)
     (batch,) = loading.val_dataloader()
     assert batch.placements[0].height, batch.placements[0].width == size
-
-
-def test_a_set_smaller_than_a_step_repeats_its_images(caplog):
-    with caplog.at_level(logging.WARNING):
-        loader = data(MemoryReader(count=3), batch_size=4, global_batch=8).train_dataloader()
-    batches = list(loader)
-    assert [len(batch.names) for batch in batches] == [4, 4]
-    assert {name for batch in batches for name in batch.names} == {"image000", "image001", "image002"}
-    assert "data.global_batch=8 is more than the 3 training images" in caplog.text
