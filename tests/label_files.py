@@ -6,10 +6,19 @@ import zipfile
 import zlib
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from datasets.readers.label_maps import VOID
+from eomt.errors import InputError
+
+
+def fails(match, function, *arguments, **options):
+    """Check that a call raises InputError in one line that matches."""
+    with pytest.raises(InputError, match=match) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
 
 
 def photo(height, width, seed=0, kind="JPEG", mode="RGB", **options):

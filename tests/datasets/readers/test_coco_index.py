@@ -5,23 +5,12 @@ import logging
 import pytest
 
 from datasets.readers.coco import CocoInstance, CocoPanoptic
-from eomt.errors import InputError
 from tests.coco_files import DOG, SQUARE, InstanceSet, PanopticSet, mask_code, segment
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("EOMT_CACHE", str(tmp_path_factory.mktemp("cache")))
+from tests.label_files import fails
 
 
 def custom(root):
     return CocoInstance(root, images="train", annotations="truth/train.json")
-
-
-def fails(attempt, match):
-    with pytest.raises(InputError, match=match) as caught:
-        attempt()
-    assert "\n" not in str(caught.value)
 
 
 # Faults of both formats, by what breaks a JSON and the end of the message.
@@ -36,10 +25,8 @@ COMMON_FAULTS = {
     "image id of 30 digits": (lambda j: j["images"][1].update(id=10**30), "'images' cannot be read"),
     "no file name": (lambda j: j["images"][1].update(file_name=None), "'images' cannot be read .*file name"),
     "half a character": (lambda j: j["images"][1].update(file_name="\ud800"), "'images' cannot be read"),
-    "no height": (lambda j: j["images"][1].pop("height"), r"an entry of 'images' lacks 'height': "),
     "height 0": (lambda j: j["images"][1].update(height=0), "height must be at least 1"),
     "a side that no image has": (lambda j: j["images"][1].update(height=10**9), "height must be .* at most 1048576"),
-    "row of text": (lambda j: j["images"].append("d.jpg"), "'images' cannot be read"),
     "no images": (lambda j: j["images"].clear() or j["annotations"].clear(), "names no images"),
     "no categories": (lambda j: j["categories"].clear(), "at least one class"),
     "category twice": (lambda j: j["categories"].append(j["categories"][0]), "category id .* more than once"),
@@ -47,17 +34,12 @@ COMMON_FAULTS = {
         lambda j: j["categories"].append("sky"),
         "(a category needs|'categories' cannot).*sky",
     ),
-    "category without a name": (lambda j: j["categories"].append({"id": 5}), "a category needs an id and a name"),
     "category id of text": (
         lambda j: j["categories"].append({"id": "5", "name": "x"}),
         "the id of the category .* must",
     ),
     "colour of 5 numbers": (
         lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 3, 4, 5]}),
-        r"the color of the category .* must be \[red, green, blue\]",
-    ),
-    "colour out of range": (
-        lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 256]}),
         r"the color of the category .* must be \[red, green, blue\]",
     ),
     "no annotations key": (lambda j: j.pop("annotations"), "has no 'annotations'"),
@@ -82,32 +64,25 @@ INSTANCE_FAULTS = {
     "id twice": (lambda j: j["annotations"][0].update(id=14), "annotation id 14 stands more than once"),
     "unknown image": (first(image_id=8), MASK + "belongs to the unknown image id 8"),
     "image of text": (first(image_id="7"), "annotation 11 cannot be read .image_id must be a whole number, found '7'"),
-    "no image": (lambda j: j["annotations"][0].pop("image_id"), "annotation 11 lacks 'image_id'; mend or remove it"),
     "unknown category": (first(category_id=3), "annotation 11 of the image a.jpg has the category id 3, which"),
     "category 1.5": (first(category_id=1.5), MASK + "category_id must be a whole number, found 1.5"),
     "crowd of text": (first(iscrowd="0"), MASK + "iscrowd must be 0 or 1, found '0'"),
     "area below 0": (first(area=-1), MASK + "area must be a number of at least 0, found -1"),
-    "area not a number": (first(area=float("nan")), MASK + "area must be a number .* found nan"),
     "no segmentation": (lambda j: j["annotations"][0].pop("segmentation"), MASK + "a box alone is no mask"),
-    "segmentation null": (first(segmentation=None), MASK + "a box alone is no mask"),
     "no polygon": (first(segmentation=[]), MASK + "a box alone is no mask"),
     "text": (first(segmentation="x.png"), MASK + r"polygons or run lengths, found 'x\.png'"),
     "two corners": (first(segmentation=[[0, 0, 9, 9]]), MASK + r"3 corners or more, found \[0, 0, 9, 9\]"),
     "second polygon empty": (first(segmentation=[SQUARE, []]), MASK + r"3 corners or more, found \[\]"),
     "odd polygon": (first(segmentation=[[0, 0, 9, 9, 1, 2, 3]]), MASK + "3 corners"),
-    "flat polygon": (first(segmentation=SQUARE), MASK + r"3 corners or more, found 2\.5"),
-    "polygon of points": (first(segmentation=[[[0, 0], [1, 1], [0, 2]]]), MASK + "3 corners"),
     "corner of nothing": (first(segmentation=[[0, 0, 9, None, 1, 2]]), MASK + "a corner"),
     "corner far off": (first(segmentation=[[0, 0, 9, 1e9, 1, 2]]), MASK + "a corner .* image of 30x20"),
     "runs of another size": (rle([30, 20], [600]), MASK + r"of size \[30, 20\], its image is of \[20, 30\]"),
     "runs without a size": (first(segmentation={"counts": [600]}), "annotation 11 lacks 'size'"),
     "too few": (rle([20, 30], [100, 499]), MASK + "do not make up 600 pixels"),
-    "too many": (rle([20, 30], [100, 501]), MASK + "do not make up 600 pixels"),
     "negative": (rle([20, 30], [700, -100]), MASK + r"must lie within 0\.\.600"),
     "compressed too few": (rle([20, 30], mask_code((20, 29), 0)["counts"]), MASK + "do not make up 600 pixels"),
     "compressed cut": (rle([20, 30], mask_code((20, 30), 0)["counts"][:-1]), MASK + "do not make up 600 pixels"),
     "compressed of other letters": (rle([20, 30], "~~~"), MASK + "no compressed code"),
-    "compressed of far letters": (rle([20, 30], "\u00fc"), MASK),
     "runs of nothing": (rle([20, 30], None), MASK),
 }
 
@@ -155,7 +130,7 @@ def test_faults_of_an_instance_json(tmp_path, fault):
     made = InstanceSet()
     break_, match = (COMMON_FAULTS | INSTANCE_FAULTS)[fault]
     break_(made.json)
-    fails(lambda: custom(made.write(tmp_path)), r"(train\.json|train/).*" + match)
+    fails(r"(train\.json|train/).*" + match, custom, made.write(tmp_path))
 
 
 @pytest.mark.parametrize("fault", COMMON_FAULTS | PANOPTIC_FAULTS)
@@ -164,7 +139,7 @@ def test_faults_of_a_panoptic_json(tmp_path, fault):
     break_, match = (COMMON_FAULTS | PANOPTIC_FAULTS)[fault]
     break_(made.json)
     made.write(tmp_path)
-    fails(lambda: CocoPanoptic(tmp_path, "val"), r"(panoptic_annotations_trainval2017|val2017)\.zip.*" + match)
+    fails(r"(panoptic_annotations_trainval2017|val2017)\.zip.*" + match, CocoPanoptic, tmp_path, "val")
 
 
 @pytest.mark.parametrize("keys", [["images", "annotations", "categories"], ["categories", "annotations", "images"]])
@@ -187,7 +162,7 @@ def test_order_of_the_json(tmp_path, made, keys, monkeypatch, caplog):
 
 def test_more_objects_than_targets_can_number(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.readers.coco_index.MAX_SEGMENTS", 3)
-    fails(lambda: custom(InstanceSet().write(tmp_path)), r"the image a\.jpg has 4 annotations, more than 3")
+    fails(r"the image a\.jpg has 4 annotations, more than 3", custom, InstanceSet().write(tmp_path))
 
 
 def test_annotations_beside_the_pixels(tmp_path):
