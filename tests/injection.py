@@ -1,6 +1,8 @@
-"""A callback that injects faults into a training run."""
+"""Callbacks that inject faults and signals into a training run."""
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
 
 import lightning
@@ -37,3 +39,24 @@ class Inject(lightning.Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if self.what == "gradient" and trainer.global_step + 1 in self.steps:
             pl_module.network.class_head.weight.grad[0, 0] = float("inf")
+
+
+class StopAt(lightning.Callback):
+    """Sends a signal to this process: in the middle of an optimizer step, or in the validation after it.
+
+    Args:
+        place: "step" or "validation".
+        step: the optimizer step, from 1.
+        number: the signal.
+    """
+
+    def __init__(self, place: str, step: int, number: int = signal.SIGUSR1):
+        self.place, self.step, self.number = place, step, number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.place == "step" and trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        if self.place == "validation" and trainer.global_step == self.step and batch_idx == 1:
+            os.kill(os.getpid(), self.number)

@@ -2,21 +2,17 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
-from torch import nn
 
 import eval as evaluation
 import train
 from eomt.cli import build as assemble
 from eomt.errors import InputError, Stopped
 from eomt.model.eomt import EoMT
-from eomt.model.lora import LoRALinear, add_lora, merged
-from eomt.training.callbacks import WeightAverage
-from eomt.weights.checkpoint import FORMAT, TRAINED, read_checkpoint
+from eomt.weights.checkpoint import FORMAT, TRAINED, check_same_training, read_checkpoint
 from eomt.weights.load import read_weights
 from tests.running import configured, equal, typed
 
@@ -62,7 +58,7 @@ def test_a_resumed_run_ends_the_same(settings, undisturbed, tmp_path, name):
     """Stopped within a validation, where averages are in the place of the weights, and within an epoch."""
     resumed = ()
     for place, step in (("validation", 3), ("step", 5)):
-        stop = f"+callbacks.stop={{_target_: tests.training.test_resume.StopAt, place: {place}, step: {step}}}"
+        stop = f"+callbacks.stop={{_target_: tests.injection.StopAt, place: {place}, step: {step}}}"
         with pytest.raises(Stopped):
             train.main(configured(tmp_path, *settings, *VARIANTS[name], stop, *resumed))
         resumed = (f"ckpt='{tmp_path}/checkpoints/last.ckpt'",)
@@ -102,7 +98,6 @@ def test_what_is_frozen_stays_and_takes_no_optimizer_state(settings, undisturbed
 
 def _initial(cfg, data):
     """The network as a run begins with it."""
-    import lightning
 
     lightning.seed_everything(cfg.seed, verbose=False)
     return assemble.build_module(cfg, data.classes, data.image_size)
@@ -147,80 +142,6 @@ def test_a_run_that_has_only_its_last_validation_left_validates_the_averages(set
         assert (tmp_path / file).read_text() == (whole / file).read_text()
 
 
-@pytest.mark.parametrize("backbone", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb"])
-def test_lora_is_a_change_of_the_weights(backbone):
-    """Nothing at first; later what the merged weights give, also where biases are added from outside the layer."""
-    torch.manual_seed(0)
-    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "init_values": 1.0}
-    network = EoMT(backbone, 32, 3, 4, 1, 8, sizes).double()
-    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
-    drops = torch.zeros(1, 2, 4, dtype=torch.bool)
-    before = network(images, drops)[-1].logits()
-    add_lora(network.backbone.blocks, rank=3, alpha=6, seed=0)
-    layers = [layer for layer in network.modules() if isinstance(layer, LoRALinear)]
-    assert len(layers) == 2 * 4
-    for one, other in zip(network(images, drops)[-1].logits(), before, strict=True):
-        assert torch.equal(one, other)
-    for layer in layers:
-        nn.init.normal_(layer.lora_b, std=0.3)
-    changed = network(images, drops)[-1].logits()
-    plain = EoMT(backbone, 32, 3, 4, 1, 8, sizes).double()
-    plain.load_state_dict(merged(network.state_dict(), {"rank": 3, "alpha": 6}))
-    for one, other, first in zip(plain(images, drops)[-1].logits(), changed, before, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
-        assert not torch.allclose(one, first, atol=1e-3)
-
-
-@pytest.mark.parametrize("lora", [None, {"rank": 0, "alpha": 1}, {"rank": 2}])
-def test_lora_weights_without_their_scale_are_refused(lora):
-    state = {"x.weight": torch.ones(2, 2), "x.lora_a": torch.ones(1, 2), "x.lora_b": torch.ones(2, 1)}
-    with pytest.raises(InputError, match="the LoRA weights of x cannot be merged"):
-        merged(state, lora)
-
-
-class Linear(lightning.LightningModule):
-    """A module as `WeightAverage` knows it, with a frozen weight, and a buffer that is not averaged."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-        self.layer.bias.requires_grad_(False)
-        self.register_buffer("mask_probabilities", torch.ones(1))
-
-    def prepare_network(self):
-        """Nothing to load."""
-
-
-def test_averages_follow_their_formula_and_give_way():
-    """The network holds them in a validation alone; a second batch of a step does not count."""
-    module = Linear()
-    strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=strategy)
-    callback = WeightAverage(0.25)
-    callback.setup(trainer, module, "fit")
-    expected, bias = module.layer.weight.detach().clone(), module.layer.bias.clone()
-    for step in range(1, 5):
-        with torch.no_grad():
-            module.layer.weight.add_(torch.randn(2, 3))
-            module.mask_probabilities.fill_(1 / step)
-        trainer.global_step = step
-        for _ in range(2):
-            callback.on_train_batch_end(trainer, module, None, None, 0)
-        decay = min(0.25, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * module.layer.weight.detach()
-    weights = module.layer.weight.detach().clone()
-    saved = {"state_dict": module.state_dict()}
-    callback.on_save_checkpoint(trainer, module, saved)
-    torch.testing.assert_close(saved["state_dict"]["layer.weight"], expected)
-    assert torch.equal(saved["state_dict"]["layer.bias"], bias), "frozen weights stay to the last bit"
-    assert saved["state_dict"]["mask_probabilities"].item() == 0.25
-    assert torch.equal(saved[TRAINED]["layer.weight"], weights)
-    callback.on_validation_epoch_start(trainer, module)
-    torch.testing.assert_close(module.layer.weight.detach(), expected)
-    callback.on_validation_epoch_end(trainer, module)
-    assert torch.equal(module.layer.weight, weights)
-
-
 @pytest.mark.slow
 def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
     """Nothing is better by 1000: the first score is the best, and patience counts from it."""
@@ -233,7 +154,7 @@ def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
     assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["step"] == 9
     words = r"pq was no better than \d+\.\d\d \+ 1000 in 2 validations: the run ends here, at step 9"
     assert re.search(words, caplog.text)
-    stop = "+callbacks.stop={_target_: tests.training.test_resume.StopAt, place: step, step: 7}"
+    stop = "+callbacks.stop={_target_: tests.injection.StopAt, place: step, step: 7}"
     with pytest.raises(Stopped):
         train.main(configured(tmp_path / "parts", *stopping, stop))
     resumed = f"ckpt='{tmp_path}/parts/checkpoints/last.ckpt'"
@@ -291,3 +212,11 @@ def test_a_run_goes_on_with_what_it_began_with(settings, undisturbed, tmp_path):
         with pytest.raises(InputError, match=words):
             train.main(configured(tmp_path, *settings, *changed, f"ckpt='{last}'"))
     assert checkpoint_of(undisturbed["lora"])[FORMAT]["learns"]["lora"] == {"rank": 2, "alpha": 16}
+
+
+@pytest.mark.parametrize(("was", "now"), [(True, 1), (1, True), (True, 2), (False, 1)])
+def test_all_blocks_frozen_are_not_one_block(was, now):
+    checkpoint = {FORMAT: {"learns": {"freeze_backbone": was, "lora": None}}}
+    check_same_training(checkpoint, {"freeze_backbone": was, "lora": None}, False)
+    with pytest.raises(InputError, match=rf"model\.freeze_backbone={was}, this one has {now}"):
+        check_same_training(checkpoint, {"freeze_backbone": now, "lora": None}, False)

@@ -21,11 +21,9 @@ import train
 from eomt.cli import build as assemble
 from eomt.cli import main
 from eomt.errors import InputError
-from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.training.annealing import mask_probability, resolve_windows
 from eomt.training.callbacks.curves import read_logs
-from eomt.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from eomt.training.normalisers import step_normalisers
+from eomt.training.checkpoint import BestCheckpoint, LastCheckpoint
 from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
@@ -158,20 +156,6 @@ class _Opens:
 
     def __reduce__(self):
         return open, (self.path, "w")
-
-
-def test_a_failed_save_leaves_the_checkpoint_whole(run, tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({FORMAT: 1}, path)
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match="No space left"):
-        AtomicCheckpointIO().save_checkpoint({FORMAT: 2}, path)
-    assert read_checkpoint(path)[FORMAT] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -369,27 +353,6 @@ def test_two_processes_train_and_score_each_image_once(run, options, tmp_path):
     assert len({row["image_id"] for row in rows}) == len(rows) == 10
 
 
-def test_mask_terms_are_divided_by_the_mean_over_ranks():
-    """Ranks with 9 and with 3 matched masks both divide by 6; a query can match one target only."""
-    other_rank = 3.0
-
-    class Strategy:
-        def reduce(self, value, reduce_op):
-            assert reduce_op == "mean"
-            return (value + other_rank) / 2
-
-    trainer = SimpleNamespace(world_size=2, strategy=Strategy())
-
-    def normalisers(*counts):
-        targets = SimpleNamespace(counts=counts, labels=torch.zeros(0))
-        return step_normalisers(MaskClassificationLoss(), 12, SimpleNamespace(targets=targets), trainer)
-
-    assert normalisers(4, 5) == (6, None)
-    assert normalisers(400, 0) == ((12 + 3) / 2, None)
-    other_rank = 0.0
-    assert normalisers(0, 0) == (1, None)
-
-
 @pytest.mark.slow
 def test_training_begins_with_other_weights(run, options, tmp_path, caplog):
     """A checkpoint of another kind with other classes; the resumed run does not read them again."""
@@ -474,30 +437,6 @@ def test_evaluation_on_other_classes_of_the_same_number_is_refused(run, tmp_path
     options = (f"data.root='{example}'", f"data.classes=[{','.join(names)}]", "recipe.task=folder_semantic")
     with pytest.raises(InputError, match="trained on other classes"):
         evaluation.main(configured(tmp_path / "eval", f"ckpt='{tmp_path}/semantic.ckpt'", *options, name="eval"))
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "mode", "kept"),
-    [
-        (None, 1.0, "max", "last"),
-        (None, float("nan"), "max", "last"),
-        (float("nan"), 1.0, "max", "last"),
-        (2.0, 3.0, "max", "last"),
-        (2.0, 3.0, "min", "best"),
-        (2.0, 2.0, "max", "best"),
-        (2.0, float("nan"), "max", "best"),
-    ],
-)
-def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode, kept):
-    for name in ("last", "best"):
-        (tmp_path / f"{name}.ckpt").write_text(name)
-    last, best = LastCheckpoint(tmp_path), BestCheckpoint("pq", mode)
-    best.score, last.step = before, 7
-    trainer = SimpleNamespace(callbacks=[best, last], sanity_checking=False, fast_dev_run=False, is_global_zero=True)
-    trainer.global_step = 7
-    best.on_validation_end(trainer, SimpleNamespace(scores={"pq": after, "sq": 50.0}))
-    assert (tmp_path / "best.ckpt").read_text() == kept
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_a_score_that_does_not_exist_is_refused_before_training(tmp_path):

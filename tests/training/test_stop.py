@@ -1,9 +1,7 @@
-"""Runs that are stopped at an arbitrary moment go on and end where the undisturbed run ends."""
+"""Signals: when they are noticed, and where stopped runs end once they are resumed."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import lightning
@@ -12,10 +10,12 @@ import torch
 
 import train
 from eomt.errors import Stopped
+from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import read_checkpoint
-from tests.running import ROOT, configured
+from tests.processes import launched, wait_for_saves
+from tests.running import configured
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stop")]
+pytestmark = pytest.mark.xdist_group("stop")
 
 LONGER = ("trainer.max_epochs=12", "callbacks.last.every_n_steps=1", "trainer.limit_val_batches=0")
 
@@ -32,25 +32,10 @@ def undisturbed(settings, tmp_path_factory):
     return read_checkpoint(folder / "checkpoints" / "last.ckpt")
 
 
-def _launched(settings, folder):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *settings, f"hydra.run.dir={folder}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-
-
 def _start(settings, folder):
-    """A run of its own process, once it has saved a checkpoint."""
-    process = _launched(settings, folder)
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "no checkpoint within two minutes"
-        time.sleep(0.01)
+    """Start a run in a process of its own; return once it has saved a checkpoint."""
+    process = launched(*settings, f"hydra.run.dir={folder}")
+    wait_for_saves(process, folder / "checkpoints" / "last.ckpt")
     return process
 
 
@@ -67,6 +52,16 @@ def _same_end(settings, folder, undisturbed):
         assert torch.equal(ended["state_dict"][key], value), (key, stopped_at)
 
 
+def test_a_signal_before_training_ends_the_run_at_once():
+    with StopSignals() as signals, pytest.raises(Stopped) as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.status == 143
+    assert signals.received == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.37, 1.1])
 def test_killed(settings, undisturbed, tmp_path, delay):
     process = _start(settings, tmp_path)
@@ -87,6 +82,7 @@ class InterruptAt(lightning.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [6, 7])
 def test_ctrl_c_within_and_at_the_end_of_a_step(settings, undisturbed, tmp_path, batch):
     """Two micro-batches make a step: whichever Ctrl-C meets, the step is finished before it is saved."""
@@ -97,6 +93,7 @@ def test_ctrl_c_within_and_at_the_end_of_a_step(settings, undisturbed, tmp_path,
     _same_end(settings, tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_signals_on_the_command_line(settings, tmp_path, number, status):
     """To the whole process group, as a terminal and SLURM send them: the data workers live on until the run ends."""
@@ -109,8 +106,9 @@ def test_signals_on_the_command_line(settings, tmp_path, number, status):
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] >= 1
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_program_is_still_importing(settings, tmp_path):
-    process = _launched(settings, tmp_path)
+    process = launched(*settings, f"hydra.run.dir={tmp_path}")
     deadline = time.monotonic() + 60
     # The last that Hydra writes before it calls us.
     while not (tmp_path / ".hydra" / "overrides.yaml").exists():

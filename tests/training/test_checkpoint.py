@@ -1,46 +1,19 @@
-"""Going on from a run folder in which something went wrong, and many times over."""
+"""Checkpoints of a run: when they are written, what a kill or a full disk leaves, and where a resumed run ends."""
 
-import contextlib
-import errno
 import os
-import random
 import shutil
-import signal
-import sys
 from types import SimpleNamespace
 
-import lightning
 import pytest
-import torch
 
 import train
-from eomt.cli import main
-from eomt.cli import resume as resume
 from eomt.errors import InputError, Stopped
 from eomt.training.callbacks.curves import read_logs
-from eomt.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
-from eomt.training.stop import StopSignals
-from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, check_same_training, intact, read_checkpoint
+from eomt.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from eomt.weights.checkpoint import FORMAT, PREVIOUS, intact, read_checkpoint
 from tests.running import configured, equal
 
 pytestmark = pytest.mark.xdist_group("resume")
-
-
-class StopAt(lightning.Callback):
-    """Sends a signal at a place of a run: in the middle of a step, or in the validation after it."""
-
-    def __init__(self, place, step, number=signal.SIGUSR1):
-        self.place = place
-        self.step = step
-        self.number = number
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.place == "step" and trainer.global_step == self.step - 1:
-            os.kill(os.getpid(), self.number)
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        if self.place == "validation" and trainer.global_step == self.step and batch_idx == 1:
-            os.kill(os.getpid(), self.number)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +58,7 @@ def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     resumed = ()
     for place, step in places:
-        stop = f"+callbacks.stop={{_target_: tests.training.test_resume.StopAt, place: {place}, step: {step}}}"
+        stop = f"+callbacks.stop={{_target_: tests.injection.StopAt, place: {place}, step: {step}}}"
         with pytest.raises(Stopped, match=f"SIGUSR1 after step {step}") as stopped:
             train.main(configured(tmp_path, *with_best, stop, *resumed))
         assert stopped.value.status == 138
@@ -130,6 +103,13 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(settings, undistu
     train.main(configured(run, *settings, f"ckpt='{last}'"))
     assert "resumes from the one before, previous.ckpt, step 6" in caplog.text
     _same(run, undisturbed)
+
+
+def test_both_damaged_is_one_line(undisturbed, tmp_path):
+    for name in ("last.ckpt", PREVIOUS):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(InputError, match=r"previous\.ckpt cannot be read"):
+        intact(tmp_path / "last.ckpt")
 
 
 def _trainer(step, save):
@@ -195,37 +175,6 @@ def test_steps_between_checkpoints_are_a_whole_number(tmp_path, steps):
         LastCheckpoint(tmp_path, every_n_steps=steps)
 
 
-@pytest.mark.parametrize(("was", "now"), [(True, 1), (1, True), (True, 2), (False, 1)])
-def test_all_blocks_frozen_are_not_one_block(was, now):
-    checkpoint = {FORMAT: {"learns": {"freeze_backbone": was, "lora": None}}}
-    check_same_training(checkpoint, {"freeze_backbone": was, "lora": None}, False)
-    with pytest.raises(InputError, match=rf"model\.freeze_backbone={was}, this one has {now}"):
-        check_same_training(checkpoint, {"freeze_backbone": now, "lora": None}, False)
-
-
-def test_flipped_bytes_never_pass_for_a_checkpoint(undisturbed, tmp_path):
-    """`benchmarks/corruption.py` does this 200 times."""
-    content = (undisturbed / "checkpoints" / "last.ckpt").read_bytes()
-    whole = read_checkpoint(undisturbed / "checkpoints" / "last.ckpt")
-    draw = random.Random(0)
-    path = tmp_path / "flipped.ckpt"
-    for _ in range(10):
-        damaged = bytearray(content)
-        for _ in range(draw.randint(1, 20)):
-            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
-        path.write_bytes(damaged)
-        with contextlib.suppress(InputError):
-            read = read_checkpoint(path)
-            assert equal(read["state_dict"], whole["state_dict"]), "what passes must be whole"
-
-
-def test_both_damaged_is_one_line(undisturbed, tmp_path):
-    for name in ("last.ckpt", PREVIOUS):
-        (tmp_path / name).write_bytes(b"PK\x03\x04 and nothing more")
-    with pytest.raises(InputError, match=r"previous\.ckpt cannot be read"):
-        intact(tmp_path / "last.ckpt")
-
-
 def _full_disk(monkeypatch):
     def save(value, path):
         path.write_bytes(b"half")
@@ -236,7 +185,7 @@ def _full_disk(monkeypatch):
 
 @pytest.mark.slow
 def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(settings, undisturbed, tmp_path, monkeypatch):
-    stop = "+callbacks.stop={_target_: tests.training.test_resume.StopAt, place: step, step: 4}"
+    stop = "+callbacks.stop={_target_: tests.injection.StopAt, place: step, step: 4}"
     with pytest.raises(Stopped):
         train.main(configured(tmp_path, *settings, stop))
     last = tmp_path / "checkpoints" / "last.ckpt"
@@ -298,107 +247,48 @@ def test_no_hard_links_still_keep_the_checkpoint_before(tmp_path, monkeypatch):
     assert [read_checkpoint(tmp_path / name)["global_step"] for name in ("last.ckpt", PREVIOUS)] == [2, 1]
 
 
-def test_a_requeued_job_goes_on_by_itself(settings, undisturbed, tmp_path, monkeypatch):
-    """Whatever it was started with; another job, or other settings, do not."""
-    run = tmp_path / "run"
-    for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
-        monkeypatch.setenv(name, value)
-    cfg = configured(run, *settings)
-    resume.choose_checkpoint(cfg, [])
-    assert cfg.ckpt is None
-    shutil.copytree(undisturbed, run)
-    last = run / "checkpoints" / "last.ckpt"
-    resume.choose_checkpoint(cfg, [])
-    assert cfg.ckpt is None, "of no job"
-    checkpoint = read_checkpoint(last)
-    checkpoint[CONTINUATION]["job"] = "7"
-    torch.save(checkpoint, last)
-    cfg.ckpt = "weights/to/begin/with.ckpt"
-    resume.choose_checkpoint(cfg, [])
-    assert cfg.ckpt == str(last)
-    with pytest.raises(InputError, match=r"another run of this job.*hydra\.run\.dir="):
-        resume.choose_checkpoint(cfg, ["seed=1"])
-    monkeypatch.setenv("SLURM_JOB_ID", "8")
-    cfg.ckpt = None
-    resume.choose_checkpoint(cfg, [])
-    assert cfg.ckpt is None
+def test_a_failed_save_leaves_the_checkpoint_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({FORMAT: 1}, path)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({FORMAT: 2}, path)
+    assert read_checkpoint(path)[FORMAT] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_logs_go_on_in_the_same_folder_alone(settings, undisturbed, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(undisturbed, run)
-    last = run / "checkpoints" / "last.ckpt"
-    checkpoint = read_checkpoint(last)
-    checkpoint[CONTINUATION]["logs"]["WandbLogger"] = "abc123"
-    torch.save(checkpoint, last)
-    for folder, run_id in ((run, "abc123"), (tmp_path / "other", None)):
-        cfg = configured(folder, *settings, "logger=wandb", f"ckpt='{last}'")
-        resume.continue_logs(cfg)
-        assert cfg.logger.csv.get("version") is None, "a version for each start"
-        assert cfg.logger.wandb.id == run_id
+@pytest.mark.parametrize(
+    ("before", "after", "mode", "kept"),
+    [
+        (None, 1.0, "max", "last"),
+        (None, float("nan"), "max", "last"),
+        (float("nan"), 1.0, "max", "last"),
+        (2.0, 3.0, "max", "last"),
+        (2.0, 3.0, "min", "best"),
+        (2.0, 2.0, "max", "best"),
+        (2.0, float("nan"), "max", "best"),
+    ],
+)
+def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode, kept):
+    for name in ("last", "best"):
+        (tmp_path / f"{name}.ckpt").write_text(name)
+    last, best = LastCheckpoint(tmp_path), BestCheckpoint("pq", mode)
+    best.score, last.step = before, 7
+    trainer = SimpleNamespace(callbacks=[best, last], sanity_checking=False, fast_dev_run=False, is_global_zero=True)
+    trainer.global_step = 7
+    best.on_validation_end(trainer, SimpleNamespace(scores={"pq": after, "sq": 50.0}))
+    assert (tmp_path / "best.ckpt").read_text() == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_a_signal_before_training_ends_the_run_at_once():
-    with StopSignals() as signals, pytest.raises(Stopped) as stopped:
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert stopped.value.status == 143
-    assert signals.received == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
-
-
-def test_requeueing(monkeypatch):
-    """What is said and with which status the first task ends; the others never end it by theirs."""
-    said = []
-    monkeypatch.setattr(main, "log", SimpleNamespace(info=lambda _, message: said.append(message)))
-    stopped = Stopped("stopped by SIGUSR1 after step 3; go on by: ...", signal.SIGUSR1)
-    for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
-        monkeypatch.setenv(name, value)
-    before = [signal.getsignal(number) for number in main.ENDING]
-    try:
-        for reason, status, words in (("", 0, "is requeued"), ("not today", 138, r"not requeued: not today")):
-            monkeypatch.setattr(main, "requeue", lambda reason=reason: reason)
-            for number in main.ENDING:
-                signal.signal(number, signal.SIG_DFL)
-            with pytest.raises(SystemExit) as ended, StopSignals():
-                main._end(stopped)
-            assert ended.value.code == status
-            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "the requeuing ends what is being closed"
-            assert words in said[-1]
-        monkeypatch.setattr(main, "requeue", lambda: pytest.fail("the first task speaks for all"))
-        monkeypatch.setenv("SLURM_PROCID", "1")
-        with pytest.raises(SystemExit) as ended:
-            main._end(stopped)
-        assert ended.value.code == 0
-    finally:
-        for number, handler in zip(main.ENDING, before, strict=True):
-            signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("ending", [lambda *_: None, lambda *_: sys.exit(1)])
-def test_signals_are_ignored_once_the_run_has_ended(monkeypatch, ending):
-    monkeypatch.setattr(main, "_run", ending)
-    before = [signal.getsignal(number) for number in main.ENDING]
-    try:
-        with contextlib.suppress(SystemExit):
-            main.command("train", None)
-        assert {signal.getsignal(number) for number in main.ENDING} == {signal.SIG_IGN}
-    finally:
-        for number, handler in zip(main.ENDING, before, strict=True):
-            signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_under_a_log_is_one_line(monkeypatch, capsys, number):
-    """The error of writing, other than of opening, names no file."""
-
-    def full(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(main.hydra, "main", lambda **_: lambda function: full)
-    with pytest.raises(SystemExit) as ended:
-        main._run("train", None)
-    assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert said == f"error: {os.strerror(number)}; free some space, or choose another folder by hydra.run.dir=\n"
+def test_a_score_that_does_not_exist_is_refused_before_training(tmp_path):
+    trainer, module = SimpleNamespace(callbacks=[LastCheckpoint(tmp_path)]), SimpleNamespace(score_names=("pq", "sq"))
+    with pytest.raises(InputError, match=r"callbacks\.best\.monitor=ap is no score of this run; it has pq, sq"):
+        BestCheckpoint("ap").setup(trainer, module, "fit")
+    trainer.callbacks = []
+    with pytest.raises(InputError, match=r"callbacks\.last=null"):
+        BestCheckpoint("pq").setup(trainer, module, "fit")

@@ -1,0 +1,114 @@
+"""Stopped and requeued jobs: what they say, how they end, and from which checkpoint and logs they resume."""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from eomt.cli import main, resume
+from eomt.errors import InputError, Stopped
+from eomt.training.stop import StopSignals
+from eomt.weights.checkpoint import CONTINUATION, FORMAT
+from tests.running import configured
+
+
+def write_last(run, job=None, **logs):
+    """Write the `last.ckpt` of a run in its folder; return its path."""
+    last = run / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({FORMAT: {"overrides": []}, CONTINUATION: {"job": job, "logs": logs}, "global_step": 3}, last)
+    return last
+
+
+def test_a_requeued_job_resumes_by_itself(tmp_path, monkeypatch):
+    """Another job does not, nor one with other settings."""
+    run = tmp_path / "run"
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
+        monkeypatch.setenv(name, value)
+    cfg = configured(run)
+    resume.choose_checkpoint(cfg, [])
+    assert cfg.ckpt is None
+    write_last(run)
+    resume.choose_checkpoint(cfg, [])
+    assert cfg.ckpt is None, "the checkpoint of no job"
+    last = write_last(run, job="7")
+    cfg.ckpt = "weights/to/start/from.ckpt"
+    resume.choose_checkpoint(cfg, [])
+    assert cfg.ckpt == str(last)
+    with pytest.raises(InputError, match=r"another run of this job.*hydra\.run\.dir="):
+        resume.choose_checkpoint(cfg, ["seed=1"])
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    cfg.ckpt = None
+    resume.choose_checkpoint(cfg, [])
+    assert cfg.ckpt is None
+
+
+def test_logs_are_resumed_in_the_same_folder_alone(tmp_path):
+    last = write_last(tmp_path / "run", WandbLogger="abc123", CSVLogger=0)
+    for folder, run_id in ((tmp_path / "run", "abc123"), (tmp_path / "other", None)):
+        cfg = configured(folder, "logger=wandb", f"ckpt='{last}'")
+        resume.continue_logs(cfg)
+        assert cfg.logger.csv.get("version") is None, "a version for each start"
+        assert cfg.logger.wandb.id == run_id
+
+
+def test_requeueing(monkeypatch):
+    """What is said and with which status the first task ends; the others never end it by theirs."""
+    said = []
+    monkeypatch.setattr(main, "log", SimpleNamespace(info=lambda _, message: said.append(message)))
+    stopped = Stopped("stopped by SIGUSR1 after step 3; go on by: ...", signal.SIGUSR1)
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
+        monkeypatch.setenv(name, value)
+    before = [signal.getsignal(number) for number in main.ENDING]
+    try:
+        for reason, status, words in (("", 0, "is requeued"), ("not today", 138, r"not requeued: not today")):
+            monkeypatch.setattr(main, "requeue", lambda reason=reason: reason)
+            for number in main.ENDING:
+                signal.signal(number, signal.SIG_DFL)
+            with pytest.raises(SystemExit) as ended, StopSignals():
+                main._end(stopped)
+            assert ended.value.code == status
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "the requeuing ends what is being closed"
+            assert words in said[-1]
+        monkeypatch.setattr(main, "requeue", lambda: pytest.fail("the first task speaks for all"))
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        with pytest.raises(SystemExit) as ended:
+            main._end(stopped)
+        assert ended.value.code == 0
+    finally:
+        for number, handler in zip(main.ENDING, before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("ending", [lambda *_: None, lambda *_: sys.exit(1)])
+def test_signals_are_ignored_once_the_run_has_ended(monkeypatch, ending):
+    monkeypatch.setattr(main, "_run", ending)
+    before = [signal.getsignal(number) for number in main.ENDING]
+    try:
+        with contextlib.suppress(SystemExit):
+            main.command("train", None)
+        assert {signal.getsignal(number) for number in main.ENDING} == {signal.SIG_IGN}
+    finally:
+        for number, handler in zip(main.ENDING, before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_under_a_log_is_one_line(monkeypatch, capsys, number):
+    """The error of writing, other than of opening, names no file."""
+
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(main.hydra, "main", lambda **_: lambda function: full)
+    with pytest.raises(SystemExit) as ended:
+        main._run("train", None)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said == f"error: {os.strerror(number)}; free some space, or choose another folder by hydra.run.dir=\n"
