@@ -74,7 +74,7 @@ class TrainTransform:
 class Augmentations:
     """A list of albumentations transforms, applied to an image and the id planes of its segments alike.
 
-    Masks are moved to the nearest pixel; what a transform fills in belongs to no segment.
+    Masks are moved to the nearest pixel; pixels that a transform fills in belong to no segment.
 
     Args:
         transforms: transforms of albumentations or compositions of them, such as `OneOf`.
@@ -84,7 +84,7 @@ class Augmentations:
     """
 
     def __init__(self, transforms: Sequence[albumentations.BasicTransform | albumentations.BaseCompose]):
-        # Imported where it is used: others need not have it, and its import may ask a server for its newest version.
+        # Imported here: runs without augmentations need not have it, and it may ask a server for its newest version.
         import albumentations
 
         for transform in transforms:
@@ -94,8 +94,7 @@ class Augmentations:
                     "list entries as {_target_: albumentations.HorizontalFlip, p: 0.5}"
                 )
         try:
-            self._compose = albumentations.Compose(list(transforms))
-            self._compose.strict = True
+            self._compose = albumentations.Compose(list(transforms), strict=True)
         except ValueError as error:
             raise InputError(f"data.augmentations: {error}") from error
 
@@ -119,20 +118,20 @@ class Augmentations:
         self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         try:
             result = self._compose(image=image, masks=targets.ids.numpy())
-        except Exception as error:  # of any kind, from code of other people
+        except Exception as error:  # transforms raise many types
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(
                 f"data.augmentations fail on {image.shape[1]}x{image.shape[0]} pixels ({reason})"
             ) from error
-        image, ids = result["image"], np.asarray(result["masks"])
+        image, ids = result["image"], np.ascontiguousarray(result["masks"], dtype=np.int16)
         if image.dtype != np.uint8 or image.shape != (*ids.shape[1:], 3):
             raise InputError(
                 f"data.augmentations give an image of {image.dtype} {list(image.shape)}, not uint8 [height, width, 3] "
                 "of the masks' size: leave out Normalize, ToFloat and ToTensorV2, the network normalises by itself"
             )
-        if ids.min() < 0 or ids.max() > len(targets.labels):  # filled in by a value of the user's
+        if ids.min() < 0 or ids.max() > len(targets.labels):  # a fill value other than 0
             ids = np.where((ids >= 0) & (ids <= len(targets.labels)), ids, 0)
-        return image, targets._replace(ids=torch.from_numpy(ids), areas=None, rles=None)
+        return np.ascontiguousarray(image), targets._replace(ids=torch.from_numpy(ids), areas=None, rles=None)
 
 
 class Crop(NamedTuple):

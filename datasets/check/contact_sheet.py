@@ -15,6 +15,7 @@ from datasets.module import SegmentationData
 from datasets.readers.base import Reader
 from datasets.sampler import SampleKey
 from eomt.classes import Classes, SegmentClass
+from eomt.errors import InputError
 from eomt.postprocess.draw import contact_sheet, draw_segments, side_by_side
 from eomt.targets import ImageTargets
 
@@ -42,6 +43,8 @@ def train_sheet(data: SegmentationData, usable: Sequence[int], count: int) -> np
     rows = []
     for key in spread(keys, count, data.seed):
         samples = [images[SampleKey(epoch, key, 0)] for epoch in range(AUGMENTED)]
+        if isinstance(samples[0], InputError):  # an augmentation fails
+            raise samples[0]
         seen = [
             (f"epoch {epoch}: {_by(item.image)}", _drawn(item.image, item.targets, images.reader.classes))
             for epoch, item in enumerate(samples)
