@@ -6,8 +6,7 @@ python check_data.py task=folder_semantic data.root=DIR data.classes=classes.txt
 
 from omegaconf import DictConfig
 
-from eomt.cli.main import command
-from eomt.errors import InputError
+from eomt.cli.main import checked, command
 
 
 def main(cfg: DictConfig) -> None:
@@ -16,15 +15,11 @@ def main(cfg: DictConfig) -> None:
     Raises:
         InputError: if anything is broken. Odd things are warnings.
     """
-    from datasets.check.run import check_data
-    from eomt.cli.build import build_data, check_numbers
+    checked("check_data", cfg)
 
-    check_numbers(cfg)
-    if cfg.split not in (None, "train", "val"):
-        raise InputError(f"split={cfg.split} must be train or val; leave it out to check both")
-    for key in ("pictures", "shown"):
-        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 0:
-            raise InputError(f"{key}={cfg[key]} must be a whole number of at least 0")
+    from datasets.check.run import check_data
+    from eomt.cli.build import build_data
+
     splits = ("train", "val") if cfg.split is None else (cfg.split,)
     check_data(build_data(cfg), splits, cfg.model.num_queries, cfg.run_folder, cfg.shown, cfg.pictures)
 

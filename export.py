@@ -7,10 +7,9 @@ python export.py ckpt=DIR/pytorch_model.bin kind=semantic classes=classes.txt fo
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from eomt.cli.main import command, log
-from eomt.errors import InputError
+from eomt.cli.main import checked, command, log
 
 
 def main(cfg: DictConfig) -> None:
@@ -19,13 +18,7 @@ def main(cfg: DictConfig) -> None:
     Raises:
         InputError: for bad input, or if an exported graph differs from PyTorch.
     """
-    cfg = OmegaConf.to_container(cfg, resolve=True)
-    for key, example in (("ckpt", "RUN/checkpoints/best.ckpt"), ("out", "DIR")):
-        if cfg[key] is None:
-            raise InputError(f"{key} is not set: export.py needs {key}={example}")
-    if type(cfg["batch_size"]) is not int or cfg["batch_size"] < 1:
-        raise InputError(f"batch_size={cfg['batch_size']} must be a whole number of at least 1")
-
+    cfg = checked("export", cfg)
     from eomt.class_list import read_classes
     from eomt.export.export import check_form, export, metrics_of
     from eomt.export.files import check_out

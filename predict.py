@@ -9,9 +9,9 @@ python predict.py ckpt=tue-mps/coco_panoptic_eomt_large_640 images=photo.jpg
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from eomt.cli.main import command, log
+from eomt.cli.main import checked, command, log
 from eomt.errors import InputError
 
 
@@ -21,6 +21,8 @@ def main(cfg: DictConfig) -> None:
     Raises:
         InputError: at the end, if images could not be read and were skipped; at once for any other bad input.
     """
+    cfg = checked("predict", cfg)
+
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -28,8 +30,6 @@ def main(cfg: DictConfig) -> None:
     from eomt.inference.predict_files import INDEX, find_images, predict_files
     from eomt.inference.segmenter import Segmenter
 
-    cfg = OmegaConf.to_container(cfg, resolve=True)
-    _check(cfg)
     if Path(cfg["out"], INDEX).exists() and not cfg["overwrite"]:
         raise InputError(f"out={cfg['out']} has results already: choose another folder, or set overwrite=true")
     folder, files = find_images(cfg["images"], cfg["out"])
@@ -66,21 +66,6 @@ def main(cfg: DictConfig) -> None:
     log.info("segmented: %d, skipped: %d, results: %s", len(files) - skipped, skipped, cfg["out"])
     if skipped:
         raise InputError(f"{skipped} of {len(files)} images could not be read and were skipped")
-
-
-def _check(cfg: dict) -> None:
-    """Raise InputError for what is missing, or no number where one belongs."""
-    for key in ("ckpt", "images"):
-        if cfg[key] is None:
-            raise InputError(f"{key} is not set: predict.py needs ckpt=RUN/checkpoints/best.ckpt and images=PATH")
-    for key, least in (("batch_size", 1), ("num_workers", 0)):
-        if type(cfg[key]) is not int or cfg[key] < least:
-            raise InputError(f"{key}={cfg[key]} must be a whole number of at least {least}")
-    if type(cfg["unpadded"]) is not bool:
-        raise InputError(f"unpadded={cfg['unpadded']} must be true or false")
-    threshold = cfg["threshold"]
-    if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
-        raise InputError(f"threshold={threshold} must be a number from 0 to 1")
 
 
 if __name__ == "__main__":

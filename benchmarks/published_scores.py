@@ -98,8 +98,8 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> Row
         typed.append("trainer.accelerator=cpu")
     start = time.perf_counter()
     try:
-        cfg = compose("eval", overrides=[*launch.quote_paths(typed), f"run_folder='{folder}'", "pictures=0"])
-        cfg.recipe.experiment = recipe.name
+        typed += [f"experiment={recipe.name}", f"run_folder={folder}", "pictures=0"]
+        cfg = compose("eval", overrides=launch.arguments_for("eval", typed))
         eval.main(cfg)
         score = json.loads((folder / "metrics.json").read_text())[METRICS[recipe.metric]]
     except launch.ENDINGS as error:

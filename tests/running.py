@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from eomt.cli import main
+from eomt.cli.arguments import split_for_eval
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = str(ROOT / "configs")
@@ -33,8 +34,9 @@ SMALL = (
 
 def composed(name: str, *overrides: str) -> DictConfig:
     """The configuration of an entry point ("train", "eval", ...) with overrides in Hydra's grammar."""
+    overrides = split_for_eval(overrides) if name == "eval" else list(overrides)
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+        return compose(name, overrides=overrides)
 
 
 def configured(folder: Path, *overrides: str, name: str = "train") -> DictConfig:

@@ -14,11 +14,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from datasets.module import SegmentationData
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
 from eomt.training.checkpoint import AtomicCheckpointIO
@@ -44,10 +45,12 @@ def build_data(cfg: DictConfig) -> SegmentationData:
     to say where the data lies outside this job.
     """
     settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
+    if settings.pop("validate_on_train"):
+        settings["val"] = settings["train"]
     for name in READER_KEYS:
         value = settings.pop(name, None)
         if name == "root" and value is not None:
-            value = os.environ.get(STAGED_ROOT) or value
+            value = os.environ.get(STAGED_ROOT) or os.path.expanduser(value)
         for split in ("train", "val"):
             # A checkpoint's configuration is resolved; what is given now goes over it.
             if value is not None and name in settings[split]:
@@ -58,7 +61,6 @@ def build_data(cfg: DictConfig) -> SegmentationData:
 
 def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> EoMTModule:
     """A new network with its loss and recipe."""
-    check_numbers(cfg)
     if cfg.loss.ignore_void and cfg.kind == "instance":
         raise InputError("loss.ignore_void=true is not for instances: there, what belongs to no object is background")
     model = OmegaConf.to_container(cfg.model, resolve=True)
@@ -88,23 +90,24 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
     )
 
 
-def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int]) -> EoMTModule:
+def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int], unpadded: bool = False) -> EoMTModule:
     """A trained network, ready to evaluate under `cfg`.
 
     Args:
-        weights: of the network.
-        cfg: the settings.
+        weights: the network's weights.
+        cfg: the settings of an evaluation.
         image_size: height and width of the network's input.
+        unpadded: leave patches out that only show padding.
     """
     module = EoMTModule(
         network=EoMT(**{**weights.network, "image_size": image_size}),
-        task=task_of(cfg.kind, cfg.get("postprocess")),
+        task=task_of(cfg.kind, cfg.postprocess),
         classes=weights.classes,
-        loss=instantiate(cfg.loss),
+        loss=MaskClassificationLoss(),
         annealing_windows=None,
         validate_masked=cfg.annealing.validate_masked,
         seed=cfg.seed,
-        unpadded=cfg.get("unpadded", False),
+        unpadded=unpadded,
     )
     module.network.load_state_dict(weights.state)
     if weights.mask_probabilities is not None:
@@ -125,7 +128,7 @@ def compile_network(module: EoMTModule, trainer: lightning.Trainer, wanted: bool
 
 
 def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
-    """The checkpoint to resume from, or the weights to begin with; one of them, or neither."""
+    """The checkpoint to resume from, or the weights to start from; one of them, or neither."""
     source = cfg.ckpt or cfg.weights
     if not source:
         return None, None
@@ -133,11 +136,11 @@ def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
     if cfg.ckpt and weights.resumable:
         return cfg.ckpt, None
     if cfg.ckpt:
-        log.info("ckpt= holds weights, but no run to go on with: training begins with those")
+        log.info("ckpt= holds weights, but no run to resume: training starts from those")
     return None, weights
 
 
-def begin_with(module: EoMTModule, weights: Weights, strict: bool = False) -> None:
+def load_start(module: EoMTModule, weights: Weights, strict: bool = False) -> None:
     """Load weights of any source into a new model in place of those of a pretrained backbone.
 
     Raises:
@@ -145,15 +148,20 @@ def begin_with(module: EoMTModule, weights: Weights, strict: bool = False) -> No
     """
     rows = transfer(module.network, module.classes, weights, strict)
     module.pretrained = False
-    log.info("begins with %s:\n%s", weights.origin, table(rows))
+    log.info("starts from %s:\n%s", weights.origin, table(rows))
 
 
 def build_callbacks(cfg: DictConfig) -> list:
-    """The callbacks of a configuration; one that may be off is, where its decay or patience is null."""
-    wanted = [
-        c for c in cfg.callbacks.values() if c and not any(c.get(key, 0) is None for key in ("decay", "patience"))
-    ]
-    return [instantiate(callback) for callback in wanted]
+    """The callbacks of a configuration.
+
+    One with a decay or a patience is off where that is null; a monitor that is null is the task's.
+    """
+    callbacks = []
+    for settings in cfg.callbacks.values():
+        if settings and not any(settings.get(key, 0) is None for key in ("decay", "patience")):
+            task = {"monitor": task_of(cfg.kind).monitor} if settings.get("monitor", "") is None else {}
+            callbacks.append(instantiate(settings, **task))
+    return callbacks
 
 
 def build_loggers(cfg: DictConfig) -> list:
@@ -236,68 +244,3 @@ def typed_overrides() -> list[str]:
 def _is_news(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     return not any(words in message for words in ("litlogger", "litmodels", "`weights_only` was not set"))
-
-
-# What must be a number, and whether a whole one.
-NUMBERS = {
-    "seed": int,
-    "data.batch_size": int,
-    "data.global_batch": int,
-    "data.eval_batch_size": int,
-    "data.num_workers": int,
-    "data.max_images": int,
-    "data.max_bad_images": int,
-    "data.timeout": float,
-    "model.patch_size": int,
-    "model.num_queries": int,
-    "model.num_masked_blocks": int,
-    "annealing.power": float,
-    "optim.lr": float,
-    "optim.weight_decay": float,
-    "optim.layer_decay": float,
-    "optim.schedule_power": float,
-    "optim.max_skipped_steps": int,
-    "trainer.max_epochs": int,
-    "trainer.max_steps": int,
-}
-
-
-# What must be true or false; null where a default hangs on something else.
-SWITCHES = (
-    "compile",
-    "activation_checkpointing",
-    "unpadded",
-    "save_predictions",
-    "strict",
-    "prefetch",
-    "loss.ignore_void",
-    "loss.global_normaliser",
-    "optim.decay_masked_blocks",
-    "annealing.validate_masked",
-)
-
-
-def check_types(cfg: DictConfig) -> None:
-    """Raise InputError for anything but true or false where that belongs, and for text where a number does."""
-    for key in SWITCHES:
-        value = OmegaConf.select(cfg, key)
-        if value is not None and not isinstance(value, bool):
-            raise InputError(f"{key}={value} must be true or false")
-    for key, kind in NUMBERS.items():
-        value = OmegaConf.select(cfg, key)
-        wanted = int if kind is int else int | float
-        if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
-            raise InputError(f"{key}={value} must be a {'whole ' if kind is int else ''}number")
-
-
-def check_numbers(cfg: DictConfig) -> None:
-    """As `check_types`, and raise InputError for negative rates and for a warm-up that is no pair of steps."""
-    check_types(cfg)
-    if cfg.optim.lr < 0 or cfg.optim.weight_decay < 0:
-        raise InputError(
-            f"optim.lr={cfg.optim.lr} and optim.weight_decay={cfg.optim.weight_decay} must not be negative"
-        )
-    steps = cfg.optim.warmup_steps
-    pair = isinstance(steps, ListConfig) and len(steps) == 2 and all(isinstance(s, int) and s >= 0 for s in steps)
-    if not pair:
-        raise InputError(f"optim.warmup_steps={steps} must be two whole numbers: [steps of heads, steps of backbone]")

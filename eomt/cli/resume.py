@@ -1,24 +1,57 @@
-"""Going on with a run: from which checkpoint, and with which logs."""
+"""Resuming a run: its overrides, its checkpoint and its logs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
+from eomt.cli.arguments import key_of, quote_paths
+from eomt.cli.trust import check_overrides
 from eomt.errors import InputError
 from eomt.training.slurm import batch_job
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, intact, read_checkpoint
 
 
-def choose_checkpoint(cfg: DictConfig, overrides: list[str]) -> None:
-    """Set `cfg.ckpt` to what the run really goes on from.
+def with_saved_overrides(arguments: Sequence[str]) -> list[str]:
+    """Put the overrides that the checkpoint's run was started with before what is typed, and its folder behind.
 
-    A requeued SLURM job goes on from its own last checkpoint, whatever it began with; a damaged `last.ckpt` gives
+    What is typed takes the place of what is saved; another choice of a group, of all saved values within it.
+
+    Args:
+        arguments: what is typed, with quoted paths.
+
+    Raises:
+        InputError: if a saved override is more than a plain value of a key, and trust_code=true is not typed.
+    """
+    typed = {key_of(argument): argument.partition("=")[2] for argument in arguments}
+    if typed.get("ckpt", "null") == "null":
+        return list(arguments)
+    path = Path(typed["ckpt"].strip("'").replace("\\'", "'").replace("\\\\", "\\"))
+    saved = _saved_overrides(path)
+    if saved is None:
+        return list(arguments)
+    if {"task", "experiment"} & typed.keys():
+        # Another task or experiment is another configuration; values of the old one would not fit it.
+        saved = []
+    saved = [o for o in saved if key_of(o) not in typed and key_of(o).partition(".")[0] not in typed]
+    if typed.get("trust_code") != "true":
+        check_overrides(saved)
+    folder = []
+    if path.parent.name == "checkpoints" and "hydra.run.dir" not in typed:
+        folder = quote_paths([f"hydra.run.dir={path.absolute().parent.parent}"])
+    return [*saved, *arguments, *folder]
+
+
+def choose_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Set `cfg.ckpt` to the checkpoint that the run really resumes from.
+
+    A requeued SLURM job resumes from its own last checkpoint, whatever it started from; a damaged `last.ckpt` gives
     way to the one before it.
 
     Args:
-        cfg: of the run.
+        cfg: the run's configuration.
         overrides: what was typed, as checkpoints keep it.
 
     Raises:
@@ -48,7 +81,20 @@ def continue_logs(cfg: DictConfig) -> None:
                 settings[key] = logs[name]
 
 
-def _of_this_job(run_folder: Path, overrides: list[str]) -> Path | None:
+def _saved_overrides(path: Path) -> list[str] | None:
+    """The overrides in a checkpoint, or in the one before it if it is damaged; None if it is of no run."""
+    for candidate in (path, path.with_name(PREVIOUS)) if path.name == "last.ckpt" else (path,):
+        try:
+            part = read_checkpoint(candidate, mmap=True)[FORMAT]
+        except InputError:
+            # Weights of another source, which start a new run; or damaged, which is said when they are read.
+            continue
+        saved = part.get("overrides") if isinstance(part, Mapping) else None
+        return [str(override) for override in saved] if isinstance(saved, list | tuple) else []
+    return None
+
+
+def _of_this_job(run_folder: Path, overrides: Sequence[str]) -> Path | None:
     """The last checkpoint that an earlier start of this SLURM job has left in its run folder."""
     job, last = batch_job(), run_folder / "checkpoints" / "last.ckpt"
     if job is None or not (last.is_file() or last.with_name(PREVIOUS).is_file()):

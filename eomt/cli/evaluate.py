@@ -1,0 +1,142 @@
+"""Settings of an evaluation: the checkpoint's configuration, then what is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import DictConfig, OmegaConf
+
+from eomt.cli.arguments import GROUPS, chosen_groups, key_of, parsed
+from eomt.cli.build import build_data, build_trainer, compile_network, load_module
+from eomt.cli.main import checked, log, training_config
+from eomt.cli.settings import Scored
+from eomt.cli.trust import check_config
+from eomt.errors import InputError
+from eomt.training.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
+from eomt.weights.load import read_weights
+from eomt.weights.validate import check_same_classes
+from eomt.weights.weights import Weights
+
+_MISSING = object()
+
+# Where a network was trained says nothing of where it is evaluated; and all images of the set are scored, also after
+# a training that was short of them.
+_NOT_INHERITED = {
+    "data": {"max_images": None, "validate_on_train": False},
+    "trainer": {
+        "accelerator": "auto",
+        "strategy": "auto",
+        "devices": "auto",
+        "num_nodes": 1,
+        "limit_val_batches": None,
+        "overfit_batches": 0.0,
+        "fast_dev_run": False,
+    },
+}
+# Arguments of the network that a chosen model sets.
+_NETWORK = ("backbone", "patch_size", "num_masked_blocks", "backbone_options")
+
+
+def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
+    """Read weights, and settle under which settings they are evaluated.
+
+    Where a task, model or experiment is typed, the settings are those of its training; otherwise those that the
+    weights carry.
+
+    Args:
+        cfg: eval.py's configuration.
+
+    Raises:
+        InputError: if the weights carry no settings and none are chosen; if they would run code that is not
+            trusted; if a setting that is typed is unknown, or has no value of its type.
+    """
+    chosen = training_config(["trainer.devices=auto", *cfg.settings]) if chosen_groups(cfg.settings) else None
+    settings = classes = None
+    if chosen is not None:
+        settings = _scored(chosen, cfg.settings)
+        # Weights that say nothing of their classes are taken to be of those of the data.
+        classes = build_data(settings).val_classes
+    network = _typed_network(cfg.settings, chosen)
+    kind = None if settings is None else settings.kind
+    weights = read_weights(cfg.ckpt, kind=kind, classes=classes, network=network, backbone=cfg.delta_base)
+    carried = {} if chosen is not None else _inherited(weights)
+    if not cfg.trust_code:
+        check_config(cfg.ckpt, weights.kind, carried)
+    if settings is None:
+        settings = _with_typed(carried, cfg)
+    if "image_size" not in weights.guessed:
+        settings.data.image_size = list(weights.network["image_size"])
+    checked("scored", settings)
+    return weights, settings
+
+
+def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
+    """Score a network on the validation set, and write scores, pictures and results into the run folder.
+
+    Args:
+        cfg: eval.py's configuration.
+        weights: the network's weights.
+        settings: those of the evaluation.
+    """
+    data = build_data(settings)
+    module = load_module(weights, settings, data.image_size, cfg.unpadded)
+    check_same_classes(module.classes, data.val_classes)
+    callbacks = [Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
+    if cfg.save_predictions:
+        callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
+    trainer = build_trainer(settings, callbacks, False)
+    compile_network(module, trainer, settings.compile)
+    trainer.validate(module, data, verbose=False)
+    if trainer.is_global_zero:
+        log.info("%s", module.task.table(module.scores))
+        log.info("results: %s", cfg.run_folder)
+
+
+def _scored(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The part of a chosen configuration that an evaluation takes."""
+    for override in overrides:
+        key = key_of(override)
+        if key not in GROUPS and key.partition(".")[0] not in {*Scored.model_fields, "model"}:
+            raise InputError(f"{key} is a key of training, which eval.py has not")
+    settings = OmegaConf.to_container(config, resolve=True)
+    return OmegaConf.create({key: settings[key] for key in Scored.model_fields})
+
+
+def _inherited(weights: Weights) -> dict[str, Any]:
+    """The part of the configuration in a checkpoint that an evaluation takes, plain and not checked."""
+    settings = {key: weights.config[key] for key in Scored.model_fields if key in weights.config}
+    data = settings.get("data")
+    if isinstance(data, Mapping):
+        # The training set, whose reader may be foreign code, is not read.
+        settings["data"] = {**data, "train": data.get("val")}
+    return settings
+
+
+def _with_typed(carried: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
+    """The settings that weights carry, and over them what is typed."""
+    if not carried:
+        raise InputError(
+            f"ckpt={cfg.ckpt} carries no settings: choose its task, as in task=coco_panoptic data.root=DIR"
+        )
+    settings = OmegaConf.merge(OmegaConf.create(carried), _NOT_INHERITED)
+    for override in parsed(cfg.settings):
+        key = override.key_or_group
+        if override.type is OverrideType.CHANGE and OmegaConf.select(settings, key, default=_MISSING) is _MISSING:
+            raise InputError(f"{key} is no key of the evaluation of {cfg.ckpt}")
+        OmegaConf.update(settings, key, override.value(), force_add=True)
+    return settings
+
+
+def _typed_network(overrides: Sequence[str], chosen: DictConfig | None) -> dict[str, Any]:
+    """Arguments of the network that are typed, or those of a model or an experiment that is; not a task's default."""
+    typed = {override.key_or_group: override.value() for override in parsed(overrides)}
+    network = {"image_size": typed["data.image_size"]} if "data.image_size" in typed else {}
+    if chosen is not None:
+        model = OmegaConf.to_container(chosen.model, resolve=True)
+        whole = bool({"model", "experiment"} & typed.keys())
+        network |= {key: model[key] for key in _NETWORK if whole or f"model.{key}" in typed}
+        if "experiment" in typed:
+            network["image_size"] = OmegaConf.to_container(chosen.data, resolve=True)["image_size"]
+    return network

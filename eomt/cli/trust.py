@@ -1,0 +1,91 @@
+"""What a checkpoint may ask for: classes of this project by their exact names, and plain values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.errors import HydraException
+
+from eomt.cli.arguments import GROUPS, parsed
+from eomt.cli.settings import NODES, SCORES, TRANSFORM, nodes, write_names
+from eomt.errors import InputError
+
+_NAME = re.compile(r"[A-Za-z]\w*")
+_KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
+_SPECIAL = ("_target_", "_partial_")
+
+
+def check_config(name: str, kind: str, config: Mapping[str, Any]) -> None:
+    """Check that a checkpoint's configuration runs no code but this project's.
+
+    Args:
+        name: the checkpoint in messages.
+        kind: of segmentation, as the checkpoint names it.
+        config: the settings of the run that wrote it.
+
+    Raises:
+        InputError: if it names another class, or holds an instruction to Hydra or OmegaConf.
+    """
+    foreign = [str(kind)] if kind not in SCORES else []
+    foreign += [str(node["_target_"]) for _, node in nodes(config) if not _is_known(node["_target_"])]
+    if foreign:
+        names = ", ".join(entry[:80] for entry in dict.fromkeys(foreign))
+        raise InputError(f"ckpt= would run {names}: if you trust it, say so by trust_code=true")
+    for entry in _instructions(config):
+        raise InputError(
+            f"ckpt={name} holds {entry[:80]!r}, which is no plain value: trust_code=true takes it as it is"
+        )
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Check that overrides from a checkpoint set plain values of keys that are there.
+
+    Raises:
+        InputError: if one does anything else: flags, hydra's keys, new or deleted keys, classes, interpolations,
+            folders that are written to.
+    """
+    for override in overrides:
+        if not isinstance(override, str) or not _is_plain(override):
+            raise InputError(
+                f"ckpt= would set {str(override)[:80]!r}: type it again if it is yours, or say trust_code=true"
+            )
+
+
+def _is_plain(override: str) -> bool:
+    key, equals, _ = override.partition("=")
+    last = key.rpartition(".")[2]
+    if not (equals and _KEY.fullmatch(key)) or key.startswith("hydra") or last in write_names():
+        return False
+    try:
+        (entry,) = parsed([override])
+    except (HydraException, InputError):
+        return False
+    given = entry.value()
+    if key == "kind" and given not in SCORES:
+        return False
+    # The choice of a group names a file below configs/.
+    if key in (*GROUPS, "debug", "logger") and not (isinstance(given, str) and _NAME.fullmatch(given)):
+        return False
+    return next(_instructions(given, special=()), None) is None
+
+
+def _is_known(target: Any) -> bool:
+    return isinstance(target, str) and (target in NODES or bool(TRANSFORM.fullmatch(target)))
+
+
+def _instructions(value: Any, special: tuple[str, ...] = _SPECIAL) -> Iterator[str]:
+    """What Hydra or OmegaConf would act on: keys such as _args_, and interpolations."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if not isinstance(key, str | int) or (str(key).startswith("_") and key not in special) or "${" in str(key):
+                yield str(key)
+            yield from _instructions(entry, special)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _instructions(entry, special)
+    elif isinstance(value, str) and ("${" in value or value == "???"):
+        yield value
+    elif not isinstance(value, str | bool | int | float | None):
+        yield type(value).__name__

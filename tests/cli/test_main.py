@@ -1,0 +1,62 @@
+"""The command line: names of run folders, and errors in one line."""
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from eomt.cli import main
+from eomt.errors import InputError
+
+
+def test_slurm_jobs_keep_their_folder_and_interactive_ones_do_not_share_one(monkeypatch):
+    for name, value in (("SLURM_JOB_ID", "17"), ("SLURM_PROCID", "3"), ("SLURM_JOB_NAME", "train")):
+        monkeypatch.setenv(name, value)
+    assert main._run_id() == "slurm-17"
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    assert main._run_id() != "slurm-17"
+
+
+def _fails_within(error):
+    try:
+        raise error
+    except InputError as cause:
+        raise RuntimeError("Error in call to target") from cause
+
+
+def test_error_lines_are_one_line_and_our_own_words_win():
+    with pytest.raises(RuntimeError) as error:
+        _fails_within(InputError("data.root is not set:\n  set it"))
+    assert main.explain(error.value) == "data.root is not set: set it"
+    assert main.explain(ValueError("a\n\tb")) == "a b"
+
+
+def test_code_that_cannot_be_imported_is_named():
+    from hydra.utils import instantiate
+
+    with pytest.raises(main.ENDINGS) as error:
+        instantiate({"_target_": "circles_nobody_has.Circles"})
+    line = main.explain(error.value)
+    assert line.startswith("circles_nobody_has.Circles cannot be imported (")
+    assert line.endswith("is its folder in PYTHONPATH?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["seeed=1"], "seeed is no key of the configuration: --cfg job prints all that there are"),
+        (["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches follows from data.global_batch"),
+        (["model=null"], "model=null must be base, dinov3_base, "),
+        (["model=enormous"], "In 'train': Could not find 'model/enormous' Available options in 'model': base"),
+        (["images="], "images= is empty: give a path, or null for none"),
+        (["seed=[1"], "no viable alternative at input"),
+    ],
+)
+def test_a_mistyped_argument_ends_the_command_in_one_line(arguments, line, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(main.sys, "argv", ["train.py", *arguments, f"hydra.run.dir={tmp_path}/run"])
+    with pytest.raises(SystemExit) as end:
+        main._run("train", lambda cfg: None)
+    GlobalHydra.instance().clear()
+    assert end.value.code == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: ")
+    assert line in said
