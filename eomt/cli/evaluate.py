@@ -109,8 +109,8 @@ def _inherited(weights: Weights) -> dict[str, Any]:
     settings = {key: weights.config[key] for key in Scored.model_fields if key in weights.config}
     data = settings.get("data")
     if isinstance(data, Mapping):
-        # The training set, whose reader may be foreign code, is not read.
-        settings["data"] = {**data, "train": data.get("val")}
+        # The training set, whose reader and augmentations may be foreign code, is not read.
+        settings["data"] = {**data, "train": data.get("val"), "augmentations": []}
     return settings
 
 

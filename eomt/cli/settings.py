@@ -7,7 +7,6 @@ that `NODES` has for that name; nodes of other classes pass as they are.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -369,9 +368,6 @@ NODES: dict[str, type[Section]] = {
     f"{_LOGGERS}WandbLogger": WandbLogger,
 }
 """The classes that configurations of this project name, and the keys that each takes."""
-
-TRANSFORM = re.compile(r"albumentations\.[A-Z]\w*")
-"""A transform of albumentations by its class: functions of that package, which read files, begin in lower case."""
 
 
 class Run(Section):

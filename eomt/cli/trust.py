@@ -9,7 +9,7 @@ from typing import Any
 from hydra.errors import HydraException
 
 from eomt.cli.arguments import GROUPS, parsed
-from eomt.cli.settings import NODES, SCORES, TRANSFORM, nodes, write_names
+from eomt.cli.settings import NODES, SCORES, nodes, write_names
 from eomt.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z]\w*")
@@ -72,7 +72,7 @@ def _is_plain(override: str) -> bool:
 
 
 def _is_known(target: Any) -> bool:
-    return isinstance(target, str) and (target in NODES or bool(TRANSFORM.fullmatch(target)))
+    return isinstance(target, str) and target in NODES
 
 
 def _instructions(value: Any, special: tuple[str, ...] = _SPECIAL) -> Iterator[str]:

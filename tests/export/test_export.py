@@ -109,7 +109,7 @@ def test_what_a_file_does_not_say_can_be_given(tmp_path):
         assert (f"kind={back.kind}", back.classes.names, back.network) == (more[0], CLASSES.names, network.spec)
     assert read_weights(tmp_path / "file").classes.ids == [3, 5, 11]
     for message, *more in (
-        ("kind=odd is no kind of segmentation", "kind=odd", "classes=[a,b,c]"),
+        ("kind=odd must be semantic, instance, panoptic", "kind=odd", "classes=[a,b,c]"),
         ("tells 3 classes apart, and 2 were chosen", "kind=panoptic", "classes=[a,b]"),
         ("^classes: cannot read .*none.txt", "kind=panoptic", "classes=none.txt"),
         ("or give classes=", "kind=panoptic"),
@@ -197,7 +197,7 @@ def test_nothing_is_lost_or_half_written(trained, tmp_path, monkeypatch):
         (["ckpt=null"], "ckpt is not set"),
         (["out=null"], "out is not set"),
         (["ckpt=none.ckpt"], r"none\.ckpt"),
-        (["format=tensorflow"], "format=tensorflow is none of eomt, hf, original, onnx, torch_export"),
+        (["format=tensorflow"], "format=tensorflow must be eomt, hf, original, onnx or torch_export"),
         (["format=onnx", "precision=bf16"], "precision=bf16 cannot be had in format=onnx"),
         (["precision=8"], "precision=8"),
         (["batch_size=0"], "batch_size=0 must be a whole number"),
