@@ -163,7 +163,7 @@ def flag(row: Mapping, key: str) -> bool:
 def file_name(row: Mapping) -> str:
     """The name of a file. ValueError otherwise, KeyError if it is missing."""
     value = row["file_name"]
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not 0 < len(value) <= 1000 or "\n" in value:
         raise ValueError(f"a file name was expected, found {repr(value)[:60]}")
     value.encode()  # half a character, which JSON can write, raises ValueError
     return value
@@ -193,7 +193,7 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
     if not isinstance(segmentation, Mapping):
         raise TypeError(f"its segmentation must be polygons or run lengths, found {str(segmentation)[:60]!r}")
     if list(segmentation["size"]) != list(size):
-        raise ValueError(f"its run lengths are of size {segmentation['size']}, its image is of {list(size)}")
+        raise ValueError(f"its run lengths are of size {str(segmentation['size'])[:60]}, its image is of {list(size)}")
     counts, pixels = segmentation["counts"], size[0] * size[1]
     if isinstance(counts, list):
         numbers = np.array(counts, dtype=np.int64)

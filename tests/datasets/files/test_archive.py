@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import random
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -16,7 +17,7 @@ from datasets.files.source import CHUNK, Folder
 from eomt.errors import InputError
 
 FILES = {
-    "train2017/a.jpg": os.urandom(3000),
+    "train2017/a.jpg": random.Random(0).randbytes(3000),
     "train2017/sub/é.jpg": b"some text " * 400,
     "train2017/empty.jpg": b"",
     "other.txt": b"outside",
@@ -115,18 +116,6 @@ def test_damaged_nested_archive_leaves_nothing_in_the_cache(tmp_path, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_folder(tmp_path):
-    with zipfile.ZipFile(BytesIO(zip_bytes())) as archive:
-        archive.extractall(tmp_path)
-    source = find_source(tmp_path, "train2017")
-    assert contents(source) == INSIDE
-    before = source.fingerprint()
-    (tmp_path / "train2017" / "a.jpg").rename(tmp_path / "train2017" / "b.jpg")
-    assert source.fingerprint() != before
-    with pytest.raises(InputError, match=r"cannot read .*a\.jpg: No such file"):
-        source.read("a.jpg")
-
-
 def test_archive_goes_before_folder_and_absence_is_none(tmp_path):
     assert find_source(tmp_path, "train2017") is None
     (tmp_path / "train2017").mkdir()
@@ -168,7 +157,7 @@ def test_archive_cut_after_its_directory_was_read(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path, method):
-    files = {"a.txt": b"hello hello hello", "b.txt": os.urandom(20)}
+    files = {"a.txt": b"hello hello hello", "b.txt": random.Random(0).randbytes(20)}
     good = zip_bytes(files, method)
     path = tmp_path / "a.zip"
     messages = []
