@@ -12,25 +12,8 @@ from eomt.errors import InputError
 PAUSES = (0.5, 2.0, 8.0)
 """Seconds before each further attempt."""
 
-# Errors of network file systems and overloaded disks that pass. A missing file stays missing.
-_PASSING = {
-    errno.EIO,
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.EINTR,
-    errno.ENFILE,
-    errno.EMFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.ECONNABORTED,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTUNREACH,
-}
+# A missing file stays missing; other errors of network file systems and overloaded disks may pass.
+_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def read_with_retry(read: Callable[[int], Any], index: int) -> Any:
@@ -43,8 +26,8 @@ def read_with_retry(read: Callable[[int], Any], index: int) -> Any:
         try:
             return read(index)
         except InputError as error:
-            cause = error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in _PASSING:
+            number = getattr(error.__cause__, "errno", None)  # Pillow's OSErrors have none
+            if number is None or number in _LASTING:
                 raise
         time.sleep(pause)
     return read(index)
