@@ -1,4 +1,4 @@
-"""Endings that a user can mend or has asked for: one line, no stack trace."""
+"""Errors that a user can mend, and stops that were asked for: one line, no stack trace."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# An error that names more tells nobody more, and a file of another kind has a fault in every row.
+# Nobody reads more, and a file of another kind has a fault in every row.
 MOST_DETAILS = 10_000
 
 
@@ -26,13 +26,13 @@ class InputError(Exception):
 
 
 def raise_faults(lines: Sequence[str]) -> None:
-    """Raise InputError if there are any: the first is its message."""
+    """Raise InputError if there are any faults: the first is its message."""
     if lines:
         raise InputError(lines[0], lines)
 
 
 class Faults:
-    """Goes on after an InputError, so that several checks end in one that names the faults of all."""
+    """Collect the InputErrors of several checks, to raise one that names the faults of all."""
 
     def __init__(self):
         self._first: InputError | None = None
@@ -40,7 +40,7 @@ class Faults:
         self._more = 0
 
     def check(self, function: Callable, *arguments: object) -> Any:
-        """What a function returns; None where it raises InputError, which is kept."""
+        """Call a function and return its result; None where it raises InputError, which is kept."""
         try:
             return function(*arguments)
         except InputError as error:
@@ -52,7 +52,7 @@ class Faults:
             return None
 
     def end(self) -> None:
-        """Raise InputError if there was one: the first one's message, the details of all."""
+        """Raise InputError if there was any, with the first message and the details of all."""
         if self._first is not None:
             rest = [f"and {self._more} more"] if self._more else []
             raise InputError(str(self._first), [*self._details, *rest]) from self._first
@@ -81,11 +81,11 @@ def worker_failure(error: Exception, timeout: float = 0) -> InputError:
 class Stopped(BaseException):
     """The run was ended by a signal, and its state is saved.
 
-    As KeyboardInterrupt no Exception: it may come anywhere, also within code that takes all of these for its own.
+    Not an Exception, like KeyboardInterrupt: it may come anywhere, also within code that catches every Exception.
 
     Args:
-        message: how to go on.
-        number: of the signal; the command line exits with status 128 + number, 130 for Ctrl-C.
+        message: the way to resume.
+        number: the signal's number; the command line exits with status 128 + number, 130 for Ctrl-C.
     """
 
     def __init__(self, message: str = "", number: int = signal.SIGINT):

@@ -15,8 +15,8 @@ from typing import Any
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes the place of `path` once the block has succeeded.
 
-    The temporary name keeps the suffix, from which writers of pictures tell the format. What was written
-    is on the disk before the name changes, so that no power cut leaves a whole-looking empty file.
+    The temporary name keeps the suffix, which tells writers of pictures the format. The content is on the disk before
+    the name changes, so that no power cut leaves a whole-looking empty file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Let a change of names in a folder outlast a power cut, where the file system can."""
+    """Make new names in a folder outlast a power cut, where the file system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -42,6 +42,6 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file, indented, in one step."""
+    """Write an indented JSON file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -29,6 +29,8 @@ def segment(folder: str | Path, image: str | Path) -> Result:
     """Segment an image file by the model in an exported folder."""
     about = json.loads(Path(folder, "eomt.json").read_text(encoding="utf-8"))
     classes, size = Classes.from_list(about["classes"]), tuple(about["network"]["image_size"])
+    if about["kind"] not in ("semantic", "instance", "panoptic"):
+        sys.exit(f"error: kind={about['kind']} would run code of its own, which this example does not")
     task = task_of(about["kind"], about["config"].get("postprocess"))
     providers = onnxruntime.get_available_providers()
     session = onnxruntime.InferenceSession(Path(folder, "model.onnx"), providers=providers)

@@ -1,4 +1,4 @@
-"""Beginning a training from weights of another set: what fits is taken, and what became of each part is said."""
+"""Starting a training from weights of another set: fitting parts are loaded, and the outcome of each part is reported."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from eomt.weights.weights import Weights
 LOADED, RESIZED, NEW, IGNORED = "loaded", "resized", "new", "ignored"
 _CLASS_HEAD = "class_head."
 _POSITION, _PATCH = "backbone.vit.pos_embed", "backbone.vit.patch_embed.proj.weight"
-# Parts that people think in; every other weight is one of its own.
+# Parts in the table; every other weight is a part of its own.
 _PARTS = re.compile(r"^(backbone\.vit\.blocks|backbone\.vit\.patch_embed|class_head|mask_head|upscale\.\d+)\.")
 
 
 class Transfer(NamedTuple):
-    """What became of a part of the weights.
+    """The outcome for a part of the weights.
 
     Attributes:
         part: such as "queries" or "backbone.vit.blocks".
-        outcome: "loaded", "resized", "new" (begins at random) or "ignored" (has no place in the network).
-        detail: why, or from what to what; may be empty.
+        outcome: "loaded", "resized", "new" (starts at random) or "ignored" (not in the network).
+        detail: the reason, or the sizes; may be empty.
     """
 
     part: str
@@ -40,67 +40,76 @@ class Transfer(NamedTuple):
 def transfer(network: EoMT, classes: Classes, weights: Weights, strict: bool = False) -> list[Transfer]:
     """Load weights into a network that may have other classes, queries, sizes or patches.
 
-    The class head is taken only if the classes are the same ones in the same order; of more queries the first
-    are taken, of fewer all, and the others begin at random; position and patch embeddings are resampled as
+    The class head is loaded only for the same classes in the same order; of more queries the first
+    are loaded, of fewer all, and the others start at random; position and patch embeddings are resampled as
     timm does it for pretrained weights.
 
     Args:
-        network: is written to.
-        classes: of the network.
-        weights: where they come from.
+        network: the network, which is changed in place.
+        classes: its classes.
+        weights: the weights to start from.
         strict: refuse unless everything is loaded as it is.
 
     Returns:
-        What became of each part, in the network's order, then what is ignored.
+        The outcome of each part, in the network's order, then the ignored parts.
 
     Raises:
         InputError: if the backbones differ in their shapes, or `strict` and anything else does. The network is
-            then as it was.
+            then unchanged.
     """
     given, own = weights.state, network.state_dict()
     _check_backbone(given, own)
-    merged: dict[str, Tensor] = {}
-    outcomes: dict[str, list[tuple[str, str]]] = {}
     other_classes = None
     if weights.classes is None:
         other_classes = "the weights do not name their classes"
-    elif _names(weights.classes) != _names(classes):
+    elif _meaning(weights.classes) != _meaning(classes):
         other_classes = "the classes are others"
+    state: dict[str, Tensor] = {}
+    outcomes: dict[str, list[tuple[str, str]]] = {}
     for key, value in own.items():
-        taken, outcome, detail = _fit(key, value, given, weights.network, network, other_classes)
-        merged[key] = taken
-        outcomes.setdefault(_part(key), []).append((outcome, detail))
-    rows = [_summary(part, entries) for part, entries in outcomes.items()]
+        if key.startswith(_CLASS_HEAD) and other_classes:
+            state[key], *outcome = value, NEW, other_classes
+        elif key not in given:
+            state[key], *outcome = value, NEW, "is not among the weights"
+        else:
+            state[key], *outcome = _fit(key, value, given[key].to(value.dtype), weights.network, network)
+        outcomes.setdefault(_part(key), []).append(tuple(outcome))
+    # A part has one row: the first outcome that is not "loaded", if there is one.
+    rows = [Transfer(part, *next((e for e in all if e[0] != LOADED), all[0])) for part, all in outcomes.items()]
     unused = sorted({_part(key) for key in given if key not in own} - outcomes.keys())
     rows += [Transfer(part, IGNORED, "the network has no such part") for part in unused]
     other = [row for row in rows if row.outcome != LOADED]
     if strict and other:
         told = "; ".join(f"{row.part} would be {row.outcome}" + f" ({row.detail})" * bool(row.detail) for row in other)
         raise InputError(f"weights={weights.origin} are not of this network, and strict=true: {told}")
-    network.load_state_dict(merged)
+    network.load_state_dict(state)
     return rows
 
 
 def table(rows: list[Transfer]) -> str:
-    """The rows for people to read."""
+    """The rows as aligned columns."""
     width = max(len(row.part) for row in rows)
     return "\n".join(f"{row.part:<{width}}  {row.outcome:<8}  {row.detail}".rstrip() for row in rows)
 
 
-def _fit(
-    key: str, value: Tensor, given: Mapping[str, Tensor], spec: Mapping, network: EoMT, other_classes: str | None
-) -> tuple[Tensor, str, str]:
-    """What a weight of the network becomes, the outcome, and its detail."""
-    if key.startswith(_CLASS_HEAD) and other_classes:
-        return value, NEW, other_classes
-    source = given.get(key)
-    if source is None:
-        return value, NEW, "is not among the weights"
-    source = source.to(value.dtype)
-    own_size = network.spec["image_size"]
+def _fit(key: str, value: Tensor, source: Tensor, spec: Mapping, network: EoMT) -> tuple[Tensor, str, str]:
+    """The new value of a weight, the outcome and its detail.
+
+    Args:
+        key: the weight's name.
+        value: its value in the network.
+        source: the weight of that name to start from.
+        spec: arguments of `EoMT` for the network that `source` is from.
+        network: the network.
+    """
+    size = network.spec["image_size"]
     # Equal shapes are not enough: [80, 40] and [40, 80] pixels have as many patches.
-    if key == _POSITION and list(spec.get("image_size") or own_size) != own_size:
-        return _resample_position(source, value, spec, network), RESIZED, _sizes(spec, network)
+    if key == _POSITION and (source.shape != value.shape or list(spec.get("image_size") or size) != size):
+        old, new = (
+            f"{'x'.join(map(str, s.get('image_size') or ['unknown']))} by {s['patch_size']}"
+            for s in (spec, network.spec)
+        )
+        return _resample_position(source, value, spec, network), RESIZED, f"from {old} to {new} pixels"
     if source.shape == value.shape:
         return source, LOADED, ""
     if key == "queries":
@@ -110,8 +119,6 @@ def _fit(
     if key == _PATCH:
         resampled = resample_patch_embed(source, list(value.shape[-2:]))
         return resampled, RESIZED, f"from {source.shape[-1]} to {value.shape[-1]} pixels"
-    if key == _POSITION:
-        return _resample_position(source, value, spec, network), RESIZED, _sizes(spec, network)
     return value, NEW, f"is {list(source.shape)} there and {list(value.shape)} here"
 
 
@@ -119,48 +126,34 @@ def _resample_position(source: Tensor, value: Tensor, spec: Mapping, network: Eo
     new = list(network.backbone.native_grid)
     # Where prefix tokens have positions of their own, they stand before those of the patches.
     prefix = value.shape[1] - new[0] * new[1]
-    # Weights that do not say their image's size are taken to be of a square.
+    # Weights that do not say their image size are taken to be square.
     side = math.isqrt(source.shape[1] - prefix)
     old = [length // spec["patch_size"] for length in spec["image_size"]] if spec.get("image_size") else [side] * 2
     return resample_abs_pos_embed(source, new, old, num_prefix_tokens=prefix)
 
 
-def _sizes(spec: Mapping, network: EoMT) -> str:
-    old, new = (
-        "x".join(map(str, s.get("image_size") or ["unknown"])) + f" by {s['patch_size']}" for s in (spec, network.spec)
-    )
-    return f"from {old} to {new} pixels"
-
-
 def _check_backbone(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raise InputError unless the backbones are of one architecture: sizes of images and patches may differ."""
-    difference = None
+    """Raise InputError unless the backbones have one architecture: sizes of images and patches may differ."""
     for key in sorted({key for key in (*given, *own) if key.startswith("backbone.")}):
         here, there = (list(state[key].shape) if key in state else None for state in (own, given))
-        # Of the position embedding the width matters, of the patch embedding the channels.
+        # The width of the position embedding matters, and the channels of the patch embedding.
         part = {_POSITION: slice(2, 3), _PATCH: slice(0, 2)}.get(key, slice(None))
+        if here is not None and there is not None and here[part] == there[part]:
+            continue
+        difference = f"{key} is {there} there and {here} here"
         if here is None or there is None:
             difference = f"{key} is only {'among the weights' if here is None else 'in the network'}"
-        elif here[part] != there[part]:
-            difference = f"{key} is {there} there and {here} here"
-        if difference:
-            raise InputError(
-                f"weights= are of another backbone ({difference}): choose the model that they are of by model=, "
-                "other weights, or weights=null"
-            )
+        raise InputError(
+            f"weights= are of another backbone ({difference}): choose the model that they are of by model=, "
+            "other weights, or weights=null"
+        )
 
 
-def _names(classes: Classes) -> list[tuple[str, bool]]:
-    """What a class's output means; ids and colours are the dataset's own matter."""
+def _meaning(classes: Classes) -> list[tuple[str, bool]]:
+    """The meaning of the class outputs; ids and colours are the dataset's own matter."""
     return [(item.name, item.is_thing) for item in classes]
 
 
 def _part(key: str) -> str:
     match = _PARTS.match(key)
     return match[1] if match else key
-
-
-def _summary(part: str, entries: list[tuple[str, str]]) -> Transfer:
-    """One outcome for a part: the one that is not "loaded", if there is such."""
-    entry = next((e for e in entries if e[0] != LOADED), entries[0])
-    return Transfer(part, *entry)
