@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.weights.safe_load import FORMAT, read_file
+from eomt.weights.safe_load import FORMAT, plain, read_file
 from eomt.weights.validate import check_same_classes
 
 log = logging.getLogger("eomt")
@@ -50,6 +50,10 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
         ) from None
     if not isinstance(checkpoint, dict) or FORMAT not in checkpoint:
         raise InputError(f"ckpt={path} is no checkpoint of this project: it lacks the part {FORMAT!r}")
+    for key in (FORMAT, CONTINUATION):
+        part = checkpoint[key] = plain(checkpoint.get(key, {}), f"ckpt={path}: its part {key!r}")
+        if not isinstance(part, dict):
+            raise InputError(f"ckpt={path}: its part {key!r} is damaged; take another, such as {PREVIOUS} beside it")
     return checkpoint
 
 

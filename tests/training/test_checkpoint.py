@@ -249,15 +249,15 @@ def test_no_hard_links_still_keep_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_a_failed_save_leaves_the_checkpoint_whole(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({FORMAT: 1}, path)
+    AtomicCheckpointIO().save_checkpoint({FORMAT: {"step": 1}}, path)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        AtomicCheckpointIO().save_checkpoint({FORMAT: 2}, path)
-    assert read_checkpoint(path)[FORMAT] == 1
+        AtomicCheckpointIO().save_checkpoint({FORMAT: {"step": 2}}, path)
+    assert read_checkpoint(path)[FORMAT] == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
