@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,11 +73,13 @@ def continue_logs(cfg: DictConfig) -> None:
     path = Path(cfg.ckpt).absolute()
     if path.parent.parent != Path(cfg.run_folder).absolute():
         return
-    logs = read_checkpoint(path, mmap=True).get(CONTINUATION, {}).get("logs", {})
+    logs = read_checkpoint(path, mmap=True)[CONTINUATION].get("logs")
+    logs = logs if isinstance(logs, Mapping) else {}
     for settings in (cfg.logger or {}).values():
         name = settings["_target_"].rpartition(".")[2]
         key = {"WandbLogger": "id", "TensorBoardLogger": "version"}.get(name)
-        if key and name in logs and settings.get(key) is None:
+        # A name that a file brings must not lead to another folder.
+        if key and settings.get(key) is None and re.fullmatch(r"\w[\w-]*", str(logs.get(name, ""))):
             with open_dict(settings):
                 settings[key] = logs[name]
 

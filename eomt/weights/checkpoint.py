@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,9 +21,6 @@ TRAINED = "current_model_state"
 
 PREVIOUS = "previous.ckpt"
 """The name of the checkpoint before `last.ckpt`, beside it."""
-
-# Dotted names that begin so are of this project, or of the trainer it is built on.
-OWN_CODE = ("eomt.", "datasets.", "lightning.pytorch.")
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
@@ -78,31 +74,6 @@ def intact(path: str | Path) -> Path:
         fault = "is truncated or damaged" if path.is_file() else "is missing"
         log.warning("%s %s: resumes from the one before, %s, step %d", path, fault, PREVIOUS, step)
         return previous
-
-
-def code_names(kind: str, config: Mapping) -> list[str]:
-    """Dotted names that weights would have us import: a custom task, and every `_target_`.
-
-    Args:
-        kind: the kind of segmentation that they name.
-        config: the configuration of their run, plain values; may be empty.
-    """
-    names = [kind] if "." in kind else []
-    entries: list = [config]
-    while entries:
-        entry = entries.pop()
-        if isinstance(entry, Mapping):
-            names += [str(entry["_target_"])] if "_target_" in entry else []
-            entries += entry.values()
-        elif isinstance(entry, list):
-            entries += entry
-    return list(dict.fromkeys(names))
-
-
-def foreign_code(kind: str, config: Mapping) -> list[str]:
-    """The `code_names` outside this project; transforms of albumentations are known by their class."""
-    known = re.compile(rf"({'|'.join(map(re.escape, OWN_CODE))}).*|albumentations\.[A-Z]\w*")
-    return [name for name in code_names(kind, config) if not known.fullmatch(name)]
 
 
 def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Mapping) -> None:

@@ -1,4 +1,4 @@
-"""Starting a training from weights of another set: fitting parts are loaded, and the outcome of each part is reported."""
+"""Starting a training from weights of another set: fitting parts are loaded, each part's outcome is reported."""
 
 from __future__ import annotations
 
