@@ -17,7 +17,7 @@ from eomt.loss.points import (
     sample_targets,
     uncertain_points,
 )
-from eomt.model.outputs import Logits, QueryOutput, full_precision
+from eomt.model.outputs import QueryOutput, full_precision
 from eomt.model.sampling import sample_maps
 from eomt.targets import BatchTargets
 
@@ -89,7 +89,7 @@ class MaskClassificationLoss(nn.Module):
 
     def forward(
         self,
-        outputs: Sequence[Logits | QueryOutput],
+        outputs: Sequence[QueryOutput],
         targets: BatchTargets,
         points: Sequence[LossPoints | RandomPoints],
         normaliser: float | Tensor | None = None,
@@ -125,7 +125,7 @@ class MaskClassificationLoss(nn.Module):
     @torch.no_grad()
     def match(
         self,
-        outputs: Sequence[Logits | QueryOutput],
+        outputs: Sequence[QueryOutput],
         targets: BatchTargets,
         points: Sequence[LossPoints | RandomPoints],
     ) -> Tensor:
@@ -151,7 +151,7 @@ class MaskClassificationLoss(nn.Module):
 
     def _terms(
         self,
-        output: Logits | QueryOutput,
+        output: QueryOutput,
         targets: BatchTargets,
         points: LossPoints | RandomPoints,
         pairs: Tensor,
@@ -199,7 +199,7 @@ class MaskClassificationLoss(nn.Module):
         return sample_known(targets, image, points)
 
     def _class_term(
-        self, output: Logits | QueryOutput, targets: BatchTargets, pairs: Tensor, normaliser: float | Tensor | None
+        self, output: QueryOutput, targets: BatchTargets, pairs: Tensor, normaliser: float | Tensor | None
     ) -> Tensor:
         image, query, segment = pairs
         logits = full_precision(output.class_logits)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eomt.model.sampling import corners, sample_maps
+from eomt.model.sampling import corners
 
 
 class Logits(NamedTuple):
@@ -22,14 +22,6 @@ class Logits(NamedTuple):
 
     mask_logits: Tensor
     class_logits: Tensor
-
-    def masks_at(self, points: Tensor) -> Tensor:
-        """All queries' mask logits at points [B, P, 2] of their image: [B, Q, P], in full precision."""
-        return sample_maps(full_precision(self.mask_logits), points)
-
-    def masks_of(self, image: Tensor, query: Tensor, counts: Sequence[int]) -> Tensor:
-        """Single queries' mask logits [M, h, w] in full precision; see `QueryOutput.masks_of`."""
-        return full_precision(self.mask_logits[image, query])
 
 
 class QueryOutput(NamedTuple):

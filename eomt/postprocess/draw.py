@@ -178,7 +178,7 @@ def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: 
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    """Whether two boxes (left, top, right, bottom) share a pixel."""
+    """True if two boxes (left, top, right, bottom) share a pixel."""
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 

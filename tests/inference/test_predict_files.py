@@ -22,7 +22,7 @@ from tests.running import CONFIGS
 
 
 def run(*typed):
-    """What `python predict.py *typed` does, up to the way its errors are shown."""
+    """Run `python predict.py *typed` in this process; errors are raised."""
     typed = [*typed, "device=cpu", "num_workers=2"]
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = compose("predict", overrides=main.quote_paths(typed))
@@ -140,7 +140,7 @@ def test_which_files_are_meant(tmp_path, monkeypatch):
     assert find_images("[ab].png", out) == (tmp_path, [literal])
     assert find_images("[ab]/**", out) == (tmp_path, [one, two])
     assert find_images("b/*/x.*", out) == (tmp_path / "b", [two])
-    # What was written is no image of the user's; what lies beside it may be.
+    # Earlier results are left out; other files beside them are not.
     for name in ("pictures/x.jpg", "predictions/semantic/x.png", "mine/x.png"):
         save(out / name)
     assert find_images("out", out) == (out, [out / "mine" / "x.png"])
@@ -193,7 +193,7 @@ def test_a_folder_that_is_overwritten_holds_one_run(kind, checkpoints, tmp_path)
     run(f"ckpt={checkpoints['instance']}", f"images={tmp_path / 'im1'}", f"out={out}")
     run(f"ckpt={checkpoints[kind]}", f"images={tmp_path / 'im1'}", f"out={out}", "overwrite=true")
     assert (out / "pictures" / "deep" / "a.jpg").exists()
-    # Of the user: what lies beside the results stays.
+    # The user's own files beside the results stay.
     mine = [save(out / name) for name in ("mine.png", "pictures/mine.png", "other/b.png")]
     run(f"ckpt={checkpoints[kind]}", f"images={tmp_path / 'im2'}", f"out={out}", "overwrite=true")
     results = ["images.json", "pictures/b.jpg", f"predictions/{kind}/b.png"]

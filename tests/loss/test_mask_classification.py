@@ -12,7 +12,7 @@ from eomt.loss.points import (
     sample_all_targets,
     sample_known,
 )
-from eomt.model.outputs import Logits, QueryOutput
+from eomt.model.outputs import QueryOutput
 from eomt.model.sampling import sample_maps
 from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
 from tests.golden_numbers import golden_json, golden_tensors
@@ -24,6 +24,13 @@ def batch_of(masks, labels):
     return collate_targets([targets_from_masks(m.numpy() > 0, y.tolist()) for m, y in pairs])
 
 
+def output_of(mask_logits, class_logits):
+    """The output whose masks are these: each query's embedding picks its own channel of the features."""
+    batch, queries = mask_logits.shape[:2]
+    embeddings = torch.eye(queries, dtype=mask_logits.dtype).expand(batch, -1, -1)
+    return QueryOutput(embeddings, mask_logits.permute(0, 2, 3, 1), class_logits)
+
+
 def in_double(points):
     return LossPoints(points.match.double(), points.candidates.double(), points.extra.double())
 
@@ -31,7 +38,7 @@ def in_double(points):
 @pytest.fixture(scope="module")
 def recorded():
     tensors = golden_tensors("loss")
-    output = Logits(tensors["mask_logits"], tensors["class_logits"])
+    output = output_of(tensors["mask_logits"], tensors["class_logits"])
     targets = batch_of([tensors[f"masks.{b}"] for b in range(3)], [tensors[f"labels.{b}"] for b in range(3)])
     return output, targets, golden_json("loss")
 
@@ -65,7 +72,7 @@ def test_a_batch_equals_its_images_one_by_one():
     generator = torch.Generator().manual_seed(3)
     masks = [torch.rand(t, 16, 16, generator=generator) > 0.5 for t in (2, 0, 7)]
     labels = [torch.randint(0, 4, (len(m),), generator=generator) for m in masks]
-    output = Logits(
+    output = output_of(
         torch.randn(3, 5, 4, 4, generator=generator, dtype=torch.float64),
         torch.randn(3, 5, 5, generator=generator, dtype=torch.float64),
     )
@@ -80,7 +87,7 @@ def test_a_batch_equals_its_images_one_by_one():
             type(p)(p.match[b : b + 1], p.candidates[first : first + count], p.extra[first : first + count])
             for p in points
         ]
-        single = Logits(*(x[b : b + 1] for x in output))
+        single = QueryOutput(*(x[b : b + 1] for x in output))
         terms = loss([single], batch_of(masks[b : b + 1], labels[b : b + 1]), own, 7)[0]
         for name in alone:
             alone[name] += terms[name]
@@ -93,13 +100,14 @@ def test_a_batch_equals_its_images_one_by_one():
 def test_no_targets_and_more_targets_than_queries(counts):
     masks = [torch.rand(t, 12, 12) > 0.5 for t in counts]
     targets = batch_of(masks, [torch.zeros(t, dtype=torch.int64) for t in counts])
-    output = Logits(torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(2, 4, 3, requires_grad=True))
+    mask_logits, class_logits = torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(2, 4, 3, requires_grad=True)
+    output = output_of(mask_logits, class_logits)
     loss = MaskClassificationLoss(num_points=20)
     terms = loss([output], targets, loss.draw(1, 4, targets.counts))
     total = loss.total(terms)
     total.backward()
     assert total.isfinite()
-    assert output.mask_logits.grad is not None
+    assert mask_logits.grad is not None
     if sum(counts) == 0:
         assert terms[0]["mask"] == 0
         assert terms[0]["dice"] == 0
@@ -107,7 +115,7 @@ def test_no_targets_and_more_targets_than_queries(counts):
 
 def test_it_stays_in_full_precision_under_autocast():
     targets = batch_of([torch.ones(1, 8, 8)], [torch.tensor([0])])
-    output = Logits(torch.randn(1, 3, 4, 4).bfloat16(), torch.randn(1, 3, 2).bfloat16())
+    output = output_of(torch.randn(1, 3, 4, 4).bfloat16(), torch.randn(1, 3, 2).bfloat16())
     loss = MaskClassificationLoss(num_points=16)
     points = loss.draw(1, 3, targets.counts)
     with torch.autocast("cpu", torch.bfloat16):
@@ -132,8 +140,8 @@ def half_void():
 def test_void_can_be_left_out(half_void):
     targets, points, logits, class_logits = half_void
     loss = MaskClassificationLoss(num_points=64, importance_ratio=0, ignore_void=True)
-    terms = loss([Logits(logits, class_logits)], targets, points)[0]
-    pairs = loss.match([Logits(logits, class_logits)], targets, points)[0]
+    terms = loss([output_of(logits, class_logits)], targets, points)[0]
+    pairs = loss.match([output_of(logits, class_logits)], targets, points)[0]
     mask = dice = 0
     for query, segment in zip(*pairs[1:].tolist(), strict=True):
         x, y = logits[0, query, :, :4], (targets.ids[0, 0, :, :4] == segment + 1).float()
@@ -149,16 +157,16 @@ def test_void_can_be_left_out(half_void):
 
 def test_what_is_in_void_does_not_decide_the_matching(half_void):
     targets, points, logits, class_logits = half_void
-    outputs = [Logits(logits.detach().clone(), class_logits)]
+    logits = logits.detach().clone()
     known = sample_known(targets, torch.tensor([0]), points[0].match)
     truth = sample_all_targets(targets, points[0].match)
 
     def cost(known):
-        sampled = sample_maps(outputs[0].mask_logits, points[0].match)
+        sampled = sample_maps(logits, points[0].match)
         return matching_cost(sampled, class_logits, truth, targets.labels, 5, 5, 2, known)
 
     before, counted = cost(known), cost(None)
-    outputs[0].mask_logits[..., 4:] += 3
+    logits[..., 4:] += 3
     torch.testing.assert_close(cost(known), before)
     assert not torch.allclose(cost(None), counted)
 
@@ -180,7 +188,7 @@ def test_without_void_leaving_it_out_changes_nothing(recorded):
 
 @pytest.mark.parametrize("counts", [(3, 5), (0, 40)])
 def test_a_step_waits_for_the_device_once(counts, monkeypatch):
-    """For the costs of all outputs and images, which the matching takes on the host."""
+    """The costs of all outputs and images are copied to the host at once."""
     targets = batch_of(
         [torch.rand(t, 12, 12) > 0.5 for t in counts], [torch.zeros(t, dtype=torch.int64) for t in counts]
     )
@@ -188,7 +196,7 @@ def test_a_step_waits_for_the_device_once(counts, monkeypatch):
     outputs = [QueryOutput(*(torch.randn(s, requires_grad=True) for s in shapes)) for _ in range(3)]
     loss = MaskClassificationLoss(num_points=20)
     points = loss.draw(3, 6, targets.counts)
-    read = []  # what reads a CPU's memory without an operation
+    read = []  # reads of a CPU's memory that are no operation
     for name in ("tolist", "item", "cpu", "__bool__", "__int__", "__float__"):
         plain = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda x, *a, plain=plain, name=name: read.append(name) or plain(x, *a))

@@ -232,7 +232,6 @@ def test_other_sizes_are_refused():
 
 
 def test_codes_of_the_dataset_count_as_its_maps_do(coco):
-    """As the reader of COCO gives both."""
     _, classes, truth, found = coco
     by_map, by_code = AveragePrecision(classes), AveragePrecision(classes)
     for k, targets in truth.items():

@@ -203,7 +203,7 @@ def test_halves_add_up_to_the_whole_in_any_order():
         first.update(*pair)
     for pair in pairs[20:]:
         second.update(*pair)
-    # What torchmetrics does across ranks: stack the states, apply the reduction.
+    # As torchmetrics joins ranks: stack the states, apply the reduction.
     reduced = second._reductions["sums"](torch.stack([second.sums, first.sums]))
     assert torch.equal(reduced, whole.sums)
     whole.reset()

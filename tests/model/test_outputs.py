@@ -4,11 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eomt.loss.mask_classification import MaskClassificationLoss
-from eomt.loss.points import LossPoints
 from eomt.model.eomt import Upscale
-from eomt.model.outputs import Logits, QueryOutput
-from eomt.targets import collate_targets, targets_from_masks
+from eomt.model.outputs import QueryOutput
+from eomt.model.sampling import sample_maps
 from tests.golden_numbers import golden_network
 
 
@@ -24,7 +22,7 @@ def test_masks_at_points():
     points = torch.cat(
         (torch.rand(3, 50, 2), torch.tensor([[[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]]]).expand(3, -1, -1)), 1
     )
-    torch.testing.assert_close(part.masks_at(points.double()), part.logits().masks_at(points.double()))
+    torch.testing.assert_close(part.masks_at(points.double()), sample_maps(part.mask_logits, points.double()))
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (12, 20), (4, 7)])
@@ -47,31 +45,13 @@ def test_single_masks(counts):
     torch.testing.assert_close(*results)
 
 
-def test_loss_and_its_gradients_are_those_of_the_multiplied_masks():
-    part = prediction()
-    masks = [torch.rand(t, 48, 80) > 0.6 for t in (2, 0, 9)]
-    labels = [torch.arange(t) % 4 for t in (2, 0, 9)]
-    targets = collate_targets([targets_from_masks(m.numpy(), c.tolist()) for m, c in zip(masks, labels, strict=True)])
-    loss = MaskClassificationLoss(num_points=64)
-    points = [
-        LossPoints(*(x.double() for x in (p.match, p.candidates, p.extra))) for p in loss.draw(1, 7, targets.counts)
-    ]
-    results = []
-    for form in (lambda p: p, QueryOutput.logits):
-        leaves = QueryOutput(*(x.clone().requires_grad_() for x in part))
-        value = loss.total(loss([form(leaves)], targets, points))
-        results.append((value.detach(), torch.autograd.grad(value, leaves)))
-    torch.testing.assert_close(*results)
-
-
 def test_half_precision_enters_the_loss_in_full():
     part = prediction(torch.bfloat16)
     points = torch.rand(3, 9, 2)
     image, query = torch.tensor([0, 2]), torch.tensor([1, 6])
-    for form in (part, part.logits()):
-        assert form.masks_at(points).dtype == form.masks_of(image, query, (1, 0, 1)).dtype == torch.float32
-    # Rounding of 8 bits, once of the features that are read and once of the product.
-    expected = Logits(*(x.float() for x in part.logits())).masks_at(points)
+    assert part.masks_at(points).dtype == part.masks_of(image, query, (1, 0, 1)).dtype == torch.float32
+    # Rounding to 8 bits, of the sampled features and of the product.
+    expected = sample_maps(part.mask_logits.float(), points)
     torch.testing.assert_close(part.masks_at(points), expected, atol=0.15, rtol=0)
 
 

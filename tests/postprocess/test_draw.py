@@ -1,4 +1,4 @@
-"""Pictures: what is painted where. How they look is for people to judge."""
+"""Pictures: the position and colour of what is painted; their looks are judged by eye."""
 
 import numpy as np
 import pytest
