@@ -17,8 +17,7 @@ from eomt.loss.points import (
     sample_targets,
     uncertain_points,
 )
-from eomt.model.outputs import QueryOutput, full_precision
-from eomt.model.sampling import sample_maps
+from eomt.model.outputs import QueryOutput, full_precision, sample_maps
 from eomt.targets import BatchTargets
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eomt.model.sampling import corners, sample_maps
+from eomt.model.outputs import sample_maps
 from eomt.targets import BatchTargets
 
 
@@ -83,7 +84,7 @@ def sample_all_targets(targets: BatchTargets, points: Tensor) -> Tensor:
     numbers = numbers.expand(batch, segments).masked_fill(targets.labels < 0, -1)[:, :, None]
     values = points.new_zeros(batch, segments, points.shape[1])
     flat = targets.ids.flatten(2)
-    for index, weight in corners(points, *targets.ids.shape[2:]):
+    for index, weight in _corners(points, *targets.ids.shape[2:]):
         ids = flat.gather(2, index[:, None].expand(-1, planes, -1))
         if planes > 1:
             ids = ids.gather(1, targets.planes[:, :, None].expand(-1, -1, index.shape[-1]))
@@ -107,7 +108,7 @@ def sample_targets(targets: BatchTargets, image: Tensor, segment: Tensor, points
     first = ((image * planes + targets.planes[image, segment]) * (height * width))[:, None]
     number = (segment + 1).to(targets.ids.dtype)[:, None]
     values = points.new_zeros(points.shape[:2])
-    for index, weight in corners(points, height, width):
+    for index, weight in _corners(points, height, width):
         values += (targets.ids.take(first + index) == number) * weight
     return values
 
@@ -125,7 +126,7 @@ def sample_known(targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor
     """
     flat = (targets.ids > 0).any(1).flatten(1)[image]
     values = points.new_zeros(points.shape[:2])
-    for index, weight in corners(points, *targets.ids.shape[2:]):
+    for index, weight in _corners(points, *targets.ids.shape[2:]):
         values += flat.gather(1, index) * weight
     return values
 
@@ -144,3 +145,25 @@ def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, count: i
     uncertainty = -sample_maps(logits[:, None], candidates).squeeze(1).abs()
     chosen = uncertainty.topk(count, dim=1, sorted=False).indices
     return torch.cat((candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2)), extra), dim=1)
+
+
+def _corners(points: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The four pixels around each point, as `grid_sample` weights them with `align_corners=False`.
+
+    Args:
+        points: float [..., P, 2].
+        height, width: the size of the map.
+
+    Yields:
+        Four times: index into the flattened map int64 [..., P], and weight [..., P], 0 outside the map.
+    """
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    fx, fy = x - left, y - top
+    left, top = left.long(), top.long()
+    for column, wx in ((left, 1 - fx), (left + 1, fx)):
+        wx = wx * ((column >= 0) & (column < width))
+        column = column.clamp(0, width - 1)
+        for row, wy in ((top, 1 - fy), (top + 1, fy)):
+            wy = wy * ((row >= 0) & (row < height))
+            yield row.clamp(0, height - 1) * width + column, wx * wy

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eomt.model.sampling import corners
-
 
 class Logits(NamedTuple):
     """One prediction for B images.
@@ -55,16 +53,10 @@ class QueryOutput(NamedTuple):
     def masks_at(self, points: Tensor) -> Tensor:
         """All queries' mask logits at points [B, P, 2] of their image, read bilinearly: [B, Q, P] in full
         precision, without gradients."""
-        batch, height, width, dim = self.features.shape
-        points = points.to(torch.promote_types(self.features.dtype, torch.float32))
-        index, weight = (torch.stack(parts, -1) for parts in zip(*corners(points, height, width), strict=True))
-        index = index + torch.arange(batch, device=index.device)[:, None, None] * (height * width)
         # Half precision would round the weights to few bits.
-        features = self.features.reshape(-1, dim).to(weight.dtype)
-        sampled = F.embedding_bag(
-            index.flatten(0, 1), features, mode="sum", per_sample_weights=weight.flatten(0, 1)
-        ).to(self.mask_embeddings.dtype)
-        return full_precision(self.mask_embeddings @ sampled.unflatten(0, (batch, -1)).transpose(1, 2))
+        features = full_precision(self.features).permute(0, 3, 1, 2)
+        sampled = sample_maps(features, points.to(features.dtype)).to(self.mask_embeddings.dtype)
+        return full_precision(self.mask_embeddings @ sampled)
 
     def masks_of(self, image: Tensor, query: Tensor, counts: Sequence[int]) -> Tensor:
         """Single queries' mask logits.
@@ -80,6 +72,12 @@ class QueryOutput(NamedTuple):
         embeddings = self.mask_embeddings[image, query].split(tuple(counts))
         masks = [own @ features.T for own, features in zip(embeddings, self.features.flatten(1, 2), strict=True)]
         return full_precision(torch.cat(masks)).unflatten(1, self.features.shape[1:3])
+
+
+def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
+    """Read maps [N, C, h, w] bilinearly at points [N, P, 2], (x, y) in [0, 1]^2 over the whole map, with zeros outside:
+    [N, C, P], differentiable in the maps."""
+    return F.grid_sample(maps, 2 * points[:, :, None] - 1, mode="bilinear", align_corners=False).squeeze(-1)
 
 
 def _product(embeddings: Tensor, features: Tensor) -> Tensor:

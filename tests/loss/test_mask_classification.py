@@ -12,8 +12,7 @@ from eomt.loss.points import (
     sample_all_targets,
     sample_known,
 )
-from eomt.model.outputs import QueryOutput
-from eomt.model.sampling import sample_maps
+from eomt.model.outputs import QueryOutput, sample_maps
 from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
 from tests.golden_numbers import golden_json, golden_tensors
 from tests.host_syncs import HostSyncs

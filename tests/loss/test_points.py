@@ -4,7 +4,7 @@ import torch
 
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.points import sample_all_targets, sample_targets, uncertain_points
-from eomt.model.sampling import sample_maps
+from eomt.model.outputs import sample_maps
 from eomt.targets import collate_targets, targets_from_masks
 
 

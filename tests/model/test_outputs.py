@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from eomt.model.eomt import Upscale
-from eomt.model.outputs import QueryOutput
-from eomt.model.sampling import sample_maps
+from eomt.model.outputs import QueryOutput, sample_maps
 from tests.golden_numbers import golden_network
 
 
