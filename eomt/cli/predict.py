@@ -1,0 +1,61 @@
+"""Segmentation of image files with progress and counts, as predict.py runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from eomt.class_list import read_classes
+from eomt.cli.main import log
+from eomt.errors import InputError
+from eomt.inference.predict_files import INDEX, find_images, predict_files
+from eomt.inference.segmenter import Segmenter
+
+
+def predict(cfg: Mapping[str, Any]) -> None:
+    """Segment image files.
+
+    Args:
+        cfg: predict.py's checked configuration.
+
+    Raises:
+        InputError: at the end, if images could not be read and were skipped; at once for any other bad input.
+    """
+    if Path(cfg["out"], INDEX).exists() and not cfg["overwrite"]:
+        raise InputError(f"out={cfg['out']} has results already: choose another folder, or set overwrite=true")
+    folder, files = find_images(cfg["images"], cfg["out"])
+    segmenter = Segmenter.load(
+        cfg["ckpt"],
+        cfg["device"],
+        cfg["precision"],
+        cfg["trust_code"],
+        unpadded=cfg["unpadded"],
+        kind=cfg["kind"],
+        classes=None if cfg["classes"] is None else read_classes(cfg["classes"], Path.cwd(), key="classes"),
+        network=cfg["network"],
+        backbone=cfg["delta_base"],
+        **cfg["postprocess"],
+    )
+    log.info(
+        "%s segmentation of %s on %s, precision %s",
+        segmenter.task.kind,
+        "1 image" if len(files) == 1 else f"{len(files)} images",
+        segmenter.device,
+        segmenter.precision,
+    )
+    skipped = 0
+    results = predict_files(
+        segmenter, folder, files, cfg["out"], cfg["batch_size"], cfg["num_workers"], cfg["threshold"]
+    )
+    with logging_redirect_tqdm(), tqdm(results, total=len(files), unit="image", disable=None) as done:
+        for _, error in done:
+            if error is not None:
+                skipped += 1
+                log.warning("skipped: %s", error)
+    log.info("segmented: %d, skipped: %d, results: %s", len(files) - skipped, skipped, cfg["out"])
+    if skipped:
+        raise InputError(f"{skipped} of {len(files)} images could not be read and were skipped")
