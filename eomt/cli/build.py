@@ -22,9 +22,11 @@ from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
+from eomt.training.annealing import Annealing
 from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
+from eomt.training.optim import Recipe
 from eomt.weights.load import read_weights
 from eomt.weights.transfer import table, transfer
 from eomt.weights.weights import Weights
@@ -70,23 +72,23 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
     network = EoMT(image_size=image_size, num_classes=len(classes), **model)
     network.activation_checkpointing = cfg.activation_checkpointing
     module = ShardedModule if cfg.trainer.strategy == "fsdp2" else EoMTModule
+    annealing, optim = (OmegaConf.to_container(part, resolve=True) for part in (cfg.annealing, cfg.optim))
+    windows, span, power = (annealing[name] for name in ("windows", "span", "power"))
+    max_skipped_steps = optim.pop("max_skipped_steps")
     return module(
         network=network,
         task=task_of(cfg.kind, cfg.postprocess),
         classes=classes,
         loss=instantiate(cfg.loss),
-        annealing_windows=OmegaConf.to_container(cfg.annealing.windows, resolve=True)
-        if cfg.annealing.windows is not None
-        else None,
-        annealing_span=cfg.annealing.span,
-        annealing_power=cfg.annealing.power,
+        annealing=Annealing(windows, span, power) if windows is not None else None,
+        recipe=Recipe(**optim),
+        max_skipped_steps=max_skipped_steps,
         validate_masked=cfg.annealing.validate_masked,
         pretrained=pretrained,
         freeze=freeze,
         lora=lora if lora and lora["rank"] else None,
         seed=cfg.seed,
         run={"config": OmegaConf.to_container(cfg, resolve=True), "overrides": typed_overrides()},
-        **OmegaConf.to_container(cfg.optim, resolve=True),
     )
 
 
@@ -104,7 +106,6 @@ def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int], 
         task=task_of(cfg.kind, cfg.postprocess),
         classes=weights.classes,
         loss=MaskClassificationLoss(),
-        annealing_windows=None,
         validate_masked=cfg.annealing.validate_masked,
         seed=cfg.seed,
         unpadded=unpadded,

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from eomt.errors import InputError
 
 Bound = int | float | str
 """A number of steps; or a fraction of the run, as a number up to 1 or a text such as "1/6"."""
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Annealing of all masked blocks.
+
+    Args:
+        windows: (start, end) per masked block, first block first, see `resolve_windows`.
+        span: see `resolve_windows`.
+        power: the exponent of the polynomial, see `mask_probability`.
+    """
+
+    windows: Sequence[Sequence[Bound]]
+    span: Bound = 1
+    power: float = 0.9
 
 
 def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int, span: Bound = 1) -> list[tuple[int, int]]:

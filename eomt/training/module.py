@@ -21,13 +21,15 @@ from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import Placement
 from eomt.postprocess.unpadded import run_unpadded
 from eomt.tasks import Task, predict_images
-from eomt.training.annealing import Bound, mask_probability, resolve_windows
+from eomt.training.annealing import Annealing, mask_probability, resolve_windows
 from eomt.training.nonfinite import NonFiniteSteps, total_norm
 from eomt.training.normalisers import step_normalisers
-from eomt.training.optim import freeze_backbone, parameter_groups, total_steps, two_stage_warmup
+from eomt.training.optim import Recipe, freeze_backbone, total_steps
 from eomt.training.seeding import ImageKey, draw_dropped_masks, point_seeds, training_keys, validation_keys
 from eomt.training.summary import describe
 from eomt.weights.checkpoint import FORMAT, check_same_model
+
+DEFAULT_RECIPE = Recipe()
 
 
 class EoMTModule(lightning.LightningModule):
@@ -38,16 +40,8 @@ class EoMTModule(lightning.LightningModule):
         task: the kind of segmentation: how outputs become predictions, and how these are scored.
         classes: the classes of the dataset.
         loss: the mask classification loss.
-        annealing_windows: when each masked block's attention mask is annealed away, first block first,
-            as `resolve_windows` takes them; None trains without attention masks.
-        annealing_span: see `resolve_windows`.
-        annealing_power: the exponent of the annealing polynomial.
-        lr: learning rate of the heads and of the last block.
-        weight_decay: AdamW's, on all parameters.
-        layer_decay: see `parameter_groups`.
-        decay_masked_blocks: see `parameter_groups`.
-        warmup_steps: optimizer steps of the (head, backbone) warm-up.
-        schedule_power: the exponent of the learning-rate polynomial.
+        annealing: when each masked block's attention mask is annealed away; None trains without attention masks.
+        recipe: optimizer and schedule.
         max_skipped_steps: see `NonFiniteSteps`.
         validate_masked: validate under the current attention masks, drawn at random, as the original does, instead of
             the mask-free network that is deployed.
@@ -73,15 +67,8 @@ class EoMTModule(lightning.LightningModule):
         task: Task,
         classes: Classes,
         loss: MaskClassificationLoss,
-        annealing_windows: Sequence[Sequence[Bound]] | None,
-        annealing_span: Bound = 1,
-        annealing_power: float = 0.9,
-        lr: float = 1e-4,
-        weight_decay: float = 0.05,
-        layer_decay: float = 0.8,
-        decay_masked_blocks: bool = True,
-        warmup_steps: Sequence[int] = (500, 1000),
-        schedule_power: float = 0.9,
+        annealing: Annealing | None = None,
+        recipe: Recipe = DEFAULT_RECIPE,
         max_skipped_steps: int = 10,
         validate_masked: bool = False,
         unpadded: bool = False,
@@ -92,24 +79,17 @@ class EoMTModule(lightning.LightningModule):
         run: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        if annealing_windows is not None and len(annealing_windows) != network.num_masked_blocks:
+        if annealing is not None and len(annealing.windows) != network.num_masked_blocks:
             raise InputError(
-                f"annealing.windows has {len(annealing_windows)} windows, but model.num_masked_blocks is "
+                f"annealing.windows has {len(annealing.windows)} windows, but model.num_masked_blocks is "
                 f"{network.num_masked_blocks}: give one per masked block"
             )
         self.network = network
         self.task = task
         self.classes = classes
         self.loss = loss
-        self.annealing_windows = annealing_windows
-        self.annealing_span = annealing_span
-        self.annealing_power = annealing_power
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.layer_decay = layer_decay
-        self.decay_masked_blocks = decay_masked_blocks
-        self.warmup_steps = tuple(warmup_steps)
-        self.schedule_power = schedule_power
+        self.annealing = annealing
+        self.recipe = recipe
         self.nonfinite = NonFiniteSteps(max_skipped_steps)
         self.validate_masked = validate_masked
         self.unpadded = unpadded
@@ -144,8 +124,8 @@ class EoMTModule(lightning.LightningModule):
             return
         self.prepare_network()
         self.total_steps = total_steps(self.trainer)
-        if self.annealing_windows is not None:
-            self.windows = resolve_windows(self.annealing_windows, self.total_steps, self.annealing_span)
+        if self.annealing is not None:
+            self.windows = resolve_windows(self.annealing.windows, self.total_steps, self.annealing.span)
         self._set_mask_probabilities()
 
     def prepare_network(self) -> None:
@@ -167,15 +147,10 @@ class EoMTModule(lightning.LightningModule):
         return self.trainer.ckpt_path is not None
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups = parameter_groups(self.network, self.lr, self.layer_decay, self.decay_masked_blocks)
         # Under float16 Lightning must unscale gradients before it clips them, which a fused optimizer
         # would do by itself.
         fused = self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
-        multipliers = [
-            two_stage_warmup(g["stage"], self.warmup_steps, self.total_steps, self.schedule_power) for g in groups
-        ]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, multipliers)
+        optimizer, schedule = self.recipe.build(self.network, self.total_steps, fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -220,7 +195,7 @@ class EoMTModule(lightning.LightningModule):
         self._set_mask_probabilities()
 
     def _set_mask_probabilities(self) -> None:
-        probabilities = [mask_probability(self.global_step, *w, self.annealing_power) for w in self.windows]
+        probabilities = [mask_probability(self.global_step, *w, self.annealing.power) for w in self.windows]
         self.probabilities = probabilities or [0.0] * self.network.num_masked_blocks
         self.mask_probabilities.copy_(torch.tensor(self.probabilities))
 

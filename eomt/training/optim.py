@@ -5,11 +5,49 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import lightning
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW with layer-wise decay of the learning rate and a warm-up in two stages.
+
+    Args:
+        lr: learning rate of the heads and of the last block.
+        weight_decay: AdamW's, on all parameters.
+        layer_decay: see `parameter_groups`.
+        decay_masked_blocks: see `parameter_groups`.
+        warmup_steps: optimizer steps of the (head, backbone) warm-up.
+        schedule_power: the exponent of the learning-rate polynomial.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    layer_decay: float = 0.8
+    decay_masked_blocks: bool = True
+    warmup_steps: Sequence[int] = (500, 1000)
+    schedule_power: float = 0.9
+
+    def build(self, network: EoMT, total_steps: int, fused: bool = True) -> tuple[AdamW, LambdaLR]:
+        """Make the optimizer and the schedule, which is stepped after each optimizer step.
+
+        Args:
+            network: the network, its frozen parameters marked.
+            total_steps: optimizer steps of the run.
+            fused: update all parameters in one kernel.
+        """
+        groups = parameter_groups(network, self.lr, self.layer_decay, self.decay_masked_blocks)
+        stages = [group["stage"] for group in groups]
+        optimizer = AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+        multipliers = [two_stage_warmup(s, self.warmup_steps, total_steps, self.schedule_power) for s in stages]
+        return optimizer, LambdaLR(optimizer, multipliers)
 
 
 def parameter_groups(

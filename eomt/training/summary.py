@@ -32,6 +32,6 @@ def describe(module: lightning.LightningModule) -> str:
     late = [k + 1 for k, (_, end) in enumerate(windows) if end > module.total_steps]
     if late:
         lines.append(f"note: the run ends before attention masks {late} are off; its score is mask-free")
-    if sum(module.warmup_steps) >= module.total_steps:
-        lines.append(f"note: the run ends before its warm-up, optim.warmup_steps={list(module.warmup_steps)}")
+    if sum(module.recipe.warmup_steps) >= module.total_steps:
+        lines.append(f"note: the run ends before its warm-up, optim.warmup_steps={list(module.recipe.warmup_steps)}")
     return "\n".join(lines)

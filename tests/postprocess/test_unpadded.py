@@ -12,6 +12,7 @@ from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import Placement, fit_and_pad
 from eomt.postprocess.unpadded import run_unpadded
 from eomt.tasks import task_of
+from eomt.training.annealing import Annealing
 from eomt.training.module import EoMTModule
 
 CLASSES = Classes.from_categories([{"id": 1, "name": "cup"}, {"id": 2, "name": "sky", "isthing": 0}])
@@ -134,15 +135,15 @@ def test_fewer_patches_go_through_the_network():
 @torch.no_grad()
 def test_validation_takes_the_same_option(masked):
     network = network_of("learned")
-    windows = [(0.0, 1.0)] if masked else None
+    annealing = Annealing([(0.0, 1.0)]) if masked else None
     task = task_of("panoptic")
     module = EoMTModule(
-        network, task, CLASSES, MaskClassificationLoss(), windows, validate_masked=masked, unpadded=True
+        network, task, CLASSES, MaskClassificationLoss(), annealing, validate_masked=masked, unpadded=True
     )
     assert network.backbone.crop_position
     inputs, placements = inputs_of((64, 64), (64, 30), (33, 64))
     drops = torch.zeros(1, 3, 5, dtype=torch.bool) if masked else None
-    found = module.predict(inputs, 2, [(0, k) for k in range(3)], placements)
+    found = module.predict_inputs(inputs, placements, (1, 1, 1), [(0, k) for k in range(3)])
     for k, (rows, columns) in enumerate([(64, 64), (64, 32), (40, 64)]):
         own = None if drops is None else drops[:, k : k + 1]
         alone = network(inputs[k : k + 1, :, :rows, :columns], own)[-1].logits()

@@ -18,7 +18,9 @@ from eomt.loss.matching import match, matching_cost
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD
 from eomt.tasks import task_of
+from eomt.training.annealing import Annealing
 from eomt.training.module import EoMTModule
+from eomt.training.optim import Recipe
 from tests.memory_reader import MemoryReader
 from tests.running import ROOT
 
@@ -37,7 +39,7 @@ def module(num_queries=6, **changes):
         backbone_options={"embed_dim": 32, "depth": 3, "num_heads": 2},
     )
     classes = MemoryReader().classes
-    options = {"annealing_windows": [[0.2, 0.5], [0.4, 0.7]], "warmup_steps": (1, 1), "lr": 1e-3}
+    options = {"annealing": Annealing([[0.2, 0.5], [0.4, 0.7]]), "recipe": Recipe(lr=1e-3, warmup_steps=(1, 1))}
     return EoMTModule(
         network, task_of("panoptic"), classes, MaskClassificationLoss(num_points=32), **(options | changes)
     )
