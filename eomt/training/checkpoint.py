@@ -71,9 +71,6 @@ class LastCheckpoint(Checkpoint):
         every_n_steps: optimizer steps between checkpoints, at least 1.
         keep_previous: whether the checkpoint before is kept.
 
-    Raises:
-        InputError: if `every_n_steps` is no such number.
-
     Attributes:
         path: the file.
         step: optimizer steps done in the state that `last.ckpt` is known to hold; None before it is known.
@@ -81,8 +78,6 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 1000, keep_previous: bool = True):
-        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
-            raise InputError(f"callbacks.last.every_n_steps={every_n_steps} must be a whole number of at least 1")
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self.keep_previous = keep_previous
@@ -229,12 +224,10 @@ class BestCheckpoint(Checkpoint):
         mode: "max" where higher is better, "min" where lower is.
 
     Raises:
-        InputError: for another mode; and, before training, without `callbacks.last` or if there is no such score.
+        InputError: before training, without `callbacks.last`.
     """
 
     def __init__(self, monitor: str, mode: Literal["max", "min"] = "max"):
-        if mode not in ("max", "min"):
-            raise InputError(f"callbacks.best.mode={mode} must be max or min")
         self.monitor = monitor
         self.mode = mode
         self.score: float | None = None
@@ -242,15 +235,14 @@ class BestCheckpoint(Checkpoint):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if not any(isinstance(callback, LastCheckpoint) for callback in trainer.callbacks):
             raise InputError("callbacks.best keeps copies of last.ckpt, which callbacks.last=null does not write")
-        check_monitor(pl_module, self.monitor, "callbacks.best.monitor")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.sanity_checking or trainer.fast_dev_run:
             return
-        score = pl_module.scores[self.monitor]
-        if not self._is_better(score):
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None or not self._is_better(float(score)):
             return
-        self.score = score
+        self.score = float(score)
         last = next(callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))
         if trainer.is_global_zero and last.step == trainer.global_step and last.path.is_file():
             keep_as(last.path, "best.ckpt")
@@ -267,18 +259,6 @@ class BestCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a best score."""
         self.score = state_dict["score"]
-
-
-def check_monitor(module: lightning.LightningModule, monitor: str, key: str) -> None:
-    """Raise InputError unless a score has this name.
-
-    Args:
-        module: the `EoMTModule`.
-        monitor: the name.
-        key: the configuration key that holds the name.
-    """
-    if monitor not in module.score_names:
-        raise InputError(f"{key}={monitor} is no score of this run; it has {', '.join(module.score_names)}")
 
 
 def validates_after(trainer: lightning.Trainer, ahead: int = 0) -> bool:

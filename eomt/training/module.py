@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import lightning
@@ -272,13 +270,6 @@ class EoMTModule(lightning.LightningModule):
             return run_unpadded(run, inputs, each, self.network.backbone.patch_size, len(counts))
         parts = zip(inputs.split(len(counts)), torch.arange(len(inputs)).split(len(counts)), strict=True)
         return Logits(*(torch.cat(values) for values in zip(*(run(*part) for part in parts), strict=True)))
-
-    @cached_property
-    def score_names(self) -> tuple[str, ...]:
-        """The names of the scores of a validation."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*called before the ``update``.*")
-            return tuple(self.task.metric(self.classes).compute())
 
     @property
     def mask_free(self) -> bool:

@@ -39,8 +39,6 @@ class NonFiniteSteps:
     """
 
     def __init__(self, max_in_a_row: int):
-        if max_in_a_row < 1:
-            raise InputError(f"optim.max_skipped_steps is {max_in_a_row}, must be at least 1")
         self.max_in_a_row = max_in_a_row
         self.skipped = 0
         self.in_a_row = 0

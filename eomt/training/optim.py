@@ -90,13 +90,11 @@ def freeze_backbone(network: EoMT, frozen: bool | int) -> None:
             pass through the last L2, which K = N - L2 leaves to learn. False or 0, nothing.
 
     Raises:
-        InputError: if it is neither, or there are fewer blocks.
+        InputError: if there are fewer blocks.
     """
     backbone = network.backbone
-    if type(frozen) not in (bool, int) or not 0 <= frozen <= len(backbone.blocks):
-        raise InputError(
-            f"model.freeze_backbone={frozen} must be true, false or a number of blocks, up to {len(backbone.blocks)}"
-        )
+    if frozen > len(backbone.blocks):
+        raise InputError(f"model.freeze_backbone={frozen}: the backbone has {len(backbone.blocks)} blocks")
     if not frozen:
         return
     learning = [] if frozen is True else [*backbone.blocks[frozen:], backbone.norm]

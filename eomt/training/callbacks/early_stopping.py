@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any, Literal
 
 import lightning
 from lightning.pytorch.callbacks import EarlyStopping
-
-from eomt.errors import InputError
-from eomt.training.checkpoint import check_monitor
 
 log = logging.getLogger("eomt")
 
@@ -23,20 +19,9 @@ class EarlyStop(EarlyStopping):
         patience: validations, at least 1; a resumed run may be given more.
         min_delta: the least gain that counts, at least 0.
         mode: "max" where higher is better, "min" where lower is.
-
-    Raises:
-        InputError: for any other value; and, before training, if there is no such score.
     """
 
     def __init__(self, monitor: str, patience: int, min_delta: float = 0.0, mode: Literal["max", "min"] = "max"):
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise InputError(
-                f"callbacks.early_stopping.patience={patience} must be a whole number of at least 1, or null for none"
-            )
-        if isinstance(min_delta, bool) or not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
-            raise InputError(f"callbacks.early_stopping.min_delta={min_delta} must be a number of at least 0")
-        if mode not in self.mode_dict:
-            raise InputError(f"callbacks.early_stopping.mode={mode} must be max or min")
         # After each validation; Lightning's default depends on how often there is one.
         super().__init__(monitor, min_delta, patience, mode=mode, check_finite=False, check_on_train_epoch_end=False)
 
@@ -44,14 +29,9 @@ class EarlyStop(EarlyStopping):
         """Resume counting with the patience of this run, not that of the checkpoint."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        check_monitor(pl_module, self.monitor, "callbacks.early_stopping.monitor")
-
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
         super().on_validation_end(trainer, pl_module)
-        if trainer.is_global_zero and self.wait_count >= self.patience:
+        if trainer.should_stop and trainer.is_global_zero and self.wait_count >= self.patience:
             best = f"{self.best_score:.2f}" + (f" + {abs(self.min_delta)}" if self.min_delta else "")
             log.info(
                 "%s was no better than %s in %d validations: the run ends here, at step %d",

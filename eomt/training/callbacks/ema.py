@@ -24,12 +24,10 @@ class WeightAverage(WeightAveraging):
         decay: such as 0.9999; at least 0, below 1. A third of a run's steps is a long time for 1 / (1 - decay).
 
     Raises:
-        InputError: for any other value; and, before training, with sharded weights.
+        InputError: before training, with sharded weights.
     """
 
     def __init__(self, decay: float):
-        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
-            raise InputError(f"callbacks.ema.decay={decay} must be a number of at least 0 and below 1")
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.decay = decay
         self._step = 0
