@@ -88,7 +88,8 @@ def _row(reader: Reader, index: int, seen: Sequence[tuple[str, np.ndarray]]) -> 
 def _drawn(image: Tensor, targets: ImageTargets, classes: Classes) -> np.ndarray:
     """Draw targets over an image of their size, uint8 [3, H, W]; crowds are grey."""
     pixels, ids = _scaled(image, targets.ids)
-    crowds = tuple(SegmentClass(-1 - k, f"{item.name} (crowd)", CROWD_GREY, False) for k, item in enumerate(classes))
+    free = max(classes.ids) + 1
+    crowds = tuple(SegmentClass(free + k, f"{c.name} (crowd)", CROWD_GREY, False) for k, c in enumerate(classes))
     labels = targets.labels + len(classes) * targets.crowd
     return draw_segments(pixels, _flat(ids, targets.planes), labels, Classes((*classes, *crowds)))
 
