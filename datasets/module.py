@@ -34,7 +34,7 @@ class SegmentationData(LightningDataModule):
 
     Training goes through the images that have a segment, shuffled by (seed, epoch), and resumes exactly. Validation
     scores every image once for any number of ranks. Give the trainer `use_distributed_sampler=False` and
-    `accumulate_grad_batches=accumulation(...)`.
+    `accumulate_grad_batches=data.accumulation(devices)`.
 
     Args:
         train, val: readers, or functions without argument that open them.
@@ -123,6 +123,10 @@ class SegmentationData(LightningDataModule):
             reader = source() if callable(source) else source
             self._readers[split] = reader if self.max_images is None else FirstImages(reader, self.max_images)
         return self._readers[split]
+
+    def accumulation(self, devices: int) -> int:
+        """The number of batches per optimizer step on that many devices, see `accumulation`."""
+        return accumulation(self.global_batch, self.batch_size, devices)
 
     @property
     def classes(self) -> Classes:

@@ -16,7 +16,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from datasets.module import SegmentationData
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
@@ -40,7 +39,7 @@ STAGED_ROOT = "EOMT_STAGED_ROOT"
 """The environment variable that names a node's own copy of `data.root`, as slurm/train.sbatch sets it."""
 
 
-def build_data(cfg: DictConfig) -> SegmentationData:
+def build_data(cfg: DictConfig) -> lightning.LightningDataModule:
     """The data module of a configuration; `data.root` is for its readers.
 
     A copy of it that the environment names is read in its place. The configuration, which checkpoints keep, goes on

@@ -5,7 +5,6 @@ from __future__ import annotations
 import lightning
 from omegaconf import DictConfig, OmegaConf
 
-from datasets.module import SegmentationData, accumulation
 from eomt.cli.build import (
     build_callbacks,
     build_data,
@@ -55,7 +54,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
     if resume:
         continue_logs(cfg)
     trainer = build_trainer(cfg, callbacks, build_loggers(cfg) or False)
-    trainer.accumulate_grad_batches = accumulation(data.global_batch, data.batch_size, trainer.world_size)
+    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     if resume:
         checkpoint = read_checkpoint(resume, mmap=True)
         check_same_model(checkpoint, cfg.kind, data.classes, module.network.spec)
@@ -74,7 +73,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         log.info("run folder: %s", cfg.run_folder)
 
 
-def _prefetch(module: EoMTModule, data: SegmentationData) -> None:
+def _prefetch(module: EoMTModule, data: lightning.LightningDataModule) -> None:
     """Fetch pretrained weights and build the data's index."""
     data.setup("fit")
     if module.pretrained:
