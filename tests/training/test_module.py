@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -23,7 +22,6 @@ from eomt.cli import main
 from eomt.errors import InputError
 from eomt.training.annealing import mask_probability, resolve_windows
 from eomt.training.callbacks.curves import read_logs
-from eomt.training.checkpoint import BestCheckpoint, LastCheckpoint
 from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
@@ -437,12 +435,3 @@ def test_evaluation_on_other_classes_of_the_same_number_is_refused(run, tmp_path
     options = (f"data.root='{example}'", f"data.classes=[{','.join(names)}]", "task=folder_semantic")
     with pytest.raises(InputError, match="trained on other classes"):
         evaluation.main(configured(tmp_path / "eval", f"ckpt='{tmp_path}/semantic.ckpt'", *options, name="eval"))
-
-
-def test_a_score_that_does_not_exist_is_refused_before_training(tmp_path):
-    trainer, module = SimpleNamespace(callbacks=[LastCheckpoint(tmp_path)]), SimpleNamespace(score_names=("pq", "sq"))
-    with pytest.raises(InputError, match=r"callbacks\.best\.monitor=ap is no score of this run; it has pq, sq"):
-        BestCheckpoint("ap").setup(trainer, module, "fit")
-    trainer.callbacks = []
-    with pytest.raises(InputError, match=r"callbacks\.last=null"):
-        BestCheckpoint("pq").setup(trainer, module, "fit")

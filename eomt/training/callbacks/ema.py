@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from eomt.errors import InputError
 
@@ -53,6 +54,7 @@ class WeightAverage(WeightAveraging):
         self._step = trainer.global_step
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def _average(self, averages: list[Tensor], weights: list[Tensor], _: Tensor) -> None:
+    def _average(self, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
         decay = min(self.decay, (1 + self._step) / (10 + self._step))
-        torch._foreach_lerp_(averages, [weight.to(averages[0].dtype) for weight in weights], 1 - decay)
+        # Averages stay in float32 where trainer.precision=bf16-true has weights in half precision.
+        get_ema_multi_avg_fn(decay)(averages, [weight.to(averages[0].dtype) for weight in weights], count)
