@@ -52,7 +52,7 @@ def export(
             - "onnx" and "torch_export": graphs of the mask-free network, `model.onnx` and `model.pt2`, from
               uint8 images to float32 logits, each compared with PyTorch; with `eomt.json`.
         out: the folder; a previous export there is replaced if `overwrite` is set.
-        precision: of the weights: "32", "16" or "bf16" (not for ONNX).
+        precision: the precision of the weights: "32", "16" or "bf16" (not for ONNX).
         batch: the number of images that a graph takes at a time; None for any number.
         images: files on which a graph is compared, beside noise.
         run: the folder of the training run, if known: see `redact`.

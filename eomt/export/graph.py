@@ -103,7 +103,7 @@ def write_torch_export(network: EoMT, path: Path, batch: int | None) -> Run:
         program = torch.export.export(
             FinalOutput(network), (_noise(network, batch or 2),), dynamic_shapes=_dynamic_shapes(batch), strict=False
         )
-        # As above.
+        # Nodes carry file names of this machine here, too.
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)
         with ArchiveFile(path) as file:

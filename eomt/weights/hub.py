@@ -17,7 +17,7 @@ _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether this is `owner/name`, and neither an existing file nor an existing folder."""
+    """True for `owner/name` that is neither an existing file nor an existing folder."""
     text = str(source)
     return bool(_ID.fullmatch(text)) and not text.lower().endswith(SUFFIXES) and not os.path.exists(text)
 

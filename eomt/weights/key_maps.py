@@ -128,7 +128,7 @@ def block_to_transformers(block: Mapping[str, Tensor], dinov3: bool) -> dict[str
 
 
 def is_gated(block: Mapping[str, Tensor]) -> bool:
-    """Whether a block under timm's names has a gated MLP, whose first matrix is twice as wide as its second."""
+    """True for a block under timm's names with a gated MLP, whose first matrix is twice as wide as its second."""
     if "mlp.fc1_g.weight" in block:
         return True
     first, second = _take(dict(block), "mlp.fc1.weight"), _take(dict(block), "mlp.fc2.weight")

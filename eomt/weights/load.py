@@ -26,7 +26,6 @@ def read_weights(
     classes: Classes | None = None,
     network: Mapping[str, Any] | None = None,
     backbone: str | Path | None = None,
-    mmap: bool = True,
     complete: bool = True,
 ) -> Weights:
     """Read weights from any source, and say in one log line what they are.
@@ -41,12 +40,12 @@ def read_weights(
             None says nothing. They complete a silent source and must agree with any other.
         backbone: the pretrained DINOv3 to which delta weights are relative, as file, folder or Hub id; default
             Meta's of that size, through the Hub.
-        mmap: leave the tensors in the file until they are used, which must then not be overwritten in place.
         complete: ask for everything that it takes to run the network. False allows that kind and classes stay
             unknown, and the number of heads a guess, for callers that take the weights alone.
 
     Returns:
-        The weights and what is known about them; under `complete`, kind and classes are.
+        The weights and what is known about them; under `complete`, kind and classes are. Tensors stay in the file until
+        they are used, which must not be overwritten in place until then.
 
     Raises:
         InputError: if the source is missing, cannot be had or read, is damaged, would run code, or holds values that
@@ -58,7 +57,7 @@ def read_weights(
         settings["image_size"] = [settings["image_size"]] * 2
     chosen = Chosen(kind, classes, settings, backbone, complete)
     path = local_path(source)
-    found = read_source(path, str(source), mmap)
+    found = read_source(path, str(source))
     reader = detect(found)
     try:
         weights = reader(found, chosen)

@@ -27,7 +27,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Names of a folder's own weights, which the folder's descriptions are about."""
 
 EXPORT, CONFIG, PROCESSOR = "eomt.json", "config.json", "preprocessor_config.json"
-"""Descriptions beside the weights: of our exports, and of transformers' models and image processors."""
+"""Descriptions beside the weights: eomt.json of our exports, and those of transformers' models and image processors."""
 
 FORMAT = "eomt"
 """The key under which a checkpoint carries kind, classes, network and configuration, as eomt.json has them."""
@@ -56,22 +56,24 @@ class Source:
     descriptions: Mapping[str, dict[str, Any]]
 
 
-def read_source(path: Path, name: str, mmap: bool = True) -> Source:
+def read_source(path: Path, name: str) -> Source:
     """Read a file or folder of weights once, with the descriptions beside it.
 
     Args:
         path: a file in safetensors' or PyTorch's format, or a folder with one of `WHOLE` or its shards.
         name: the source in messages.
-        mmap: leave the tensors in the file until they are used.
+
+    Returns:
+        The content; tensors stay in the file until they are used.
 
     Raises:
         InputError: if it is neither, cannot be read, is damaged, would run code, or holds no tensors by name.
     """
     if path.is_dir():
-        folder, content = path, _read_folder(path, name, mmap)
+        folder, content = path, _read_folder(path, name)
     elif path.is_file():
         # Any other file in a folder is not what the folder's descriptions are about.
-        folder, content = path.parent if path.name in WHOLE else None, read_file(path, name, mmap)
+        folder, content = path.parent if path.name in WHOLE else None, read_file(path, name)
     else:
         raise InputError(f"{name}: no such file or folder")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
@@ -93,7 +95,7 @@ def read_file(path: Path, name: str, mmap: bool = True) -> Any:
     Args:
         path: a file in safetensors' or PyTorch's format.
         name: the file in messages.
-        mmap: leave the tensors in the file until they are used.
+        mmap: leave the tensors in a PyTorch file until they are used, as those in a safetensors file always are.
 
     Returns:
         A dict of tensors for safetensors; for PyTorch anything that was saved, plain values and tensors alone.
@@ -109,7 +111,7 @@ def read_file(path: Path, name: str, mmap: bool = True) -> Any:
     if start.startswith(b"PK\x03\x04"):
         return _read_torch(path, name, mmap)
     if start[8:] == b"{":
-        return _read_safetensors(path, name, mmap)
+        return _read_safetensors(path, name)
     reason = "it is empty" if not start else "its content is neither safetensors' nor PyTorch's"
     raise InputError(f"{name} is no file of weights: {reason}; {_AGAIN}")
 
@@ -159,12 +161,12 @@ def plain(value: Any, name: str) -> Any:
     return copied(value, 0)
 
 
-def _read_folder(folder: Path, name: str, mmap: bool) -> dict[str, Any]:
+def _read_folder(folder: Path, name: str) -> dict[str, Any]:
     for file in WHOLE:
         if (folder / file).is_file():
-            return read_file(folder / file, f"{name}/{file}", mmap)
+            return read_file(folder / file, f"{name}/{file}")
         if (folder / f"{file}.index.json").is_file():
-            return _read_shards(folder, f"{file}.index.json", name, mmap)
+            return _read_shards(folder, f"{file}.index.json", name)
     if (folder / "checkpoints").is_dir():
         raise InputError(
             f"{name} is a run's folder: give one of its checkpoints, {name}/checkpoints/best.ckpt or last.ckpt"
@@ -172,7 +174,7 @@ def _read_folder(folder: Path, name: str, mmap: bool) -> dict[str, Any]:
     raise InputError(f"{name} holds no weights: a folder must have {' or '.join(WHOLE)}")
 
 
-def _read_shards(folder: Path, index: str, name: str, mmap: bool) -> dict[str, Any]:
+def _read_shards(folder: Path, index: str, name: str) -> dict[str, Any]:
     """Read the tensors of all files in this folder that an index (`*.index.json`) names."""
     files = read_json(folder / index, f"{name}/{index}").get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
@@ -183,7 +185,7 @@ def _read_shards(folder: Path, index: str, name: str, mmap: bool) -> dict[str, A
             raise InputError(f"{name}/{index} names {file[:80]!r}, which is no file of this folder")
         if not (folder / file).is_file():
             raise InputError(f"{name} lacks {file}, which {index} names; download it too")
-        state |= _tensors(read_file(folder / file, f"{name}/{file}", mmap), f"{name}/{file}")
+        state |= _tensors(read_file(folder / file, f"{name}/{file}"), f"{name}/{file}")
     missing = sorted(files.keys() - state.keys())
     if missing:
         raise InputError(f"{name} lacks {missing[0]} and {len(missing) - 1} more weights that {index} names; {_AGAIN}")
@@ -204,13 +206,12 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _read_safetensors(path: Path, name: str, mmap: bool) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
     try:
-        state = load_file(path)
+        return load_file(path)
     except Exception as error:
         # Its type differs for a header that is no JSON, claims more than the file, or names unknown types.
         raise InputError(f"{name} is truncated or damaged ({_reason(error)}); {_AGAIN}") from error
-    return state if mmap else {key: value.clone() for key, value in state.items()}
 
 
 def _read_torch(path: Path, name: str, mmap: bool) -> Any:

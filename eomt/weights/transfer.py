@@ -45,7 +45,7 @@ def transfer(network: EoMT, classes: Classes, weights: Weights, strict: bool = F
     timm does it for pretrained weights.
 
     Args:
-        network: the network, which is changed in place.
+        network: the network, changed in place.
         classes: its classes.
         weights: the weights to start from.
         strict: refuse unless everything is loaded as it is.
@@ -124,7 +124,7 @@ def _fit(key: str, value: Tensor, source: Tensor, spec: Mapping, network: EoMT) 
 
 def _resample_position(source: Tensor, value: Tensor, spec: Mapping, network: EoMT) -> Tensor:
     new = list(network.backbone.native_grid)
-    # Where prefix tokens have positions of their own, they stand before those of the patches.
+    # Positions of prefix tokens, if there are any, stand before those of the patches.
     prefix = value.shape[1] - new[0] * new[1]
     # Weights that do not say their image size are taken to be square.
     side = math.isqrt(source.shape[1] - prefix)

@@ -1,4 +1,4 @@
-"""What is known about trained weights, and what a caller has chosen for them."""
+"""Trained weights with everything known about them, and the caller's choices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eomt.classes import Classes
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the caller says about weights; it completes the source where that is silent, and must agree elsewhere.
+    """A caller's choices, which complete a source where it is silent and must agree with it elsewhere.
 
     Attributes:
         kind: semantic, instance or panoptic segmentation, or a custom task; None says nothing.

@@ -15,7 +15,7 @@ TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 def run(*typed):
-    """What `python export.py *typed` does, up to the way its errors are shown."""
+    """Run `python export.py *typed` within this process; errors are raised."""
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         entry.main(compose("export", overrides=main.quote_paths([str(t) for t in typed])))
 

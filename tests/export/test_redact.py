@@ -1,4 +1,4 @@
-"""What belongs to the machine or the person stays out of exports."""
+"""Paths, secrets and accounts stay out of exports."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_what_of_a_configuration_is_portable():
     )
     assert config == {"a": {"b": "x y", "c": None, "d": [1, {"e": None}]}, "ckpt": LOCAL}
     assert overrides == ["a.b='x y'"]
-    # That there were other weights is said, where they lie is not; what a Hub id names is no place.
+    # There were other weights: said, but not where they lie. A Hub id is no path.
     assert redact({"weights": "/home/someone/dinov3.bin", "ckpt": None})[0] == {"weights": LOCAL, "ckpt": None}
     assert redact({"weights": "hidden"}, ["weights=${oc.env:MINE}"])[0] == {"weights": LOCAL}
     for stays in (LOCAL, "owner/name", None):

@@ -105,22 +105,3 @@ def test_predict_takes_what_a_file_does_not_say(tmp_path, monkeypatch):
     assert given[0].network.spec == network.spec
     assert (given[0].task.kind, given[0].classes) == ("semantic", ADE20K)
     assert (tmp_path / "out" / "pictures" / "x.jpg").is_file()
-
-
-def test_predict_takes_classes_that_a_file_does_not_say(tmp_path):
-    network = small()
-    torch.save(to_original(network.state_dict(), network.spec), tmp_path / "x.bin")
-    Image.new("RGB", (30, 40)).save(tmp_path / "x.png")
-    (tmp_path / "names.txt").write_text("cat\ndog\nsky\n")
-    typed = [f"ckpt={tmp_path}/x.bin", f"images={tmp_path}/x.png", "kind=semantic", "device=cpu", "num_workers=0"]
-    typed.append("network.backbone_options={num_heads: 1}")
-    for name, classes in (("a", f"{tmp_path}/names.txt"), ("b", "[cat,dog,sky]")):
-        with initialize_config_dir(CONFIGS, version_base="1.3"):
-            cfg = compose("predict", overrides=[*typed, f"classes={classes}", f"out={tmp_path / name}"])
-        predict.main(cfg)
-        index = json.loads((tmp_path / name / "images.json").read_text())
-        assert [row["name"] for row in index["categories"]] == ["cat", "dog", "sky"]
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("predict", overrides=[*typed, "classes=none.txt", f"out={tmp_path / 'c'}"])
-    with pytest.raises(InputError, match=r"^classes: cannot read .*none\.txt: .* counts from the current folder"):
-        predict.main(cfg)

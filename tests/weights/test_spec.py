@@ -65,7 +65,7 @@ def test_the_number_of_heads_is_not_guessed(tmp_path):
     save_file(network.state_dict(), tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match="its number of heads cannot be seen"):
         read_weights(tmp_path / "bare.safetensors", **said)
-    # Who takes the weights alone has a network of his own.
+    # Callers that take the weights alone have a network of their own.
     assert_equal(read_weights(path, complete=False).state, network.state_dict())
 
 

@@ -118,7 +118,7 @@ def test_another_patch_size():
     assert found["upscale.1"] == "new"
     back = transfer(network(2), CLASSES, weights_of(target))
     assert Transfer("upscale.1", "ignored", "the network has no such part") in back
-    # What patches of 8 pixels see, patches of 16 see of the enlarged image.
+    # Patches of 16 pixels see in the enlarged image the content of patches of 8.
     image = torch.rand(1, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     large = image.repeat_interleave(2, 2).repeat_interleave(2, 3)
     ours = target.backbone.vit.patch_embed.proj(large) - target.backbone.vit.patch_embed.proj.bias[:, None, None]
