@@ -73,6 +73,22 @@ def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp
 
 
 @pytest.mark.slow
+def test_a_validation_between_the_batches_of_a_step(with_best, tmp_path):
+    """It scores the weights of the step before, whose checkpoint is the best and that to resume from."""
+    run = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=3")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train.main(configured(whole, *with_best, *run))
+    assert list(read_logs(whole)["pq"]) == [1, 2, 4, 5]
+    stop = "+callbacks.stop={_target_: tests.injection.StopAt, place: validation, step: 1}"
+    with pytest.raises(Stopped, match="SIGUSR1 after step 1"):
+        train.main(configured(stopped, *with_best, *run, stop))
+    train.main(configured(stopped, *with_best, *run, f"ckpt='{stopped}/checkpoints/last.ckpt'"))
+    _same(stopped, whole)
+    ours, theirs = (read_checkpoint(f / "checkpoints" / "best.ckpt") for f in (stopped, whole))
+    assert equal(ours["state_dict"], theirs["state_dict"])
+
+
+@pytest.mark.slow
 def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tmp_path, monkeypatch):
     """PyTorch's error comes at any moment; no checkpoint was written at this one."""
     # At the end of an earlier run in this process Lightning has put PyTorch's handler of SIGCHLD away.
