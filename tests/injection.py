@@ -13,7 +13,7 @@ class Inject(lightning.Callback):
     """Injects a fault at given steps.
 
     Args:
-        what: "loss" (NaN), "gradient" (infinite) or "kill" (SIGKILL to a data worker).
+        what: "loss" (NaN), "gradient" (infinite) or "kill" (SIGKILL to all data workers).
         steps: the optimizer steps, from 1.
     """
 
@@ -24,7 +24,8 @@ class Inject(lightning.Callback):
         if trainer.global_step + 1 not in self.steps or batch_idx % trainer.accumulate_grad_batches:
             return
         if self.what == "kill":
-            multiprocessing.active_children()[0].kill()
+            for worker in multiprocessing.active_children():
+                worker.kill()
         if self.what == "loss":
             loss = pl_module.loss.forward
 
