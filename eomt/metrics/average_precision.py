@@ -30,12 +30,15 @@ ONE, TEN, HUNDRED = range(3)
 _CHUNK = 64  # masks that are expanded to pixels at a time
 
 
-class _Image(NamedTuple):
-    """One image's size (height, width) and its rows in COCO's format, without ids."""
+class _Objects(NamedTuple):
+    """An image's objects or detections: size (height, width); compressed run lengths, classes and areas of the masks;
+    and crowd flags of objects, or scores of detections."""
 
     size: tuple[int, int]
-    truth: list[dict]
-    detections: list[dict]
+    counts: list[bytes]
+    labels: np.ndarray
+    areas: np.ndarray
+    values: np.ndarray
 
 
 class AveragePrecision:
@@ -56,7 +59,7 @@ class AveragePrecision:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._images: dict[int | str, _Image] = {}
+        self._images: dict[int | str, tuple[_Objects, _Objects]] = {}  # ground truth, prediction
         self._curves: tuple[np.ndarray, np.ndarray] | None = None
 
     def update(self, instances: Instances, targets: ImageTargets, image_id: int | str) -> None:
@@ -76,26 +79,15 @@ class AveragePrecision:
                 f"the prediction of image {image_id} is {list(instances.size)}, its ground truth "
                 f"{list(size)}: score them at one size"
             )
-        codes = _codes(targets)
-        areas = [float(coco_mask.area(code)) for code in codes] if targets.areas is None else targets.areas.tolist()
-        truth = [
-            {"category_id": label + 1, "segmentation": code, "area": area, "iscrowd": int(crowd)}
-            for code, label, area, crowd in zip(
-                codes, targets.labels.tolist(), areas, targets.crowd.tolist(), strict=True
-            )
-        ]
-        # The mask's own area: COCOeval would otherwise need a box.
-        detections = [
-            {"category_id": label + 1, "segmentation": code, "area": float(area), "score": score, "iscrowd": 0}
-            for code, label, area, score in zip(
-                instances.rles,
-                instances.labels.tolist(),
-                instances.areas.tolist(),
-                instances.scores.tolist(),
-                strict=True,
-            )
-        ]
-        self._images[image_id] = _Image(size, truth, detections)
+        counts, areas = _counts(targets), targets.areas
+        if areas is None:
+            areas = torch.tensor([int(coco_mask.area({"size": list(size), "counts": code})) for code in counts])
+        truth = (targets.labels, areas, targets.crowd)
+        prediction = (instances.labels, instances.areas, instances.scores)
+        self._images[image_id] = (
+            _Objects(size, counts, *(column.numpy(force=True) for column in truth)),
+            _Objects(size, [rle["counts"] for rle in instances.rles], *(c.numpy(force=True) for c in prediction)),
+        )
         self._curves = None
 
     def compute(self) -> dict[str, Tensor]:
@@ -155,7 +147,7 @@ class AveragePrecision:
                 self._curves = curves[0]
         return self._curves
 
-    def _evaluate(self, images: dict[int | str, _Image]) -> tuple[np.ndarray, np.ndarray]:
+    def _evaluate(self, images: dict[int | str, tuple[_Objects, _Objects]]) -> tuple[np.ndarray, np.ndarray]:
         if self.library == "hotcoco":
             from hotcoco import COCO, COCOeval
         else:
@@ -163,17 +155,16 @@ class AveragePrecision:
             from pycocotools.cocoeval import COCOeval
         ordered = [images[key] for key in sorted(images)]
         # Ids from 1: COCOeval takes 0 for "unmatched".
+        sizes = enumerate((truth.size for truth, _ in ordered), start=1)
         document = {
-            "images": [{"id": k, "height": i.size[0], "width": i.size[1]} for k, i in enumerate(ordered, start=1)],
+            "images": [{"id": k, "height": height, "width": width} for k, (height, width) in sizes],
             "categories": [{"id": k, "name": item.name} for k, item in enumerate(self.classes, start=1)],
         }
         sides = []
         with contextlib.redirect_stdout(io.StringIO()):
-            for rows in ("truth", "detections"):
-                placed = [(k, row) for k, image in enumerate(ordered, start=1) for row in getattr(image, rows)]
-                annotations = [{"id": n, "image_id": k, **row} for n, (k, row) in enumerate(placed, start=1)]
+            for side, name in enumerate(("iscrowd", "score")):
                 coco = COCO()
-                coco.dataset = {**document, "annotations": annotations}
+                coco.dataset = {**document, "annotations": _annotations([pair[side] for pair in ordered], name)}
                 coco.createIndex()
                 sides.append(coco)
             evaluation = COCOeval(*sides, "segm")
@@ -185,10 +176,23 @@ class AveragePrecision:
         return precision[..., HUNDRED], recall
 
 
-def _codes(targets: ImageTargets) -> list[dict]:
+def _annotations(images: list[_Objects], name: str) -> list[dict]:
+    """Rows in COCO's format; `name` is that of the values. Areas are given: COCOeval would take them from boxes."""
+    rows: list[dict] = []
+    for image_id, own in enumerate(images, start=1):
+        columns = own.labels.tolist(), own.areas.tolist(), own.values.tolist()
+        for code, label, area, value in zip(own.counts, *columns, strict=True):
+            mask = {"size": list(own.size), "counts": code}
+            row = {"id": len(rows) + 1, "image_id": image_id, "category_id": label + 1, "segmentation": mask}
+            rows.append({**row, "area": float(area), name: value})
+    return rows
+
+
+def _counts(targets: ImageTargets) -> list[bytes]:
     """The masks as COCO's compressed run lengths: the dataset's own where the targets hold them."""
     if targets.rles is not None:
-        return [{"size": list(targets.ids.shape[1:]), "counts": counts} for counts in targets.rles]
+        return list(targets.rles)
     numbers = torch.arange(1, len(targets.labels) + 1, device=targets.ids.device, dtype=targets.ids.dtype)
     chunks = zip(targets.planes.split(_CHUNK), numbers.split(_CHUNK), strict=True)
-    return [code for planes, own in chunks for code in encode_masks(targets.ids[planes] == own[:, None, None])]
+    masks = (targets.ids[planes] == own[:, None, None] for planes, own in chunks)
+    return [rle["counts"] for chunk in masks for rle in encode_masks(chunk)]
