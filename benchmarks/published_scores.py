@@ -1,16 +1,13 @@
-"""Do the published checkpoints reach their published scores here?
+"""Published checkpoints on their whole validation sets, beside the authors' scores.
 
     python benchmarks/published_scores.py --data coco=DIR --data ade20k=DIR --data cityscapes=DIR
     python benchmarks/published_scores.py --data coco=DIR --only coco_panoptic_large_640
     python benchmarks/published_scores.py --data coco=DIR --weights coco_panoptic_large_640=FOLDER --only ...
 
-Evaluates every checkpoint that the authors have put on the Hugging Face Hub on its whole validation set, by eval.py
-and the experiment of that name, and prints a table beside the authors' scores. It takes the Hub (or files given by
---weights), the datasets as the README has them, and a GPU (or --cpu and patience). What is not at hand is left out,
-and the table says why. DINOv3 models are published as differences to Meta's backbones, whose access must be asked
-for; --delta-base FOLDER has downloaded ones, as FOLDER/dinov3-vitl16-pretrain-lvd1689m and so on.
-
-Last table: none; neither data nor Hub nor GPU were at hand where this was written.
+Evaluates by eval.py and the experiment of the same name. Needs access to the Hugging Face Hub (or files given by
+--weights), the datasets as the README has them, and a GPU (or --cpu and patience). A row says why it was left out.
+DINOv3 models are published as differences to Meta's backbones, which are gated; --delta-base FOLDER holds downloaded
+ones, as FOLDER/dinov3-vitl16-pretrain-lvd1689m and so on.
 """
 
 from __future__ import annotations
@@ -30,20 +27,28 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import eval
-from eomt.cli import main as launch
+from eomt.cli import main as cli
 from eomt.errors import InputError
 from eomt.files import replacing
 
 ROOT = Path(__file__).parents[1]
 OWNER = "tue-mps"
-# The authors give scores of these, but no weights.
+# Scores are published, but no weights.
 UNPUBLISHED = ("coco_panoptic_small_640", "coco_panoptic_base_640")
 log = logging.getLogger("eomt.benchmarks")
 METRICS = {"PQ": "pq", "AP": "ap", "mIoU": "miou"}
 
 
 class Recipe(NamedTuple):
-    """A published model: its experiment, its repository, its backbone's name at Meta's, its score."""
+    """A published model.
+
+    Attributes:
+        name: the experiment.
+        dataset: the key of --data.
+        repository: the weights on the Hub.
+        base: the pretrained DINOv3 backbone that the weights are a difference to.
+        metric, score: as published.
+    """
 
     name: str
     dataset: str
@@ -54,7 +59,7 @@ class Recipe(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What came of a recipe; `score` is None where it was left out, for the reason in `remark`."""
+    """A recipe's score here; None where it was left out, for the reason in `remark`."""
 
     recipe: Recipe
     score: float | None
@@ -62,7 +67,7 @@ class Row(NamedTuple):
 
 
 def recipes() -> list[Recipe]:
-    """All published ones."""
+    """All published models."""
     found = []
     for row in json.loads((ROOT / "tests" / "golden" / "recipes.json").read_text()):
         task, dinov3 = f"{row['dataset']}_{row['task']}", row["backbone_family"] == "dinov3"
@@ -99,20 +104,20 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> Row
     start = time.perf_counter()
     try:
         typed += [f"experiment={recipe.name}", f"run_folder={folder}", "pictures=0"]
-        cfg = compose("eval", overrides=launch.arguments_for("eval", typed))
+        cfg = compose("eval", overrides=cli.arguments_for("eval", typed))
         eval.main(cfg)
         score = json.loads((folder / "metrics.json").read_text())[METRICS[recipe.metric]]
-    except launch.ENDINGS as error:
-        return Row(recipe, None, launch.explain(error))
+    except cli.ENDINGS as error:
+        return Row(recipe, None, cli.explain(error))
     except Exception as error:
-        # Such as too little memory, or a network that is down: the other rows are still worth their hours.
+        # Too little memory, say, or a failing network: the other rows still count.
         log.exception("%s failed", recipe.name)
-        return Row(recipe, None, f"{type(error).__name__}: {launch.explain(error)}")
+        return Row(recipe, None, f"{type(error).__name__}: {cli.explain(error)}")
     return Row(recipe, score, ", ".join([f"{(time.perf_counter() - start) / 60:.0f} min", *arguments.overrides]))
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """The rows as a Markdown table."""
     head = ["| experiment | weights | metric | published | here | difference | remark |", "|---" * 7 + "|"]
     return "\n".join(head + [line(row) for row in rows])
 
@@ -127,6 +132,7 @@ def line(row: Row) -> str:
 
 
 def main() -> None:
+    """Evaluate the chosen models and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", default=[], metavar="DATASET=DIR")
     parser.add_argument(
@@ -147,11 +153,11 @@ def main() -> None:
     chosen = [recipe for recipe in recipes() if not arguments.only or recipe.name in arguments.only]
     rows: list[Row] = []
     try:
-        with initialize_config_dir(launch.CONFIGS, version_base="1.3"), tempfile.TemporaryDirectory() as folder:
+        with initialize_config_dir(cli.CONFIGS, version_base="1.3"), tempfile.TemporaryDirectory() as folder:
             for recipe in chosen:
                 rows.append(evaluate(recipe, arguments, Path(folder) / recipe.name))
                 print(line(rows[-1]), flush=True)
-                # Not only at the end: what ends a run of many hours must not take its scores along.
+                # After every row: a failure must not lose the scores of many hours.
                 if arguments.out:
                     with replacing(arguments.out) as temporary:
                         temporary.write_text(table(rows) + "\n", encoding="utf-8")
