@@ -61,16 +61,6 @@ def test_a_signal_before_training_ends_the_run_at_once():
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.37, 1.1])
-def test_killed(settings, undisturbed, tmp_path, delay):
-    process = _start(settings, tmp_path)
-    time.sleep(delay)
-    process.kill()
-    process.wait()
-    _same_end(settings, tmp_path, undisturbed)
-
-
 class InterruptAt(lightning.Callback):
     """Presses Ctrl-C after a micro-batch, counted from 1."""
 
