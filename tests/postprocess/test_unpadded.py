@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from timm.layers import resample_abs_pos_embed
 
 from eomt.classes import Classes
 from eomt.inference.segmenter import Segmenter
@@ -36,37 +35,6 @@ def network_of(name):
 
 def random_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-@torch.no_grad()
-def test_patches_keep_their_places(name):
-    backbone = network_of(name).backbone
-    images = torch.randn(2, 3, 64, 64)
-    whole, rope = backbone.embed(images), backbone.rotary_embedding((8, 8))
-    backbone.crop_position = True
-    assert torch.equal(backbone.embed(images), whole)
-    part = backbone.embed(images[:, :, :40, :24])
-    prefix = backbone.num_prefix_tokens
-    assert torch.equal(part[:, :prefix], whole[:, :prefix])
-    expected = whole[:, prefix:].unflatten(1, (8, 8))[:, :5, :3].flatten(1, 2)
-    assert (part[:, prefix:] - expected).abs().max() < 1e-5
-    if rope is not None:
-        assert torch.equal(backbone.rotary_embedding((5, 3)), rope.unflatten(0, (8, 8))[:5, :3].flatten(0, 1))
-        assert torch.equal(backbone.rotary_embedding((8, 8)), rope)
-
-
-@torch.no_grad()
-def test_without_the_option_and_for_larger_images_positions_are_stretched():
-    backbone = network_of("learned").backbone
-    expected = {
-        grid: resample_abs_pos_embed(backbone.vit.pos_embed, list(grid), [8, 8], num_prefix_tokens=0)
-        for grid in ((5, 3), (9, 3))
-    }
-    assert torch.equal(backbone._position_embedding((5, 3), 0), expected[5, 3])
-    backbone.crop_position = True
-    assert not torch.equal(backbone._position_embedding((5, 3), 0), expected[5, 3])
-    assert torch.equal(backbone._position_embedding((9, 3), 0), expected[9, 3])
 
 
 def inputs_of(*shapes):
