@@ -49,9 +49,6 @@ class SegmentationData(LightningDataModule):
         max_images: the number of first images of each set to use; default all.
         max_bad_images: see `ResumableLoader`.
         timeout: seconds to wait for a batch of the workers.
-
-    Raises:
-        InputError: if a value is out of its range.
     """
 
     def __init__(
@@ -86,35 +83,6 @@ class SegmentationData(LightningDataModule):
         self.timeout = timeout
         self._sources = {"train": train, "val": val}
         self._readers: dict[str, Reader] = {}
-        self._check_values()
-
-    def _check_values(self) -> None:
-        sides, scales = self.image_size, self.scale_range
-        rules = [
-            (
-                "image_size",
-                sides,
-                len(sides) == 2 and min(sides) >= 1,
-                "a side, or [height, width], of at least 1",
-            ),
-            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
-            ("global_batch", self.global_batch, self.global_batch >= 1, "at least 1"),
-            ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1"),
-            ("max_images", self.max_images, self.max_images is None or self.max_images >= 1, "at least 1"),
-            ("max_bad_images", self.max_bad_images, self.max_bad_images >= 0, "at least 0"),
-            ("timeout", self.timeout, self.timeout > 0, "more than 0"),
-            ("num_workers", self.num_workers, self.num_workers >= 0, "at least 0"),
-            ("seed", self.seed, self.seed >= 0, "at least 0"),
-            (
-                "scale_range",
-                scales,
-                len(scales) == 2 and 0 < scales[0] <= scales[1],
-                "[low, high], 0 < low <= high",
-            ),
-        ]
-        for key, value, good, rule in rules:
-            if not good:
-                raise InputError(f"data.{key} is {value}, must be {rule}")
 
     def reader(self, split: str) -> Reader:
         """The reader of "train" or "val", opened at the first call."""
@@ -123,10 +91,6 @@ class SegmentationData(LightningDataModule):
             reader = source() if callable(source) else source
             self._readers[split] = reader if self.max_images is None else FirstImages(reader, self.max_images)
         return self._readers[split]
-
-    def accumulation(self, devices: int) -> int:
-        """The number of batches per optimizer step on that many devices, see `accumulation`."""
-        return accumulation(self.global_batch, self.batch_size, devices)
 
     @property
     def classes(self) -> Classes:
@@ -156,6 +120,27 @@ class SegmentationData(LightningDataModule):
         """The rank of this process and the world size."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def accumulation(self, devices: int) -> int:
+        """The number of batches to accumulate so that an optimizer step sees `global_batch` images.
+
+        Args:
+            devices: processes that train together, over all nodes.
+
+        Raises:
+            InputError: if it is no whole number.
+        """
+        total, size = self.global_batch, self.batch_size
+        if total % (size * devices) == 0:
+            return total // (size * devices)
+        below = total // (size * devices) * size * devices
+        ways = f"data.global_batch={f'{below} or ' if below else ''}{below + size * devices}"
+        if total % devices == 0:
+            ways += f"; or a data.batch_size that divides {total // devices}"
+        raise InputError(
+            f"data.global_batch={total} cannot be made of batches of data.batch_size={size} on {devices} devices "
+            f"(trainer.devices x trainer.num_nodes); what works: {ways}"
+        )
+
     def train_dataloader(self) -> ResumableLoader:
         """Loader of `TrainBatch`.
 
@@ -163,7 +148,7 @@ class SegmentationData(LightningDataModule):
             InputError: if the trainer accumulates another number of batches than `global_batch` takes.
         """
         _, world_size = self._rank_and_size()
-        accumulated = accumulation(self.global_batch, self.batch_size, world_size)
+        accumulated = self.accumulation(world_size)
         if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
             raise InputError(
                 f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but "
@@ -209,30 +194,6 @@ class SegmentationData(LightningDataModule):
         if isinstance(batch, EvalBatch):
             return batch._replace(inputs=batch.inputs.to(device, non_blocking=True))
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-
-def accumulation(global_batch: int, batch_size: int, devices: int) -> int:
-    """The number of batches to accumulate so that an optimizer step sees `global_batch` images.
-
-    Args:
-        global_batch: images per optimizer step.
-        batch_size: images per device and batch.
-        devices: processes that train together, over all nodes.
-
-    Raises:
-        InputError: if it is no whole number.
-    """
-    together = batch_size * devices
-    if global_batch >= together and global_batch % together == 0:
-        return global_batch // together
-    multiples = {global_batch // together * together, -(-global_batch // together) * together} - {0}
-    ways = f"data.global_batch={' or '.join(map(str, sorted(multiples)))}"
-    if global_batch % devices == 0:
-        ways += f"; or a data.batch_size that divides {global_batch // devices}"
-    raise InputError(
-        f"data.global_batch={global_batch} cannot be made of batches of data.batch_size={batch_size} on "
-        f"{devices} devices (trainer.devices x trainer.num_nodes); what works: {ways}"
-    )
 
 
 def check_same_classes(train: Classes, val: Classes) -> None:
