@@ -105,10 +105,14 @@ class LastCheckpoint(Checkpoint):
         # Later than Lightning, whose handler of SIGTERM talks to other ranks from the middle of a step.
         self.signals.install(signal.SIGINT, *ENDING)
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module, batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._finish(trainer)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         # Between the batches of an optimizer step there are gradients, which no checkpoint holds.
         self._between_steps = trainer.global_step != self._steps_done
         if not self._between_steps:
@@ -140,7 +144,13 @@ class LastCheckpoint(Checkpoint):
             self._finish(trainer)
 
     def on_validation_batch_end(
-        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         # All ranks have as many batches, or they could not ask each other.
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self.step == trainer.global_step:
@@ -155,7 +165,9 @@ class LastCheckpoint(Checkpoint):
 
     # What
 
-    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict
+    ) -> None:
         if self._before_validation:
             # Lightning resumes with a validation only if one of its batches was started and not finished, and has no
             # public way to say so; from any other state it would leave this validation out.
@@ -166,7 +178,9 @@ class LastCheckpoint(Checkpoint):
             "logs": {type(logger).__name__: logger.version for logger in trainer.loggers},
         }
 
-    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict
+    ) -> None:
         # A file that this run has neither written nor read may be damaged, and is not kept as the previous one.
         if Path(trainer.ckpt_path).resolve() == self.path.resolve():
             self.step = checkpoint.get("global_step")
@@ -264,8 +278,8 @@ class BestCheckpoint(Checkpoint):
 def validates_after(trainer: lightning.Trainer, ahead: int = 0) -> bool:
     """Whether Lightning validates after the current batch.
 
-    Its own answer is private. A wrong one here would cost a needless checkpoint, or the validation of a run that is
-    killed between two hooks.
+    Lightning's own function is private. A wrong result here would cost a needless checkpoint, or the validation of a
+    run that is killed between two hooks.
 
     Args:
         trainer: the trainer, in `on_train_batch_end`.

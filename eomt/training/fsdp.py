@@ -74,8 +74,8 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take this rank's share of the optimizer's state.
 
-        Other strategies number parameters by their places in the groups, Lightning's saving here by their places in
-        the network: what both have in common is the order within the groups.
+        Other strategies number parameters by their order in the groups, Lightning's saving here by their order in
+        the network: common to both is the order within the groups.
         """
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             numbers = [number for group in saved["param_groups"] for number in group["params"]]

@@ -9,6 +9,8 @@ import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -17,6 +19,7 @@ from eomt.model.eomt import EoMT
 from eomt.model.lora import add_lora
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import Placement
+from eomt.postprocess.types import Instances, Segmentation
 from eomt.postprocess.unpadded import run_unpadded
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Annealing, mask_probability, resolve_windows
@@ -160,7 +163,7 @@ class EoMTModule(lightning.LightningModule):
 
     # Training
 
-    def training_step(self, batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         counts = batch.targets.counts
         keys = training_keys(self.trainer, batch_idx, len(counts))
         outputs = self.network(batch.images, self._dropped_masks(keys) if self.windows else None)
@@ -173,7 +176,9 @@ class EoMTModule(lightning.LightningModule):
         self._log_step(total, terms, len(counts))
         return total
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
         """Clip the total norm over all parameters, and log the norm before it; if it is not finite, skip the step."""
         norm = total_norm(self.network)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -187,7 +192,7 @@ class EoMTModule(lightning.LightningModule):
         self.log("train/gradient_norm", norm)
         self.log("train/skipped_steps", torch.tensor(float(self.nonfinite.skipped)))
 
-    def lr_scheduler_step(self, scheduler, metric) -> None:
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Set the learning rates of the next optimizer step, and its mask probabilities."""
         super().lr_scheduler_step(scheduler, metric)
         self._set_mask_probabilities()
@@ -224,7 +229,7 @@ class EoMTModule(lightning.LightningModule):
         # The weights of an evaluation or of a resumed run bring their own.
         self.probabilities = self.mask_probabilities.tolist()
 
-    def validation_step(self, batch, batch_idx: int) -> list:
+    def validation_step(self, batch: Any, batch_idx: int) -> list[Segmentation | Instances]:
         """Score a batch; return a prediction per image, for callbacks that draw or save them."""
         keys: list[ImageKey] = []
         if not self.mask_free:
@@ -283,7 +288,7 @@ class EoMTModule(lightning.LightningModule):
 
     # Checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[FORMAT] = {
             "kind": self.task.kind,
             "classes": self.classes.to_list(),
@@ -293,7 +298,7 @@ class EoMTModule(lightning.LightningModule):
         }
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_model(checkpoint, self.task.kind, self.classes, self.network.spec)
         if "nonfinite" in checkpoint:
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from eomt.loss.mask_classification import MaskClassificationLoss, num_matched
 
 
 def step_normalisers(
-    loss: MaskClassificationLoss, num_queries: int, batch, trainer: lightning.Trainer
+    loss: MaskClassificationLoss, num_queries: int, batch: Any, trainer: lightning.Trainer
 ) -> tuple[float | Tensor, float | Tensor | None]:
     """Return the divisors of the sums over masks and over classes.
 

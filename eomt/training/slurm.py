@@ -11,7 +11,7 @@ import time
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that end a task: SIGTERM at preemption, SIGUSR1 ahead of the time limit (`--signal=USR1@...`), submitit's."""
 
-# A controller that is busy or restarting answers a little later.
+# A controller that is busy or restarting replies a little later.
 TRIES, PAUSE_SECONDS = 3, 5
 
 
@@ -48,10 +48,10 @@ def requeue() -> str:
     for attempt in range(TRIES):
         if attempt:
             time.sleep(PAUSE_SECONDS)
-        done, answer = _scontrol("requeue", job)
+        done, output = _scontrol("requeue", job)
         if done:
             return ""
-    return f"scontrol requeue {job}: {answer}"
+    return f"scontrol requeue {job}: {output}"
 
 
 def _scontrol(*arguments: str) -> tuple[bool, str]:

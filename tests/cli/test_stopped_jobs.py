@@ -58,10 +58,10 @@ def test_logs_are_resumed_in_the_same_folder_alone(tmp_path):
 
 
 def test_requeueing(monkeypatch):
-    """What is said and with which status the first task ends; the others never end it by theirs."""
+    """Message and exit status of the first task; the others never end it by their status."""
     said = []
     monkeypatch.setattr(main, "log", SimpleNamespace(info=lambda _, message: said.append(message)))
-    stopped = Stopped("stopped by SIGUSR1 after step 3; go on by: ...", signal.SIGUSR1)
+    stopped = Stopped("stopped by SIGUSR1 after step 3; resume by: ...", signal.SIGUSR1)
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
         monkeypatch.setenv(name, value)
     before = [signal.getsignal(number) for number in main.ENDING]

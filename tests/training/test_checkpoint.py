@@ -48,17 +48,17 @@ def _same(folder, undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "places",
+    "stops",
     [
         # The middle and the end of epochs, of which each second one is validated; that validation itself.
         [("step", 2), ("step", 3), ("step", 5), ("step", 6), ("step", 9), ("step", 10)],
         [("validation", 6), ("validation", 6), ("step", 7), ("step", 12), ("validation", 12)],
     ],
 )
-def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp_path, places):
+def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp_path, stops):
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     resumed = ()
-    for place, step in places:
+    for place, step in stops:
         stop = f"+callbacks.stop={{_target_: tests.injection.StopAt, place: {place}, step: {step}}}"
         with pytest.raises(Stopped, match=f"SIGUSR1 after step {step}") as stopped:
             train.main(configured(tmp_path, *with_best, stop, *resumed))

@@ -65,7 +65,7 @@ def folder(settings, shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     unscored = (*settings, "trainer.limit_val_batches=0")
     for kind in KINDS:
-        _begin(folder, kind, settings)
+        _write_untrained(folder, kind, settings)
     evaluated = [
         (
             "eval",
@@ -93,7 +93,7 @@ def folder(settings, shapes, tmp_path_factory):
     return folder
 
 
-def _begin(folder, kind, settings):
+def _write_untrained(folder, kind, settings):
     """A checkpoint of an untrained network that is sure of everything, so that there is something to count."""
     run = (*settings, f"task=shapes_{kind}", "trainer.max_steps=1", "trainer.limit_val_batches=0")
     train.main(configured(folder / kind, *run))
@@ -200,7 +200,7 @@ def test_one_rank_writes(folder):
 
 
 def test_sharded_checkpoints_are_like_any_other(folder, settings, tmp_path):
-    """One file, with which two ranks go on exactly, and one process alone; and which is read."""
+    """One file, from which two ranks resume exactly, and one process alone; and which is read."""
     sharded, resumed = last(folder, "fsdp"), last(folder, "resumed")
     assert largest_difference(sharded["state_dict"], resumed["state_dict"]) == 0
     for state, other in zip(

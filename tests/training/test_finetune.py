@@ -96,7 +96,7 @@ def test_what_is_frozen_stays_and_takes_no_optimizer_state(settings, undisturbed
 
 
 def _initial(cfg, data):
-    """The network as a run begins with it."""
+    """The network at the start of a run."""
 
     lightning.seed_everything(cfg.seed, verbose=False)
     return assemble.build_module(cfg, data.classes, data.image_size)
@@ -191,7 +191,7 @@ def test_settings_that_make_no_sense(settings, tmp_path, overrides, words):
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
-def test_a_run_goes_on_with_what_it_began_with(settings, undisturbed, tmp_path):
+def test_a_run_is_resumed_with_the_same_trained_part(settings, undisturbed, tmp_path):
     for name, changed, words in (
         ("lora", ("model.lora.rank=3", "callbacks.ema.decay=0.6"), r"with model\.lora=.*start another by weights="),
         ("frozen", (), r"with model\.freeze_backbone=True, this one has False"),

@@ -252,7 +252,7 @@ def test_checkpoint_holds_its_own_steps_mask_probabilities(run, options, tmp_pat
 
 @pytest.mark.slow
 def test_evaluation_under_masks(run, options, tmp_path):
-    """As the original validates: the drops are drawn again by the step that the checkpoint was saved at."""
+    """Dropped masks are drawn by the step of the checkpoint, as in the original's validation."""
     early = (*options, "trainer.max_steps=2", "annealing.validate_masked=true", "annealing.windows=[[5,9],[5,9]]")
     train.main(configured(tmp_path / "run", *early))
     during = json.loads((tmp_path / "run" / "metrics_per_class.json").read_text())
@@ -352,7 +352,7 @@ def test_two_processes_train_and_score_each_image_once(run, options, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_begins_with_other_weights(run, options, tmp_path, caplog):
+def test_training_starts_from_other_weights(run, options, tmp_path, caplog):
     """A checkpoint of another kind with other classes; the resumed run does not read them again."""
     caplog.set_level("INFO", logger="eomt")
     weights = f"weights='{run}/checkpoints/last.ckpt'"
@@ -376,7 +376,7 @@ def test_training_begins_with_other_weights(run, options, tmp_path, caplog):
         train.main(configured(tmp_path / "strict", *instances, weights, "strict=true"))
 
 
-def test_weights_without_a_run_are_a_beginning(run, options, tmp_path, caplog):
+def test_weights_without_a_run_start_a_new_one(run, options, tmp_path, caplog):
     """`ckpt=` of train.py takes what any `ckpt=` takes."""
     caplog.set_level("INFO", logger="eomt")
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")

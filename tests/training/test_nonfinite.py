@@ -136,7 +136,7 @@ def test_a_step_that_is_not_finite_is_left_out_named_and_counted(tmp_path, caplo
     assert same(fault.after[3], fault.after[2])
     assert not same(fault.after[2], fault.after[1])
     assert not same(fault.after[4], fault.after[3])
-    assert [fault.after[step][2] for step in (1, 2, 3, 4)] == [1, 2, 3, 4], "the schedule goes on"
+    assert [fault.after[step][2] for step in (1, 2, 3, 4)] == [1, 2, 3, 4], "the schedule continues"
     assert fault.after[3][3] != fault.after[2][3], "so does annealing"
     (record,) = [r for r in caplog.records if "step left out" in r.message]
     assert record.message.startswith(f"step 3: {words}")
@@ -148,7 +148,7 @@ def test_a_step_that_is_not_finite_is_left_out_named_and_counted(tmp_path, caplo
 
 @pytest.mark.slow
 def test_finite_numbers_are_clipped_as_ever(tmp_path):
-    """Bit for bit what PyTorch's own function does."""
+    """Bit-equal to PyTorch's own function."""
     ours = Fault()
     run(tmp_path, [ours])
     theirs = Fault()

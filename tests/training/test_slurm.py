@@ -1,4 +1,4 @@
-"""A job over two nodes of a real SLURM is told to stop, requeues itself, goes on and ends like an undisturbed one."""
+"""Jobs over two nodes of a real SLURM: stopped by signals, they requeue themselves and end like an undisturbed one."""
 
 import json
 import os

@@ -110,4 +110,4 @@ def test_a_signal_while_the_program_is_still_importing(settings, tmp_path):
     assert process.returncode == 143, output
     assert "stopped by SIGTERM while no step was under way" in output
     assert "Traceback" not in output
-    assert not tmp_path.exists(), "a folder in which nothing began"
+    assert not tmp_path.exists(), "a folder without a run"

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides weights: numbers, curves, pictures, predictions."""
+"""Callbacks: the files that a run leaves besides checkpoints, averages of the weights, early stopping."""
 
 from eomt.training.callbacks.curves import CurvePlot
 from eomt.training.callbacks.early_stopping import EarlyStop

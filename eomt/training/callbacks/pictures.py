@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from eomt.files import replacing
 from eomt.postprocess.draw import DRAWN_SCORE, contact_sheet, draw_segments, side_by_side
-from eomt.postprocess.types import Instances
+from eomt.postprocess.types import Instances, Segmentation
 from eomt.targets import ImageTargets
 
 
@@ -35,7 +36,13 @@ class PredictionPictures(Callback):
         self._rows = []
 
     def on_validation_batch_end(
-        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -52,7 +59,7 @@ class PredictionPictures(Callback):
         self._rows = []
 
 
-def _row(batch, index: int, prediction, module) -> np.ndarray:
+def _row(batch: Any, index: int, prediction: Segmentation | Instances, module: lightning.LightningModule) -> np.ndarray:
     """Draw one image at the network's resolution: the batch does not hold the original."""
     placement, targets = batch.placements[index], batch.targets[index]
     size = (placement.scaled_height, placement.scaled_width)

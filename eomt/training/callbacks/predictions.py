@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -29,7 +30,13 @@ class SavePredictions(Callback):
         self._writer.check_names(reader.name(index) for index in range(len(reader)))
 
     def on_validation_batch_end(
-        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         for prediction, name, image_id in zip(outputs, batch.names, batch.image_ids, strict=True):
             self._writer.add(prediction, name, image_id)
