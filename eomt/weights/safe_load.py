@@ -35,6 +35,8 @@ FORMAT = "eomt"
 MAX_JSON = 64 * 2**20
 """Bytes of a description; those of real models stay far below one MiB."""
 
+# Names of types that the unpickler would call with any size, as they stand in a pickle.
+_ALLOCATING = re.compile(rb"\n(bytearray|\w*Tensor|(?:Unt|T)ypedStorage|_rebuild_(?:q|nested_)tensor)\n")
 _AGAIN = "download or copy it again"
 _OR_ANOTHER = f"{_AGAIN}, or take another checkpoint of its run, such as previous.ckpt"
 
@@ -220,11 +222,7 @@ def _read_torch(path: Path, name: str, mmap: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        held = f" ({found[1]})" if found else ""
-        raise InputError(
-            f"{name} holds Python objects{held} beside plain values and tensors, which could run code and are not "
-            "read: ask its author for the weights alone, best as safetensors"
-        ) from error
+        raise _objects(name, found[1] if found else "") from error
     except Exception as error:
         # torch.load raises nearly anything on a damaged file.
         raise InputError(f"{name} is truncated or damaged ({_reason(error)}); {_OR_ANOTHER}") from error
@@ -241,13 +239,27 @@ def _check_archive(path: Path, name: str) -> None:
                 )
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise InputError(f"{name} claims more data than its {path.stat().st_size} bytes; {_AGAIN}")
-            # All are 0 where torch.serialization.set_crc32_options(False) has left them out.
-            for entry in entries if any(entry.CRC for entry in entries) else ():
+            summed = any(entry.CRC for entry in entries)
+            for entry in entries:
+                if not summed:
+                    # torch.serialization.set_crc32_options(False) has left them out.
+                    entry.CRC = None
                 with archive.open(entry) as file:
+                    if entry.filename.endswith(".pkl"):
+                        found = _ALLOCATING.search(file.read())
+                        if found:
+                            raise _objects(name, found[1].decode())
                     while file.read(2**22):
                         pass
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} is truncated or damaged ({_reason(error)}); {_OR_ANOTHER}") from error
+
+
+def _objects(name: str, held: str) -> InputError:
+    return InputError(
+        f"{name} holds Python objects{f' ({held})' if held else ''} beside plain values and tensors, which could run "
+        "code or fill the memory and are not read: ask its author for the weights alone, best as safetensors"
+    )
 
 
 def _reason(error: Exception) -> str:

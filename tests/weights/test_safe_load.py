@@ -209,3 +209,30 @@ def test_descriptions_hold_plain_values_of_bounded_size(changes, words, tmp_path
     with pytest.raises(InputError, match=words) as caught:
         read_weights(tmp_path / "x.ckpt", kind="panoptic")
     assert len(main.explain(caught.value)) < 400
+
+
+class Call:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call",
+    [Call(bytearray, 10**10), Call(torch.Tensor, 10**10), Call(torch.FloatTensor, 10**10)],
+    ids=["bytearray", "Tensor", "FloatTensor"],
+)
+@pytest.mark.parametrize("sums", [True, False])
+def test_no_file_of_a_few_bytes_fills_the_memory(call, sums, tmp_path):
+    """PyTorch's unpickler calls these with any size."""
+    torch.serialization.set_crc32_options(sums)
+    try:
+        torch.save({"queries": call}, tmp_path / "x.bin")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with pytest.raises(InputError, match=r"x\.bin holds Python objects \((bytearray|Tensor|FloatTensor)\)"):
+        read_weights(tmp_path / "x.bin")
