@@ -86,13 +86,13 @@ def _argmax_of_masks(
     code = torch.zeros(shape, dtype=torch.int32, device=mask_logits.device)
     own_area = torch.zeros(len(kept), dtype=torch.int64, device=mask_logits.device)
     first = 0
-    # Per pixel of a mask: a logit that becomes a probability and a product, whether it is inside, and an int64 in its
-    # counting on a CPU.
-    for logits in undo_fit_in_chunks(mask_logits, kept, placement, size, max_bytes, pixel_bytes=13):
+    # Per pixel of a mask: a logit that becomes a probability and a product, whether it is inside, and, where a CPU
+    # counts these, an int32.
+    for logits in undo_fit_in_chunks(mask_logits, kept, placement, size, max_bytes, pixel_bytes=9):
         probability = logits.sigmoid_()
         inside = probability >= mask_threshold
         last = first + len(logits)
-        own_area[first:last] = inside.sum((1, 2))
+        own_area[first:last] = inside.sum((1, 2), dtype=torch.int32)
         highest, query = probability.mul_(scores[first:last, None, None]).max(0)
         found = 2 * (query + first) + inside.gather(0, query[None])[0]
         better = highest > best

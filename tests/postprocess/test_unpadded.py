@@ -1,4 +1,4 @@
-"""Inference without padding: patches keep their places, and only those of the image go through the network."""
+"""Inference without padding: only an image's own patches go through the network."""
 
 import numpy as np
 import pytest

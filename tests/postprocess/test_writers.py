@@ -126,7 +126,7 @@ def test_an_unfinished_run_leaves_the_old_json(tmp_path):
 def test_images_of_one_name_in_two_folders_stay_apart(kind, tmp_path):
     names = ["a/1.jpg", "b/1.jpg", "b/1.x.png", "2.jpg", "../../c/3.jpg", "/d/4.jpg"]
     files = ["a/1.png", "b/1.png", "b/1.x.png", "2.png", "c/3.png", "d/4.png"]
-    if kind == "panoptic":  # COCO's PNGs stand in one folder
+    if kind == "panoptic":  # COCO's PNGs are in one folder
         files = [name.replace("/", "_") for name in files]
     writer = {"semantic": SemanticWriter, "panoptic": PanopticWriter}[kind](tmp_path / "out", CLASSES)
     writer.check_names(names)
