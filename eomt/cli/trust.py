@@ -12,6 +12,8 @@ from eomt.cli.arguments import GROUPS, parsed
 from eomt.cli.settings import NODES, SCORES, nodes, write_names
 from eomt.errors import InputError
 
+# A transform of albumentations by its class: that package's functions, which read files, begin in lower case.
+_TRANSFORM = re.compile(r"albumentations\.[A-Z]\w*")
 _NAME = re.compile(r"[A-Za-z]\w*")
 _KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 _SPECIAL = ("_target_", "_partial_")
@@ -68,7 +70,10 @@ def _is_plain(override: str) -> bool:
     # The choice of a group names a file below configs/.
     if key in (*GROUPS, "debug", "logger") and not (isinstance(given, str) and _NAME.fullmatch(given)):
         return False
-    return next(_instructions(given, special=()), None) is None
+    transforms = key == "data.augmentations" and all(
+        _TRANSFORM.fullmatch(str(node["_target_"])) for _, node in nodes(given)
+    )
+    return next(_instructions(given, special=("_target_",) if transforms else ()), None) is None
 
 
 def _is_known(target: Any) -> bool:

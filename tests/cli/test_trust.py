@@ -77,6 +77,7 @@ def test_plain_overrides_are_taken():
             "model.backbone_options={embed_dim: 32, depth: 3}",
             "kind=instance",
             "trainer.max_epochs=3",
+            "data.augmentations=[{_target_: albumentations.OneOf, transforms: [{_target_: albumentations.Rotate}]}]",
             "seed=7",
         ]
     )
@@ -94,6 +95,10 @@ def test_plain_overrides_are_taken():
         "hydra.run.dir=/tmp/x",
         "hydra={run: {dir: x}}",
         "+hydra.job.env_set.A=b",
+        "data.augmentations=[{_target_: albumentations.load, filepath_or_buffer: x}]",
+        "data.augmentations=[{_target_: albumentations.OneOf, transforms: [{_target_: os.system}]}]",
+        "data.augmentations=[{_target_: albumentations.Flip, _args_: [x]}]",
+        "data.val={_target_: albumentations.Flip}",
         "+data.new=1",
         "++data.root=x",
         "~data.root",
