@@ -21,7 +21,7 @@ from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
-from eomt.training.annealing import Annealing
+from eomt.training.annealing import Annealing, complete_windows
 from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
@@ -79,7 +79,7 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         task=task_of(cfg.kind, cfg.postprocess),
         classes=classes,
         loss=instantiate(cfg.loss),
-        annealing=Annealing(windows, span, power) if windows is not None else None,
+        annealing=Annealing(complete_windows(windows, network.num_masked_blocks), span, power) if windows else None,
         recipe=Recipe(**optim),
         max_skipped_steps=max_skipped_steps,
         validate_masked=cfg.annealing.validate_masked,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import lightning
+import torch
 from hydra.core.override_parser.types import OverrideType
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from eomt.cli.arguments import GROUPS, chosen_groups, key_of, parsed
@@ -83,15 +86,35 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     data = build_data(settings)
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
     check_same_classes(module.classes, data.val_classes)
-    callbacks = [Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
+    counter = _Counter()
+    callbacks = [counter, Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
     trainer = build_trainer(settings, callbacks, False)
     compile_network(module, trainer, settings.compile)
     trainer.validate(module, data, verbose=False)
+    scored = int(trainer.strategy.reduce(torch.tensor(counter.images, device=module.device), reduce_op="sum"))
     if trainer.is_global_zero:
         log.info("%s", module.task.table(module.scores))
+        log.info("scored: %d of %d images", scored, _number_of_images(settings))
         log.info("results: %s", cfg.run_folder)
+
+
+class _Counter(Callback):
+    """Counts the images that this rank scores."""
+
+    def __init__(self):
+        self.images = 0
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.images += len(outputs)
+
+
+def _number_of_images(settings: DictConfig) -> int:
+    """The size of the whole validation set."""
+    return len(build_data(OmegaConf.merge(settings, {"data": {"max_images": None}})).reader("val"))
 
 
 def _scored(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -55,7 +55,9 @@ def _fraction(value: Any) -> Any:
 
 def _windows(windows: list) -> list:
     """Raise ValueError unless each window has 0 <= start <= end, both fractions or both numbers of steps."""
-    for start, end in windows:
+    if "auto" in windows[:-1]:
+        raise ValueError("auto is for the blocks that are left")
+    for start, end in (window for window in windows if window != "auto"):
         if start > end or (end > 1 and (start.denominator != 1 or end.denominator != 1)):
             raise ValueError("no window")
     return windows
@@ -91,7 +93,7 @@ Values = int | list[int]
 Bound = Annotated[Any, BeforeValidator(_fraction), _named("a number of at least 0, or a fraction such as 1/6")]
 Window = Annotated[list[Bound], Field(min_length=2, max_length=2)]
 Windows = Annotated[
-    list[Window],
+    list[Window | Literal["auto"]],
     AfterValidator(_windows),
     _named("a list of windows [start, end], 0 <= start <= end: fractions such as 1/6, or numbers of steps"),
 ]
@@ -150,7 +152,9 @@ class Network(Section):
 
 
 class Annealing(Section):
-    windows: Windows | None = key("when each masked block's attention mask is annealed; null: no attention masks")
+    windows: Literal["auto"] | Windows | None = key(
+        "when each masked block's attention mask is annealed; null: no attention masks"
+    )
     span: Span = key("part of the run that fractions in windows refer to")
     power: NotNegative = key("power of the annealing polynomial")
     validate_masked: bool = key("validate under the current attention masks, as the original does")

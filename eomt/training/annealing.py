@@ -28,6 +28,23 @@ class Annealing:
     power: float = 0.9
 
 
+def complete_windows(windows: Sequence | str, count: int) -> list[Sequence[Bound]]:
+    """Return one annealing window per masked block.
+
+    Args:
+        windows: "auto", or (start, end) of the first masked blocks, ended by "auto" for those that are left. The
+            window of block k of L2 is a sixth of the run from `1/6 + k / (2 L2 - 2)` on: those of the published
+            networks, whose L2 is 3, 4 or 5.
+        count: L2, the number of masked blocks.
+    """
+    given = [] if windows == "auto" else list(windows)
+    if windows != "auto" and (not given or given[-1] != "auto"):
+        return given
+    starts = [Fraction(1, 6) + Fraction(k, max(1, 2 * count - 2)) for k in range(count)]
+    even = [(str(start), str(start + Fraction(1, 6))) for start in starts]
+    return [*given[:-1], *even[len(given[:-1]) :]]
+
+
 def resolve_windows(windows: Sequence[Sequence[Bound]], total_steps: int, span: Bound = 1) -> list[tuple[int, int]]:
     """Turn annealing windows into optimizer steps.
 

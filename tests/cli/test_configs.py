@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from eomt.training.annealing import resolve_windows
+from eomt.training.annealing import complete_windows, resolve_windows
 from tests.golden_numbers import golden_json
 from tests.running import CONFIGS
 
@@ -70,7 +70,8 @@ def test_experiment_equals_the_published_recipe(name):
     assert cfg.optim.decay_masked_blocks == recipe["decay_masked_blocks"]
     assert list(cfg.optim.warmup_steps) == recipe["warmup_steps"]
     total = recipe["epochs"] * STEPS_PER_EPOCH[recipe["dataset"], recipe["task"]]
-    starts, ends = zip(*resolve_windows(cfg.annealing.windows, total, cfg.annealing.span), strict=True)
+    windows = complete_windows(cfg.annealing.windows, cfg.model.num_masked_blocks)
+    starts, ends = zip(*resolve_windows(windows, total, cfg.annealing.span), strict=True)
     assert list(starts) == recipe["anneal_start"]
     assert list(ends) == recipe["anneal_end"]
     assert cfg.loss.num_points == 12544
@@ -100,7 +101,8 @@ def test_any_task_takes_any_model_in_either_order(task, model):
     second = composed(f"model={model}", f"task={task}")
     assert first == second
     assert first.task_name == task
-    assert len(first.annealing.windows) == first.model.num_masked_blocks
+    count = first.model.num_masked_blocks
+    assert len(complete_windows(first.annealing.windows, count)) == count
 
 
 def test_an_experiment_takes_another_model():
