@@ -203,7 +203,7 @@ class LastCheckpoint(Checkpoint):
         """
         if self._written is not None:
             self._take_name(trainer)
-        if self._stopping:
+        if self._stopping and self.step == trainer.global_step:
             self._agreement.close()
             # No rank leaves before the checkpoint has its name.
             trainer.strategy.barrier()
