@@ -39,7 +39,7 @@ def settings(options):
 
 
 def _submit(slurm, settings, folder):
-    """The number of a job whose run folder lies in `folder`, where it is submitted."""
+    """Submit a job in `folder`, where its run folder will be; return its number."""
     # The script runs train.py of the folder from which it was submitted.
     for path in ROOT.glob("*.py"):
         (folder / path.name).symlink_to(path)
@@ -74,7 +74,7 @@ def _run_folder(folder, job):
 
 
 def _finish(slurm, settings, folder, signals):
-    """Let a job run to its end, sending it signals on its way, each once it has saved a checkpoint more."""
+    """Run a job to its end, with a signal after each further checkpoint; return its number, run folder and log."""
     job = _submit(slurm, settings, folder)
     last = _run_folder(folder, job) / "checkpoints" / "last.ckpt"
     for number, name in enumerate(signals):
