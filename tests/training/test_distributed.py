@@ -139,7 +139,8 @@ def test_mask_terms_in_the_log_are_those_of_all_ranks(folder):
 
 def test_a_rank_without_an_image_to_validate(folder, tmp_path):
     last = folder / "few2" / "checkpoints" / "last.ckpt"
-    evaluation.main(configured(tmp_path, f"ckpt='{last}'", "pictures=0", "trainer.accelerator=cpu", name="eval"))
+    options = (f"ckpt='{last}'", FEW[0], "pictures=0", "trainer.accelerator=cpu")
+    evaluation.main(configured(tmp_path, *options, name="eval"))
     assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 1
     for file in ("metrics.json", "metrics_per_class.json"):
         assert (tmp_path / file).read_text() == (folder / "few2" / file).read_text()
