@@ -59,6 +59,7 @@ def trainer(folder, callbacks=(), **changes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("changes", "epoch", "stops"),

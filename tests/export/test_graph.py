@@ -32,6 +32,7 @@ def onnx_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_onnx_in_half_precision_with_a_fixed_batch(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

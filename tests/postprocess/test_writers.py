@@ -220,6 +220,7 @@ def official_stats(document, path):
     return evaluation.stats
 
 
+@pytest.mark.slow
 def test_pycocotools_scores_the_instances_as_the_metric_does(shared_data, tmp_path):
     document, classes, truth, found = official_objects(shared_data)
     # A large image too: rings, whose boxes are far larger than they are.

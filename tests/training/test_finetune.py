@@ -70,6 +70,7 @@ def test_a_resumed_run_ends_the_same(settings, undisturbed, tmp_path, name):
         assert (tmp_path / file).read_text() == (undisturbed[name] / file).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "learning"),
     [

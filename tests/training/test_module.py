@@ -243,6 +243,7 @@ def test_fresh_run_and_resume_from_the_command_line(options, tmp_path):
     assert list(read_logs(tmp_path / "my run=1")["train/loss"]) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_checkpoint_holds_its_own_steps_mask_probabilities(run, options, tmp_path):
     windows = "annealing.windows=[[1,9],[3,5]]"
     train.main(configured(tmp_path, *options, "trainer.limit_val_batches=0", windows, *_save_at(4)))
@@ -387,6 +388,7 @@ def test_weights_without_a_run_start_a_new_one(run, options, tmp_path, caplog):
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
 
 
+@pytest.mark.slow
 def test_evaluation_of_weights_from_elsewhere(run, shapes, tmp_path):
     """Weights that carry no settings are evaluated on the task that is chosen, with the same score."""
     pytest.importorskip("transformers", reason="the Hugging Face form needs transformers")
