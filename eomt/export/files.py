@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import uuid
@@ -72,37 +73,34 @@ def replacing_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-class ArchiveFile:
+class ArchiveFile(io.FileIO):
     """A file for PyTorch's writer of archives, which would end the process where a write fails.
 
-    Used in a `with` statement, at whose end the first failure is raised.
+    Used in a `with` statement, at whose end the failure is raised.
 
     Raises:
         OSError: if the disk is full or a quota used up.
     """
 
     def __init__(self, path: Path):
-        self._file = path.open("wb")
-        self._error: OSError | None = None
+        super().__init__(path, "wb")
+        self._failure: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        if self._error is None:
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self._error = error
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing: closing does it."""
-
-    def __enter__(self) -> ArchiveFile:
-        return self
+        """Write all of it, unless an earlier write has failed."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self._failure is None and rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._failure = error
+        return size
 
     def __exit__(self, *exception: object) -> None:
-        with self._file:
-            if self._error is not None:
-                raise self._error
+        super().__exit__(*exception)
+        if self._failure is not None:
+            raise self._failure
 
 
 def _swap(temporary: Path, out: Path) -> None:
