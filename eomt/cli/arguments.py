@@ -11,7 +11,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from eomt.cli.settings import check_typed, path_names
+from eomt.cli.check import check_typed, path_names
 from eomt.errors import InputError
 from eomt.weights.hub import is_hub_id
 
@@ -65,7 +65,7 @@ def split_for_eval(arguments: Sequence[str]) -> list[str]:
     kept, settings = [], []
     for argument in arguments:
         key, equals, _ = argument.partition("=")
-        mine = argument.startswith("-") or not equals or key.lstrip("+~").partition(".")[0] in own
+        mine = argument.startswith("-") or not equals or re.split("[./@]", key.lstrip("+~"))[0] in own
         (kept if mine else settings).append(argument)
     for override in parsed(settings):
         if override.key_or_group not in GROUPS:

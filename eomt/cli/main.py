@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eomt.cli.arguments import CONFIGS, key_of, quote_paths, split_for_eval
-from eomt.cli.settings import check_settings
+from eomt.cli.check import check_settings
 from eomt.errors import InputError, Stopped, worker_failure
 from eomt.training.slurm import ENDING, batch_job, first_task, requeue
 from eomt.training.stop import StopSignals

@@ -1,19 +1,45 @@
-"""Types, ranges and meanings of all keys of all commands, and their check before anything heavy is imported.
+"""All keys of all commands: types, ranges and meanings, without anything heavy to import.
 
-A section of the configuration is a `Section`. A node, which names its class by `_target_`, is checked by the section
-that `NODES` has for that name; nodes of other classes pass as they are.
+A section of the configuration is a `Section`. A node, which names its class by `_target_`, has the keys of the section
+that `NODES` has for that name; nodes of other classes have any.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, Field
 
-from eomt.errors import InputError
+from eomt.cli.types import (
+    LARGEST_SIDE,
+    Count,
+    CountOrAll,
+    Duration,
+    Folder,
+    ImageSize,
+    Kind,
+    Limit,
+    Names,
+    Natural,
+    Node,
+    NotNegative,
+    OpenSection,
+    Options,
+    Path,
+    Paths,
+    Precision,
+    Section,
+    Seed,
+    Share,
+    Side,
+    Span,
+    Text,
+    Values,
+    Windows,
+    key,
+    named,
+    rising,
+)
 
 SCORES = {
     "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
@@ -26,110 +52,9 @@ SCORES = {
 }
 """The scores of each built-in kind of segmentation, as metrics.json names them."""
 
-# Sizes beyond these are typing errors, and end in exhausted memory.
-_LARGEST_SIDE, _LARGEST_COUNT = 2**16, 2**31 - 1
-
-
-def key(meaning: str, **rules: Any) -> Any:
-    """A field with its one-line meaning; with `default=` the key may be missing."""
-    return Field(description=meaning, **rules)
-
-
-def _named(words: str, **schema: Any) -> WithJsonSchema:
-    """The words by which messages ask for a type."""
-    return WithJsonSchema({"wanted": words, **schema})
-
-
-def _fraction(value: Any) -> Any:
-    """Raise ValueError unless `value` is a number, or a text such as 1/6, of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("no number")
-    try:
-        fraction = Fraction(str(value))
-    except ZeroDivisionError as error:
-        raise ValueError("no number") from error
-    if not 0 <= fraction <= _LARGEST_COUNT:
-        raise ValueError("out of range")
-    return fraction
-
-
-def _windows(windows: list) -> list:
-    """Raise ValueError unless each window has 0 <= start <= end, both fractions or both numbers of steps."""
-    if "auto" in windows[:-1]:
-        raise ValueError("auto is for the blocks that are left")
-    for start, end in (window for window in windows if window != "auto"):
-        if start > end or (end > 1 and (start.denominator != 1 or end.denominator != 1)):
-            raise ValueError("no window")
-    return windows
-
-
-def _rising(values: list) -> list:
-    if values != sorted(values):
-        raise ValueError("must rise")
-    return values
-
-
-def _positive(value: Any) -> Any:
-    if value <= 0:
-        raise ValueError("must be more than 0")
-    return value
-
-
-Count = Annotated[int, Field(ge=1, le=_LARGEST_COUNT)]
-Natural = Annotated[int, Field(ge=0, le=_LARGEST_COUNT)]
-CountOrAll = Annotated[int, Field(ge=-1, le=_LARGEST_COUNT)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
-ImageSize = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Limit = Natural | Share
-Text = Annotated[str, Field(min_length=1), _named("a text that is not empty")]
-Path = Annotated[str, Field(min_length=1), _named("a path")]
-Folder = Annotated[str, Field(min_length=1), _named("a folder to write to")]
-Paths = Path | Annotated[list[Path], Field(min_length=1)]
-Names = Annotated[list[Any] | dict[Any, Any], Field(min_length=1), _named("a list of names, or {value: name}")]
-Values = int | list[int]
-Bound = Annotated[Any, BeforeValidator(_fraction), _named("a number of at least 0, or a fraction such as 1/6")]
-Window = Annotated[list[Bound], Field(min_length=2, max_length=2)]
-Windows = Annotated[
-    list[Window | Literal["auto"]],
-    AfterValidator(_windows),
-    _named("a list of windows [start, end], 0 <= start <= end: fractions such as 1/6, or numbers of steps"),
-]
-Span = Annotated[Bound, AfterValidator(_positive), _named("a number of more than 0, or a fraction such as 39120/39153")]
-Duration = Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$"), _named("a time DD:HH:MM:SS")]
-Kind = (
-    Literal["semantic", "instance", "panoptic"]
-    | Annotated[str, Field(pattern=r"^\w+(\.\w+)+$"), _named("the dotted name of a task")]
-)
-Precision = Literal[32, 16, "32", "16", "bf16"]
-Options = Annotated[dict[str, Any], _named("options by name, such as {depth: 8}")]
-
-
-def _target(node: dict) -> dict:
-    if not isinstance(node.get("_target_"), str):
-        raise ValueError("must name its class")
-    return node
-
-
-Node = Annotated[dict[str, Any], AfterValidator(_target), _named("a section that names its class by _target_")]
-
-
-class Section(BaseModel):
-    """A section of the configuration: every key is known, and no value is converted into another type."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-class OpenSection(Section):
-    """A section of a library's class, or of a task, which may have further keys and says so itself."""
-
-    model_config = ConfigDict(extra="allow")
-
 
 class LoRA(Section):
-    rank: Annotated[int, Field(ge=0, le=_LARGEST_SIDE)] = key("rank of the low-rank changes, such as 8; 0: none")
+    rank: Annotated[int, Field(ge=0, le=LARGEST_SIDE)] = key("rank of the low-rank changes, such as 8; 0: none")
     alpha: Annotated[float, Field(gt=0)] = key("the change is scaled by alpha / rank")
 
 
@@ -185,7 +110,7 @@ class Trainer(Section):
         Literal["auto", -1]
         | Count
         | Annotated[list[Natural], Field(min_length=1)]
-        | Annotated[str, Field(pattern=r"^\d+(,\d+)*$"), _named("device numbers such as '0,1'")]
+        | Annotated[str, Field(pattern=r"^\d+(,\d+)*$"), named("device numbers such as '0,1'")]
     ) = key("number of devices, or a list of them")
     num_nodes: Count = key("number of machines")
     precision: Literal[
@@ -238,8 +163,8 @@ class Data(Section):
     scale_range: Annotated[
         list[Annotated[float, Field(gt=0, le=100)]],
         Field(min_length=2, max_length=2),
-        AfterValidator(_rising),
-        _named("[low, high], 0 < low <= high <= 100"),
+        AfterValidator(rising),
+        named("[low, high], 0 < low <= high <= 100"),
     ] = key("range of the large-scale jitter")
     augmentations: list[Node] = key("transforms of albumentations, applied to images and masks alike")
     max_images: Count | None = key("use the first images of each set alone")
@@ -447,7 +372,7 @@ class Predict(Weights):
     images: Paths = key("a file, a folder, a pattern in quotes, or a list of these", examples=["photos"])
     out: Folder = key("folder of the results")
     trust_code: bool = key("import a task of your own that the weights name")
-    device: Annotated[str, Field(pattern=r"^[a-z]+(:\d+)?$"), _named("a device such as cpu, cuda or cuda:1")] | None = (
+    device: Annotated[str, Field(pattern=r"^[a-z]+(:\d+)?$"), named("a device such as cpu, cuda or cuda:1")] | None = (
         key("where the network runs; null: a GPU if there is one")
     )
     precision: Precision | None = key("of the computation; null: bf16 on a GPU, 32 on a CPU")
@@ -474,179 +399,3 @@ COMMANDS: dict[str, type[Section]] = {
     "predict": Predict,
     "export": Export,
 }
-
-
-def check_typed(command: str, name: str, value: Any) -> None:
-    """Check one value of a command's configuration, as far as its type does not depend on other values.
-
-    Raises:
-        InputError: if it is of a wrong type or out of range.
-    """
-    section: type[Section] | None = COMMANDS[command]
-    *sections, last = name.split(".")
-    for part in sections:
-        section = _subsection(section, part) or {"data": Data, "loss": Loss}.get(part) if section else None
-    if section is None or last not in section.model_fields:
-        return
-    try:
-        section.__pydantic_validator__.validate_assignment(section.model_construct(), last, value)
-    except ValidationError:
-        raise InputError(f"{name}={shown(value)} must be {wanted(_properties(section)[last])}") from None
-
-
-def path_names() -> set[str]:
-    """The names of all keys whose values are paths."""
-    return {name for words in ("a path", "a folder to write to") for name in _names_of(words)}
-
-
-def write_names() -> set[str]:
-    """The names of all keys that say where files are written."""
-    return _names_of("a folder to write to") | {"filename"}
-
-
-def check_settings(command: str, settings: Mapping[str, Any]) -> None:
-    """Check every value of a command's configuration.
-
-    Args:
-        command: a key of COMMANDS.
-        settings: the composed configuration as plain, resolved values.
-
-    Raises:
-        InputError: if a key is missing or unknown, or a value is of a wrong type or out of range; names the key, the
-            value and what is wanted. `details` has all of them.
-    """
-    lines = list(_faults(COMMANDS[command], settings, ()))
-    for path, node in nodes(settings):
-        if isinstance(node["_target_"], str) and node["_target_"] in NODES:
-            lines += _faults(NODES[node["_target_"]], node, path)
-    lines = lines or list(_unknown_scores(settings))
-    if lines:
-        raise InputError(lines[0], lines)
-
-
-def nodes(values: Any, path: tuple = ()) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
-    """All sections with a `_target_`, at any depth, with their paths."""
-    if isinstance(values, Mapping):
-        if "_target_" in values:
-            yield path, values
-        for name, value in values.items():
-            yield from nodes(value, (*path, name))
-    elif isinstance(values, list):
-        for index, value in enumerate(values):
-            yield from nodes(value, (*path, index))
-
-
-def wanted(schema: Mapping[str, Any]) -> str:
-    """What a type's JSON schema asks for, in words."""
-    if "wanted" in schema:
-        return schema["wanted"]
-    choices = _choices(schema)
-    if choices:
-        *most, last = choices
-        return f"{', '.join(most)} or {last}" if most else last
-    kind = schema.get("type")
-    if kind in ("integer", "number"):
-        name = "a whole number" if kind == "integer" else "a number"
-        low, high = schema.get("minimum"), schema.get("maximum", schema.get("exclusiveMaximum"))
-        more = f"of at least {low}" if low is not None else f"of more than {schema.get('exclusiveMinimum')}"
-        if high is None or high == _LARGEST_COUNT:
-            return name if low is None and "exclusiveMinimum" not in schema else f"{name} {more}"
-        if low is not None and "maximum" in schema:
-            return f"{name} from {low} to {high}"
-        return f"{name} {more} and {'at most' if 'maximum' in schema else 'less than'} {high}"
-    if kind == "array":
-        count = f"{schema['minItems']} values" if "maxItems" in schema else "values"
-        return f"a list of {count}, each {wanted(schema.get('items', {}))}"
-    return {"boolean": "true or false", "null": "null", "object": "a section of keys", "string": "a text"}.get(
-        kind, "a section of keys"
-    )
-
-
-def _choices(schema: Mapping[str, Any]) -> list[str]:
-    """What a type allows, if it is a union or a list of values."""
-    if "anyOf" in schema:
-        return list(dict.fromkeys(words for part in schema["anyOf"] for words in _choices(part) or [wanted(part)]))
-    return [shown(value) for value in schema.get("enum", [schema["const"]] if "const" in schema else [])]
-
-
-def shown(value: Any) -> str:
-    """A value as it is typed, shortened."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, list):
-        text = f"[{','.join(shown(entry) for entry in value[:10])}]"
-    elif isinstance(value, Mapping):
-        text = "{" + ",".join(f"{name}: {shown(entry)}" for name, entry in list(value.items())[:10]) + "}"
-    else:
-        text = str(value)
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-@functools.cache
-def _properties(section: type[Section]) -> dict[str, Any]:
-    """The JSON schema of each key of a section."""
-    return section.model_json_schema(by_alias=True)["properties"]
-
-
-def _names_of(words: str) -> set[str]:
-    """The names of all keys whose type is called so."""
-    return {n for section in _sections() for n, schema in _properties(section).items() if words in wanted(schema)}
-
-
-def _sections(parent: type[Section] = Section) -> Iterator[type[Section]]:
-    for section in parent.__subclasses__():
-        yield section
-        yield from _sections(section)
-
-
-def _faults(model: type[Section], values: Any, path: tuple) -> Iterator[str]:
-    """A line for each key of a section that is missing, unknown, or has no value of its type."""
-    try:
-        model.model_validate(values)
-        return
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
-    seen = set()
-    for error in errors:
-        location, value, section = [], values, model
-        # Beyond keys of sections a location names members of unions and entries of lists.
-        for part in error["loc"]:
-            known = isinstance(value, Mapping) and part in value
-            if error["type"] != "missing" and not known:
-                break
-            location.append(part)
-            if not known:
-                break
-            fields = _properties(section) if section else {}
-            schema, value = fields.get(part, {}), value[part]
-            section = _subsection(section, part)
-        name = ".".join(str(part) for part in (*path, *location))
-        if name in seen:
-            continue
-        seen.add(name)
-        if error["type"] == "missing":
-            yield f"{name} is missing in the configuration"
-        elif error["type"] == "extra_forbidden":
-            yield f"{name} is no key of the configuration"
-        elif value is None and "examples" in schema:
-            yield f"{name} is not set: give {wanted(schema)}, as in {name}={schema['examples'][0]}"
-        else:
-            yield f"{name}={shown(value)} must be {wanted(schema)}"
-
-
-def _subsection(section: type[Section] | None, name: str) -> type[Section] | None:
-    """The section under a key, if that is one."""
-    for field_name, field in section.model_fields.items() if section else ():
-        if name == (field.alias or field_name) and isinstance(field.annotation, type):
-            return field.annotation if issubclass(field.annotation, Section) else None
-    return None
-
-
-def _unknown_scores(settings: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each callback that monitors a score which this kind of segmentation has not."""
-    scores = SCORES.get(settings.get("kind"), ())
-    for name, node in (settings.get("callbacks") or {}).items():
-        monitor = (node or {}).get("monitor")
-        if scores and monitor is not None and monitor not in scores and not monitor.startswith("train/"):
-            yield f"callbacks.{name}.monitor={shown(monitor)} must be {', '.join(scores)} or null"

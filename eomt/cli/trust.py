@@ -9,7 +9,8 @@ from typing import Any
 from hydra.errors import HydraException
 
 from eomt.cli.arguments import GROUPS, parsed
-from eomt.cli.settings import NODES, SCORES, nodes, write_names
+from eomt.cli.check import nodes, write_names
+from eomt.cli.settings import NODES, SCORES
 from eomt.errors import InputError
 
 # A transform of albumentations by its class: that package's functions, which read files, begin in lower case.

@@ -37,9 +37,18 @@ def test_lists_of_images():
 
 
 def test_evaluation_sets_a_runs_settings_apart():
-    typed = ["ckpt='/a b'", "data.root='/it\\'s'", "unpadded=true", "--cfg", "job", "hydra.run.dir='x'", "task=t"]
+    typed = [
+        "ckpt='/a b'",
+        "data.root='/it\\'s'",
+        "unpadded=true",
+        "--cfg",
+        "job",
+        "hydra.run.dir='x'",
+        "hydra/job_logging=none",
+        "task=t",
+    ]
     kept = split_for_eval(typed)
-    assert kept[:-1] == ["ckpt='/a b'", "unpadded=true", "--cfg", "job", "hydra.run.dir='x'"]
+    assert kept[:-1] == ["ckpt='/a b'", "unpadded=true", "--cfg", "job", "hydra.run.dir='x'", "hydra/job_logging=none"]
     cfg = composed("eval", *typed[:3], "task=t")
     assert list(cfg.settings) == ["data.root='/it\\'s'", "task=t"]
     assert parsed(cfg.settings)[0].value() == "/it's"

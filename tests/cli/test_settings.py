@@ -9,7 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from eomt.cli.settings import COMMANDS, NODES, SCORES, Section, Trainer, check_settings, check_typed, nodes
+from eomt.cli.check import check_settings, check_typed, nodes
+from eomt.cli.settings import COMMANDS, NODES, SCORES, Trainer
+from eomt.cli.types import Section
 from eomt.errors import InputError
 from tests.running import CONFIGS, ROOT
 
