@@ -222,7 +222,7 @@ def _remove_empty_folder() -> None:
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
     own = {".hydra", "config.yaml", f"{HydraConfig.get().job.name}.log"}
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
+    if folder.is_dir() and folder.resolve() != Path.cwd() and {path.name for path in folder.iterdir()} <= own:
         shutil.rmtree(folder, ignore_errors=True)
 
 

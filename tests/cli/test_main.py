@@ -60,3 +60,13 @@ def test_a_mistyped_argument_ends_the_command_in_one_line(arguments, line, monke
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("error: ")
     assert line in said
+
+
+def test_the_current_folder_stays(monkeypatch, tmp_path):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main.sys, "argv", ["export.py", "ckpt=x", "out=null"])
+    with pytest.raises(SystemExit):
+        main._run("export", lambda cfg: main.checked("export", cfg))
+    GlobalHydra.instance().clear()
+    assert tmp_path.is_dir()

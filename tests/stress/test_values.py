@@ -90,14 +90,13 @@ def keys(name):
 def builds(cfg):
     """train.py up to its first step."""
     main.checked("train", cfg)
-    from datasets.sampler import accumulation
     from eomt.cli.build import build_callbacks, build_data, build_loggers, build_module, build_trainer, starting_point
 
     data = build_data(cfg)
     build_module(cfg, data.classes, data.image_size)
     starting_point(cfg)
     trainer = build_trainer(cfg, build_callbacks(cfg), build_loggers(cfg) or False)
-    accumulation(data.global_batch, data.batch_size, trainer.world_size)
+    data.accumulation(trainer.world_size)
 
 
 def ended(name, function, arguments, monkeypatch, capsys):
