@@ -1,4 +1,4 @@
-"""Write a small dataset in the three forms that a dataset of one's own may have, to look at and to train on.
+"""Write a small dataset in the three forms that a custom dataset may have, to look at and to train on.
 
 python examples/own_data.py DIR
 

@@ -1,4 +1,4 @@
-"""The installed package alone: what segments an image needs none of the extras."""
+"""The package alone: segmenting images needs none of the extras."""
 
 import subprocess
 import sys

@@ -42,11 +42,11 @@ STAGED_ROOT = "EOMT_STAGED_ROOT"
 def build_data(cfg: DictConfig) -> lightning.LightningDataModule:
     """The data module of a configuration; `data.root` is for its readers.
 
-    A copy of it that the environment names is read in its place. The configuration, which checkpoints keep, goes on
-    to say where the data lies outside this job.
+    A copy of it that the environment names is read in its place. The configuration, which checkpoints keep, still
+    names the folder outside this job.
     """
     settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
-    if settings.pop("validate_on_train"):
+    if settings.pop("validate_on_train", False):
         settings["val"] = settings["train"]
     for name in READER_KEYS:
         value = settings.pop(name, None)
@@ -61,13 +61,11 @@ def build_data(cfg: DictConfig) -> lightning.LightningDataModule:
 
 
 def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> EoMTModule:
-    """A new network with its loss and recipe."""
-    if cfg.loss.ignore_void and cfg.kind == "instance":
+    """Build a new network with its loss and recipe."""
+    if cfg.loss.get("ignore_void") and cfg.kind == "instance":
         raise InputError("loss.ignore_void=true is not for instances: there, what belongs to no object is background")
     model = OmegaConf.to_container(cfg.model, resolve=True)
-    pretrained = model.pop("pretrained")
-    # A checkpoint's configuration may be older than these.
-    freeze, lora = model.pop("freeze_backbone", False), model.pop("lora", None)
+    pretrained, freeze, lora = (model.pop(name) for name in ("pretrained", "freeze_backbone", "lora"))
     network = EoMT(image_size=image_size, num_classes=len(classes), **model)
     network.activation_checkpointing = cfg.activation_checkpointing
     module = ShardedModule if cfg.trainer.strategy == "fsdp2" else EoMTModule
@@ -85,7 +83,7 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         validate_masked=cfg.annealing.validate_masked,
         pretrained=pretrained,
         freeze=freeze,
-        lora=lora if lora and lora["rank"] else None,
+        lora=lora if lora["rank"] else None,
         seed=cfg.seed,
         run={"config": OmegaConf.to_container(cfg, resolve=True), "overrides": typed_overrides()},
     )

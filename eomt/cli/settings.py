@@ -309,7 +309,7 @@ class Run(Section):
     weights: Path | None = key("weights to start from")
     strict: bool = key("refuse weights that do not fit as they are")
     delta_base: Path | None = key("the pretrained DINOv3 that delta weights are relative to; null: Meta's")
-    trust_code: bool = key("import classes of your own that a checkpoint names")
+    trust_code: bool = key("import custom classes that a checkpoint names")
     prefetch: bool = key("only fetch pretrained weights and build the data's index")
     matmul_precision: Literal["highest", "high", "medium"] = key("of float32 matrix products on a GPU")
     compile: bool | None = key("torch.compile; null: on a GPU")
@@ -342,7 +342,7 @@ class Scored(Section):
 class Eval(Section):
     ckpt: Path = key("the weights", examples=["RUN/checkpoints/best.ckpt"])
     delta_base: Path | None = key("the pretrained DINOv3 that delta weights are relative to; null: Meta's")
-    trust_code: bool = key("import classes of your own that the checkpoint names")
+    trust_code: bool = key("import custom classes that the checkpoint names")
     save_predictions: bool = key("write the official result files")
     unpadded: bool = key("leave patches out that only show padding")
     pictures: Natural = key("predictions that are drawn")
@@ -371,7 +371,7 @@ class Weights(Section):
 class Predict(Weights):
     images: Paths = key("a file, a folder, a pattern in quotes, or a list of these", examples=["photos"])
     out: Folder = key("folder of the results")
-    trust_code: bool = key("import a task of your own that the weights name")
+    trust_code: bool = key("import a custom task that the weights name")
     device: Annotated[str, Field(pattern=r"^[a-z]+(:\d+)?$"), named("a device such as cpu, cuda or cuda:1")] | None = (
         key("where the network runs; null: a GPU if there is one")
     )

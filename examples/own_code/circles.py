@@ -1,4 +1,4 @@
-"""A dataset and a task of one's own, from outside the checkout. From this folder:
+"""A custom dataset and task outside the checkout. From this folder:
 
 PYTHONPATH=. python ../../train.py --config-dir . task=circles
 PYTHONPATH=. python ../../eval.py ckpt=RUN/checkpoints/best.ckpt trust_code=true
