@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
-from datasets.files.retry import read_with_retry
+from datasets.files.source import read_with_retry
 from datasets.readers.base import Reader
 from datasets.sampler import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform

@@ -55,6 +55,14 @@ def narrow_png(values, depth):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def read(source, name, member):
+    return b"".join(source.chunks(name, member))
+
+
+def contents(source):
+    return {name: read(source, name, member) for name, member in source.members().items()}
+
+
 def write_folder(folder, files):
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

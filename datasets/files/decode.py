@@ -39,34 +39,7 @@ def decode_id_map(data: bytes, where: str) -> np.ndarray:
     image = _load(data, where)
     if image.mode not in ("RGB", "RGBA"):
         raise InputError(f"{where} must hold segment ids in red, green and blue, but its mode is {image.mode}")
-    # Pillow gives four bytes a pixel: read as little-endian integers they are the ids, apart from the fourth.
-    pixels = np.frombuffer(image.tobytes("raw", "RGBX" if image.mode == "RGB" else "RGBA"), dtype="<u4")
-    return (pixels & 0xFFFFFF).reshape(image.height, image.width)
-
-
-def decode_label_map(data: bytes, where: str) -> np.ndarray:
-    """Decode a label PNG: uint8 or uint16 [H, W], the numbers as the file stores them.
-
-    The file is grey of 1 to 16 bits, or holds palette indices. Viewers scale grey of fewer than 8 bits to 0..255;
-    labels are not scaled.
-
-    Args:
-        data: the file's bytes.
-        where: the file's name in the message.
-
-    Raises:
-        InputError: if they are no complete PNG, or a coloured one.
-    """
-    image = _load(data, where, "PNG")
-    if image.mode not in ("1", "L", "P", "I", "I;16"):
-        raise InputError(
-            f"{where} must be a grey or palette PNG, whose values stand for classes, but its mode is {image.mode}"
-        )
-    if image.mode.startswith("I"):
-        return np.asarray(image).astype(np.uint16)
-    values = np.asarray(image, dtype=np.uint8)
-    depth = data[_PNG_BIT_DEPTH]
-    return values // (255 // ((1 << depth) - 1)) if image.mode == "L" and depth < 8 else values
+    return _color_codes(image)
 
 
 def decode_color_map(data: bytes, where: str) -> np.ndarray:
@@ -80,7 +53,32 @@ def decode_color_map(data: bytes, where: str) -> np.ndarray:
     image = _load(data, where, "PNG")
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         raise InputError(f"{where} must be a PNG of colours, but its mode is {image.mode}")
-    pixels = np.frombuffer(image.convert("RGB").tobytes("raw", "RGBX"), dtype="<u4")
+    return _color_codes(image.convert("RGB"))
+
+
+def decode_label_map(data: bytes, where: str) -> np.ndarray:
+    """Decode a label PNG: uint8 or uint16 [H, W], the numbers as the file stores them.
+
+    The file is grey of 1 to 16 bits, or holds palette indices. Viewers scale grey of fewer than 8 bits to 0..255;
+    labels are not scaled.
+
+    Raises:
+        InputError: if they are no complete PNG, or a coloured one.
+    """
+    image = _load(data, where, "PNG")
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise InputError(
+            f"{where} must be a grey or palette PNG, whose values stand for classes, but its mode is {image.mode}"
+        )
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.uint16)
+    values, depth = np.asarray(image, dtype=np.uint8), data[_PNG_BIT_DEPTH]
+    return values // (255 // ((1 << depth) - 1)) if image.mode == "L" and depth < 8 else values
+
+
+def _color_codes(image: Image.Image) -> np.ndarray:
+    # Pillow gives four bytes a pixel: read as little-endian integers they are the codes, apart from the fourth.
+    pixels = np.frombuffer(image.tobytes("raw", "RGBX" if image.mode == "RGB" else "RGBA"), dtype="<u4")
     return (pixels & 0xFFFFFF).reshape(image.height, image.width)
 
 

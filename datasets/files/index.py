@@ -19,7 +19,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from datasets.files.source import Member, Source
 from eomt.errors import InputError
 from eomt.files import replacing
 
@@ -98,38 +97,6 @@ def text_columns(name: str, texts: Iterable[bytes]) -> dict[str, np.ndarray]:
     texts = list(texts)
     ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     return {name: np.frombuffer(b"".join(texts), dtype=np.uint8), f"{name}_end": ends}
-
-
-def file_columns(name: str, files: Iterable[tuple[str, Member]]) -> dict[str, np.ndarray]:
-    """Names and locations of files as arrays of an index, for `IndexedFiles`."""
-    files = list(files)
-    members = np.array([member for _, member in files], dtype=np.uint64).reshape(-1, len(Member._fields))
-    return text_columns(f"{name}_name", (file.encode() for file, _ in files)) | {f"{name}_member": members}
-
-
-class IndexedFiles:
-    """Files of a source by number, as an index lists them.
-
-    Args:
-        source: the archive or folder.
-        index: has the arrays that `file_columns` made.
-        name: their name there.
-    """
-
-    def __init__(self, source: Source, index: Index, name: str):
-        self.source = source
-        self._index = index
-        self._column = name
-
-    def name(self, number: int) -> str:
-        """The file's path within the source."""
-        return self._index.texts(f"{self._column}_name", number, number + 1)[0].decode()
-
-    def read(self, number: int) -> tuple[bytes, str]:
-        """The file's contents, and its name in messages. InputError if it cannot be read."""
-        name = self.name(number)
-        (member,) = self._index.rows(f"{self._column}_member", number, number + 1).tolist()
-        return self.source.read(name, Member(*member)), self.source.describe(name)
 
 
 def open_index(key: str, build: Callable[[], tuple[Mapping[str, np.ndarray], Mapping]]) -> Index:

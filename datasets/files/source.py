@@ -1,18 +1,29 @@
-"""Files of a folder, and the interface that archives and folders share."""
+"""Sources of files: the interface that folders and archives share, folders, and files by number."""
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
+from datasets.files.index import Index, text_columns
 from eomt.errors import InputError
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
+
+PAUSES = (0.5, 2.0, 8.0)
+"""Seconds before each further attempt to read."""
+
+# Other errors of network file systems and overloaded disks may pass.
+_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class Member(NamedTuple):
@@ -53,11 +64,8 @@ class Source(Protocol):
     def digest(self, name: str) -> bytes:
         """A digest that changes when the contents of one member do."""
 
-    def read(self, name: str, member: Member) -> bytes:
-        """The contents of a member, checked against its CRC. InputError if it is missing or damaged."""
-
     def chunks(self, name: str, member: Member) -> Iterator[bytes]:
-        """The same in pieces of about 1 MiB; the check follows the last piece."""
+        """A member in pieces of about 1 MiB, then checked against its CRC. InputError if it is missing or damaged."""
 
 
 class Folder:
@@ -73,20 +81,20 @@ class Folder:
         return Folder(self.path / folder)
 
     def members(self) -> dict[str, Member]:
-        return {name: Member() for name in self._names()}
+        return {
+            Path(folder, file).relative_to(self.path).as_posix(): Member()
+            for folder, _, files in os.walk(self.path)
+            for file in files
+        }
 
     def fingerprint(self) -> bytes:
-        names = "\n".join(sorted(self._names()))
-        return blake2b(names.encode("utf-8", "surrogateescape")).digest()
+        return blake2b("\n".join(sorted(self.members())).encode("utf-8", "surrogateescape")).digest()
 
     def digest(self, name: str) -> bytes:
         state = blake2b()
         for chunk in self.chunks(name):
             state.update(chunk)
         return state.digest()
-
-    def read(self, name: str, member: Member | None = None) -> bytes:
-        return b"".join(self.chunks(name, member))
 
     def chunks(self, name: str, member: Member | None = None) -> Iterator[bytes]:
         try:
@@ -96,7 +104,57 @@ class Folder:
         except OSError as error:
             raise InputError(f"cannot read {self.describe(name)}: {error.strerror}") from error
 
-    def _names(self) -> Iterator[str]:
-        for folder, _, files in os.walk(self.path):
-            inside = Path(folder).relative_to(self.path).as_posix()
-            yield from files if inside == "." else (f"{inside}/{file}" for file in files)
+
+def file_columns(name: str, files: Iterable[tuple[str, Member]]) -> dict[str, np.ndarray]:
+    """Names and locations of files as arrays of an index, for `IndexedFiles`."""
+    files = list(files)
+    members = np.array([member for _, member in files], dtype=np.uint64).reshape(-1, len(Member._fields))
+    return text_columns(f"{name}_name", (file.encode() for file, _ in files)) | {f"{name}_member": members}
+
+
+class IndexedFiles:
+    """Files of a source by number, as an index lists them.
+
+    Args:
+        source: the archive or folder.
+        index: has the arrays that `file_columns` made.
+        name: their name there.
+    """
+
+    def __init__(self, source: Source, index: Index, name: str):
+        self.source = source
+        self._index = index
+        self._column = name
+
+    def name(self, number: int) -> str:
+        """The file's path within the source."""
+        return self._index.texts(f"{self._column}_name", number, number + 1)[0].decode()
+
+    def read(self, number: int) -> tuple[bytes, str]:
+        """The file's contents, and its name in messages. InputError if it cannot be read."""
+        name = self.name(number)
+        (member,) = self._index.rows(f"{self._column}_member", number, number + 1).tolist()
+        return b"".join(self.source.chunks(name, Member(*member))), self.source.describe(name)
+
+    def compared(self) -> tuple[set[str], set[str]]:
+        """Names in messages of these files, and of all that the source holds."""
+        count = len(self._index.column(f"{self._column}_member"))
+        used = {self.source.describe(self.name(number)) for number in range(count)}
+        return used, {self.source.describe(name) for name in self.source.members()}
+
+
+def read_with_retry(read: Callable[[int], Any], index: int) -> Any:
+    """Return `read(index)`, attempted again after each of PAUSES if the operating system's error may pass.
+
+    Raises:
+        InputError: the last attempt's; one of another cause at once.
+    """
+    for pause in PAUSES:
+        try:
+            return read(index)
+        except InputError as error:
+            number = getattr(error.__cause__, "errno", None)  # Pillow's OSErrors have none
+            if number is None or number in _LASTING:
+                raise
+        time.sleep(pause)
+    return read(index)

@@ -11,8 +11,8 @@ import numpy as np
 
 from datasets.files.archive import ZipArchive, find_source
 from datasets.files.decode import decode_id_map, decode_rgb
-from datasets.files.index import Index, IndexedFiles, open_index
-from datasets.files.source import Folder, Member, Source
+from datasets.files.index import Index, open_index
+from datasets.files.source import Folder, IndexedFiles, Member, Source
 from datasets.readers.base import Annotated, check_size, open_root
 from datasets.readers.coco_index import VERSION, annotated, build_instance_index, build_panoptic_index
 from eomt.classes import Classes
@@ -50,9 +50,7 @@ class _CocoReader:
 
     def files(self) -> tuple[set[str], set[str]]:
         """The images that the JSON names, and all files beside them."""
-        source = self._images.source
-        used = {source.describe(self.name(index)) for index in range(len(self))}
-        return used, {source.describe(name) for name in source.members()}
+        return self._images.compared()
 
     def annotated(self) -> Annotated:
         """Boxes, areas and outlines of the segments. Reads the JSON anew."""

@@ -15,8 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from datasets.files.index import Index, file_columns, text_columns
-from datasets.files.source import Source
+from datasets.files.index import Index, text_columns
+from datasets.files.source import Source, file_columns
 from datasets.readers.base import Annotated
 from datasets.readers.coco_json import (
     ROW_ERRORS,

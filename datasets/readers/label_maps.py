@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from datasets.files.decode import decode_color_map, decode_label_map, decode_rgb
-from datasets.files.index import IndexedFiles, file_columns, open_index
-from datasets.files.source import Member, Source
+from datasets.files.index import open_index
+from datasets.files.source import IndexedFiles, Member, Source, file_columns
 from datasets.readers.base import check_size
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -200,11 +200,8 @@ class PairedFiles:
 
     def files(self) -> tuple[set[str], set[str]]:
         """The files of images and ground truth that are used, and all that lie beside them."""
-        used, there = set(), set()
-        for files in (self._images, *self._truths):
-            used |= {files.source.describe(files.name(index)) for index in range(len(self))}
-            there |= {files.source.describe(name) for name in files.source.members()}
-        return used, there
+        sets = [files.compared() for files in (self._images, *self._truths)]
+        return set().union(*(used for used, _ in sets)), set().union(*(there for _, there in sets))
 
 
 def _pair_columns(

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import train
+from datasets.files.archive import ZipArchive
 from eomt.errors import InputError, worker_failure
 from eomt.weights.checkpoint import read_checkpoint
 from tests.label_files import label_png, photo, write_folder
@@ -116,22 +117,22 @@ def test_a_killed_data_worker(run, undisturbed, tmp_path):
 
 
 def test_reads_that_hang(run, monkeypatch):
-    real, main = os.pread, os.getpid()
-    monkeypatch.setattr(os, "pread", lambda *a: real(*a) if os.getpid() == main else time.sleep(600))
+    real, main = ZipArchive.chunks, os.getpid()
+    monkeypatch.setattr(ZipArchive, "chunks", lambda *a: real(*a) if os.getpid() == main else time.sleep(600))
     assert "no batch of data within 3 s" in run("data.timeout=3")
 
 
 def test_passing_errors_of_a_file_system(run, monkeypatch, undisturbed, tmp_path):
     """Each data worker's first two reads fail."""
-    real, main, reads = os.pread, os.getpid(), Counter()
+    main, reads = os.getpid(), Counter()
 
-    def pread(*arguments):
+    def opened(*arguments):
         reads[os.getpid()] += 1
         if os.getpid() != main and reads[os.getpid()] <= 2:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(*arguments)
+        return open(*arguments)
 
-    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr("datasets.files.archive.open", opened, raising=False)
     assert run() == ENDED
     assert equal(learned(tmp_path), undisturbed)
 

@@ -3,13 +3,11 @@
 import os
 import pickle
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from datasets.files.index import IndexedFiles, cache_folder, file_columns, open_index, text_columns
-from datasets.files.source import Member
+from datasets.files.index import cache_folder, open_index, text_columns
 from eomt.errors import InputError
 
 
@@ -77,17 +75,8 @@ def test_pickled_index_maps_the_same_file():
     check(pickle.loads(data))
 
 
-def test_files_and_texts_come_back(tmp_path):
-    files = {"a/é.txt": Member(1 << 40, 2, (1 << 64) - 1, 0xFFFFFFFF, 8, 0x800), "b.txt": Member()}
-    arrays = file_columns("photo", files.items()) | text_columns("mask", [b"", b"one", b"", b"three"])
-    index = open_index("key", lambda: (arrays, {}))
-    seen = {}
-    source = SimpleNamespace(
-        read=lambda name, member: seen.setdefault(name, member), describe=lambda name: f"in {name}"
-    )
-    listed = IndexedFiles(source, index, "photo")
-    assert [listed.read(k)[1] for k in range(2)] == ["in a/é.txt", "in b.txt"]
-    assert seen == files
+def test_texts_come_back():
+    index = open_index("key", lambda: (text_columns("mask", [b"", b"one", b"", b"three"]), {}))
     assert index.texts("mask", 0, 4) == [b"", b"one", b"", b"three"]
     assert [index.texts("mask", k, k + 1) for k in range(4)] == [[b""], [b"one"], [b""], [b"three"]]
     assert index.texts("mask", 4, 4) == []

@@ -1,19 +1,79 @@
-"""Files of a folder."""
+"""Files of a folder, files by number, and repeated reads."""
 
-from datasets.files.source import Folder
-from tests.label_files import fails, write_folder
+import errno
+from types import SimpleNamespace
+
+import pytest
+
+from datasets.files import source as module
+from datasets.files.decode import decode_rgb
+from datasets.files.index import open_index
+from datasets.files.source import PAUSES, Folder, IndexedFiles, Member, file_columns, read_with_retry
+from eomt.errors import InputError
+from tests.label_files import contents, fails, photo, read, write_folder
 
 FILES = {"a.jpg": b"photo", "sub/\xe9.jpg": b"some text " * 400_000, "empty.jpg": b""}
 
 
 def test_folder(tmp_path):
     source = Folder(write_folder(tmp_path, FILES))
-    assert {name: source.read(name, member) for name, member in source.members().items()} == FILES
-    assert source.below("sub").read("\xe9.jpg") == FILES["sub/\xe9.jpg"]
+    assert contents(source) == FILES
+    assert read(source.below("sub"), "\xe9.jpg", Member()) == FILES["sub/\xe9.jpg"]
     fingerprint, digest = source.fingerprint(), source.digest("a.jpg")
     (tmp_path / "a.jpg").write_bytes(b"other")
     assert source.fingerprint() == fingerprint
     assert source.digest("a.jpg") != digest
     (tmp_path / "a.jpg").rename(tmp_path / "b.jpg")
     assert source.fingerprint() != fingerprint
-    fails(r"cannot read .*a\.jpg: No such file", source.read, "a.jpg")
+    fails(r"cannot read .*a\.jpg: No such file", read, source, "a.jpg", Member())
+
+
+def test_files_of_an_index_come_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
+    files = {"a/\xe9.txt": Member(1 << 40, 2, (1 << 64) - 1, 0xFFFFFFFF, 8, 0x800), "b.txt": Member()}
+    index = open_index("key", lambda: (file_columns("photo", files.items()), {}))
+    seen = {}
+    source = SimpleNamespace(
+        chunks=lambda name, member: [seen.setdefault(name, member) and b""], describe=lambda name: f"in {name}"
+    )
+    listed = IndexedFiles(source, index, "photo")
+    assert [listed.read(k)[1] for k in range(2)] == ["in a/\xe9.txt", "in b.txt"]
+    assert seen == files
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    waited = []
+    monkeypatch.setattr(module.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.mark.parametrize(("number", "attempts"), [(errno.EIO, 4), (errno.ESTALE, 4), (errno.ENOENT, 1), (None, 1)])
+def test_errors_that_may_pass_are_tried_again(waited, number, attempts):
+    tried = []
+
+    def failing(index):
+        tried.append(index)
+        raise InputError("cannot read x") from OSError(number, "reason")
+
+    with pytest.raises(InputError, match="cannot read x"):
+        read_with_retry(failing, 7)
+    assert tried == [7] * attempts
+    assert waited == list(PAUSES[: attempts - 1])
+
+
+def test_a_read_that_succeeds_in_the_end(waited):
+    left = [errno.ETIMEDOUT]
+
+    def passing(index):
+        if left:
+            raise InputError("cannot read x") from OSError(left.pop(), "reason")
+        return index + 1
+
+    assert read_with_retry(passing, 7) == 8
+
+
+def test_damaged_images_are_not_read_again(waited):
+    with pytest.raises(InputError, match="cannot be decoded"):
+        read_with_retry(lambda _: decode_rgb(photo(9, 9)[:-30], "x.jpg"), 0)
+    assert not waited
