@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any
-
-# Nobody reads more, and a file of another kind has a fault in every row.
-MOST_DETAILS = 10_000
+from collections.abc import Sequence
 
 
 class InputError(Exception):
@@ -23,39 +19,6 @@ class InputError(Exception):
     def __init__(self, message: str = "", details: Sequence[str] = ()):
         super().__init__(message)
         self.details = tuple(details)
-
-
-def raise_faults(lines: Sequence[str]) -> None:
-    """Raise InputError if there are any faults: the first is its message."""
-    if lines:
-        raise InputError(lines[0], lines)
-
-
-class Faults:
-    """Collect the InputErrors of several checks, to raise one that names the faults of all."""
-
-    def __init__(self):
-        self._first: InputError | None = None
-        self._details: list[str] = []
-        self._more = 0
-
-    def check(self, function: Callable, *arguments: object) -> Any:
-        """Call a function and return its result; None where it raises InputError, which is kept."""
-        try:
-            return function(*arguments)
-        except InputError as error:
-            self._first = self._first or error
-            details = error.details or (str(error),)
-            room = max(MOST_DETAILS - len(self._details), 0)
-            self._details += details[:room]
-            self._more += len(details[room:])
-            return None
-
-    def end(self) -> None:
-        """Raise InputError if there was any, with the first message and the details of all."""
-        if self._first is not None:
-            rest = [f"and {self._more} more"] if self._more else []
-            raise InputError(str(self._first), [*self._details, *rest]) from self._first
 
 
 def worker_failure(error: Exception, timeout: float = 0) -> InputError:

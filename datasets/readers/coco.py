@@ -11,33 +11,40 @@ import numpy as np
 
 from datasets.files.archive import ZipArchive, find_source
 from datasets.files.decode import decode_id_map, decode_rgb
-from datasets.files.index import Index, open_index
+from datasets.files.index import open_index
 from datasets.files.source import Folder, IndexedFiles, Member, Source
 from datasets.readers.base import Annotated, check_size, open_root
-from datasets.readers.coco_index import VERSION, annotated, build_instance_index, build_panoptic_index
+from datasets.readers.coco_index import VERSION, annotated, build_index
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.targets import ImageTargets, equal_pixels, targets_from_id_map, targets_from_rles
 
-_INSTANCE_ARCHIVE = "annotations_trainval2017.zip"
-_PANOPTIC_ARCHIVE = "panoptic_annotations_trainval2017.zip"
-
 
 class _CocoReader:
-    """Images and segments by the rows of an index.
+    """Images and segments by the rows of an index; see `CocoInstance`."""
 
-    Args:
-        images: the images.
-        json: the annotations.
-        index: the arrays of `coco_index`.
-    """
+    kind: str
+    archive: str
 
-    def __init__(self, images: Source, json: JsonFile, index: Index):
-        self._images = IndexedFiles(images, index, "image")
-        self._json = json
-        self._index = index
-        self._count = len(index.column("image_id"))
-        self.classes = Classes.from_list(index.meta["categories"])
+    def __init__(
+        self,
+        root: str | Path | None,
+        split: str = "train",
+        images: str | None = None,
+        annotations: str | None = None,
+    ):
+        annotations = annotations or f"{self.kind}_{split}2017"
+        images = images or f"{split}2017"
+        source, self._json, masks = _find(root, images, annotations, self.archive, self.kind == "panoptic")
+        state = blake2b(self._json.source.digest(self._json.name) + source.fingerprint(), digest_size=16)
+        if masks:
+            state.update(masks.fingerprint())
+        key = f"{self.kind}-{VERSION}-{self._json.name.removesuffix('.json')[:80]}-{state.hexdigest()}"
+        self._index = open_index(key, lambda: build_index(self._json.chunks, self._json.describe(), source, masks))
+        self._images = IndexedFiles(source, self._index, "image")
+        self._masks = IndexedFiles(masks, self._index, "mask") if masks else None
+        self._count = len(self._index.column("image_id"))
+        self.classes = Classes.from_list(self._index.meta["categories"])
 
     def __len__(self) -> int:
         return self._count
@@ -104,19 +111,7 @@ class CocoInstance(_CocoReader):
             has no mask, a polygon of fewer than 3 corners, or run lengths of another size than its image.
     """
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        split: str = "train",
-        images: str | None = None,
-        annotations: str | None = None,
-    ):
-        annotations = annotations or f"instances_{split}2017"
-        source, json, _ = _find(root, images or f"{split}2017", annotations, _INSTANCE_ARCHIVE, masks=False)
-        index = open_index(
-            _index_key("instance", json, source), lambda: build_instance_index(json.chunks, json.describe(), source)
-        )
-        super().__init__(source, json, index)
+    kind, archive = "instances", "annotations_trainval2017.zip"
 
     def has_targets(self) -> np.ndarray:
         """bool [N]: the image has an object that is no crowd."""
@@ -132,45 +127,26 @@ class CocoInstance(_CocoReader):
 class CocoPanoptic(_CocoReader):
     """Images with COCO panoptic ground truth, from the archives as downloaded or the same tree extracted.
 
-    `root` holds the images as `train2017.zip` or `train2017/`, and the annotations as
-    `panoptic_annotations_trainval2017.zip` (in it `annotations/panoptic_train2017.json` and
-    `annotations/panoptic_train2017.zip`), or as `annotations/panoptic_train2017.json` beside
-    `annotations/panoptic_train2017.zip` or `annotations/panoptic_train2017/`. An archive goes before a folder
-    of the same name. It is a `datasets.readers.base.Reader`.
+    `root` holds the images as for `CocoInstance`, and the annotations as `panoptic_annotations_trainval2017.zip` (in it
+    `annotations/panoptic_train2017.json` and `annotations/panoptic_train2017.zip`), or as
+    `annotations/panoptic_train2017.json` beside `annotations/panoptic_train2017.zip` or
+    `annotations/panoptic_train2017/`. It is a `datasets.readers.base.Reader`.
 
     A pixel of a panoptic PNG belongs to the segment with the id R + 256 * G + 65536 * B; 0 is void. Classes
-    are the JSON's categories, things before stuff, each by category id. The JSON is parsed once: see
-    `datasets.files.index`.
+    are the JSON's categories, things before stuff, each by category id.
 
     Args:
         root: the folder with the archives.
         split: "train" or "val"; chooses the default names.
         images: the images' archive or folder without `.zip`, default `{split}2017`.
         annotations: the name of the JSON and of its PNGs without suffix, default `panoptic_{split}2017`; or the path
-            of a custom JSON, absolute or below `root`, ending in `.json`: its PNGs are then in the archive or folder
-            of the same name beside it.
+            of a custom JSON, as for `CocoInstance`: its PNGs are in the archive or folder of the same name beside it.
 
     Raises:
-        InputError: if no folder is given; if a file is missing or damaged; if the JSON names an image or PNG
-            that is not there, an image id or file name twice, an unknown image or category id, or a segment
-            id twice in an image.
+        InputError: as `CocoInstance`; if the JSON names a PNG that is not there, or a segment id twice in an image.
     """
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        split: str = "train",
-        images: str | None = None,
-        annotations: str | None = None,
-    ):
-        annotations = annotations or f"panoptic_{split}2017"
-        source, json, masks = _find(root, images or f"{split}2017", annotations, _PANOPTIC_ARCHIVE, masks=True)
-        index = open_index(
-            _index_key("panoptic", json, source, masks),
-            lambda: build_panoptic_index(json.chunks, json.describe(), source, masks),
-        )
-        super().__init__(source, json, index)
-        self._masks = IndexedFiles(masks, index, "mask")
+    kind, archive = "panoptic", "panoptic_annotations_trainval2017.zip"
 
     def has_targets(self) -> np.ndarray:
         """bool [N]: the image has a segment."""
@@ -270,11 +246,3 @@ def _jsons(root: Path, annotations: str, archive: str) -> Iterator[JsonFile]:
             yield JsonFile(packed, extracted.name, member)
     if extracted.is_file():
         yield JsonFile(Folder(extracted.parent), extracted.name, Member())
-
-
-def _index_key(kind: str, json: JsonFile, *sources: Source) -> str:
-    """A key for `open_index` that changes with the JSON's contents and with the files of the sources."""
-    state = blake2b(json.source.digest(json.name), digest_size=16)
-    for source in sources:
-        state.update(source.fingerprint())
-    return f"{kind}-{VERSION}-{json.name.removesuffix('.json')[:80]}-{state.hexdigest()}"

@@ -11,27 +11,15 @@ import logging
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
 from datasets.files.index import Index, text_columns
 from datasets.files.source import Source, file_columns
 from datasets.readers.base import Annotated
-from datasets.readers.coco_json import (
-    ROW_ERRORS,
-    area,
-    file_name,
-    flag,
-    problem,
-    run_lengths,
-    side,
-    stream_arrays,
-    take_row,
-    whole,
-)
+from datasets.readers.coco_json import ROW_ERRORS, area, file_name, flag, run_lengths, side, stream_arrays, whole
 from eomt.classes import Classes
-from eomt.errors import Faults, InputError, raise_faults
+from eomt.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -41,250 +29,196 @@ VERSION = 2
 MAX_SEGMENTS = int(np.iinfo(np.int16).max)
 """Segments of an image: targets number them in int16."""
 
+MOST_DETAILS = 10_000
+"""Faults that are kept: a file of another kind has one in every row."""
+
 _REPORT_EVERY = 100_000  # annotations: some five seconds
 
 
-def build_instance_index(
-    chunks: Callable[[], Iterable[bytes]], where: str, source: Source
+def build_index(
+    chunks: Callable[[], Iterable[bytes]], where: str, images: Source, masks: Source | None = None
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """Read an instance JSON, draw its polygons, and find its images.
+    """Read an instance or a panoptic JSON, draw its polygons, and find its images and PNGs.
 
     Args:
         chunks: gives the JSON's bytes in pieces, from the start at each call.
         where: the JSON's name in messages.
-        source: the N images.
+        images: the N images.
+        masks: the PNGs of a panoptic JSON; None for an instance JSON.
 
     Returns:
         The arrays, images in the JSON's order: `image_id` int64 [N]; `size` int32 [N, 2] (height, width); the files
         "image" (see `IndexedFiles`); `segment_end` int64 [N + 1], by which an image's segments are the rows
-        segment_end[i]..segment_end[i + 1] - 1 of `segment_id` int64 [S] (the annotation ids), `label` int32 [S]
-        (0..C-1), `crowd` bool [S], `area` float64 [S], and of the texts "mask", COCO's compressed run lengths.
-        And {"categories": Classes.to_list()}.
+        segment_end[i]..segment_end[i + 1] - 1 of `segment_id` int64 [S] (the annotation ids, or the PNGs' ids, 1 to
+        2^24 - 1), `label` int32 [S] (0..C-1) and `crowd` bool [S]. Of an instance JSON also `area` float64 [S] and the
+        texts "mask", COCO's compressed run lengths; of a panoptic JSON the files "mask" and `mask_of_image` int64 [N],
+        their numbers, -1 for an image without. And {"categories": Classes.to_list()}.
 
     Raises:
-        InputError: if the JSON is damaged, lacks a value, contradicts itself, or names a missing file.
+        InputError: if the JSON is damaged, lacks a value, contradicts itself, or names a missing file; its details
+            are all faults.
     """
-    return _build(chunks, where, source, _Instances)
-
-
-def build_panoptic_index(
-    chunks: Callable[[], Iterable[bytes]], where: str, source: Source, masks: Source
-) -> tuple[dict[str, np.ndarray], dict]:
-    """Read a panoptic JSON and find its images and PNGs.
-
-    Returns:
-        As `build_instance_index`, but `segment_id` holds the ids of the PNGs (1..2^24 - 1), and in image of areas and
-        run lengths there are the files "mask" and `mask_of_image` int64 [N], their numbers; -1 for an image without.
-    """
-    return _build(chunks, where, source, partial(_Panoptic, masks))
-
-
-def _build(
-    chunks: Callable[[], Iterable[bytes]], where: str, source: Source, make_table: Callable[[_Images], _Segments]
-) -> tuple[dict[str, np.ndarray], dict]:
-    images, faults = _Images(where), Faults()
+    rows = _Rows(where)
     # A polygon cannot be drawn without its image's size, and some files name the images last: they are read first.
     for key, row in stream_arrays(chunks(), ("images", "annotations"), where):
         if key == "images":
-            faults.check(take_row, images.add, key, row, where)
-        elif images.names:
+            rows.take(rows.add_image, key, row)
+        elif rows.names:
             break
-    faults.end()
-    faults.check(images.check)
-    image_columns = faults.check(images.columns, source)
-    table = make_table(images)
-    add = {"categories": table.add_category, "annotations": table.add}
+    rows.raise_faults()
+    arrays = rows.image_columns(images)
+
+    add_category = rows.categories.append
+    if masks is None:  # all are things, even in a JSON made from a panoptic one
+        add = {"categories": lambda row: add_category({**row, "isthing": 1}), "annotations": rows.add_instance}
+    else:
+        add = {"categories": add_category, "annotations": rows.add_panoptic}
     for key, row in stream_arrays(chunks(), add, where):
-        faults.check(take_row, add[key], key, row, where)
-    classes = faults.check(table.classes)
-    columns = faults.check(table.columns, classes) if classes else None
-    faults.end()
-    return image_columns | columns, {"categories": classes.to_list()}
+        rows.take(add[key], key, row)
+    try:
+        classes = Classes.from_categories(rows.categories)
+    except InputError as error:
+        rows.fault(str(error))
+        rows.raise_faults()
+    order, columns = rows.segment_columns(classes, "segment" if masks else "annotation")
+    arrays |= columns | (rows.instance_columns(order) if masks is None else rows.panoptic_columns(masks))
+    rows.raise_faults()
+    return arrays, {"categories": classes.to_list()}
 
 
-class _Images:
-    """The rows of `images` as columns, in the JSON's order."""
+class _Rows:
+    """The rows of a JSON as columns, in the order in which they come, and its faults."""
 
     def __init__(self, where: str):
         self.where = where
+        self.faults: list[str] = []
+        self.more_faults = 0
         self.names: list[str] = []
-        self._index_of: dict[int, int] = {}
-        self._ids, self._sizes = array("q"), array("i")
+        self.sizes: list[tuple[int, int]] = []
+        self.image_ids = array("q")
+        self.index_of: dict[int, int] = {}
+        self.categories: list[Mapping] = []
+        self.image_of, self.segment_ids, self.category_of, self.crowd = array("q"), array("q"), array("q"), array("b")
+        self.areas, self.masks = array("d"), []
+        self.mask_names: list[str] = []
+        self.mask_of: dict[int, int] = {}
 
-    def add(self, row: Mapping) -> None:
-        number, sides, name = whole(row, "id"), (side(row, "height"), side(row, "width")), file_name(row)
-        self._ids.append(number)
-        self._sizes.extend(sides)
-        self._index_of.setdefault(number, len(self.names))
+    def fault(self, line: str) -> None:
+        if len(self.faults) < MOST_DETAILS:
+            self.faults.append(f"{self.where}: {line}")
+        else:
+            self.more_faults += 1
+
+    def raise_faults(self) -> None:
+        """Raise InputError if there were any faults."""
+        if self.faults:
+            more = len(self.faults) + self.more_faults - 1
+            message = self.faults[0] + (f" (and {more} more faults, which check_data.py lists)" if more else "")
+            raise InputError(message, [*self.faults, *[f"and {self.more_faults} more"] * bool(self.more_faults)])
+
+    def take(self, add: Callable[[Mapping], None], key: str, row: object) -> None:
+        """Pass an element of the array `key` to `add`, and note a fault if it breaks COCO's format."""
+        try:
+            add(row)
+        except ROW_ERRORS as error:
+            name = row.get("id", row.get("file_name")) if key == "annotations" and isinstance(row, Mapping) else None
+            what = f"the entry {repr(row)[:200]} of {key!r}" if name is None else f"annotation {repr(name)[:200]}"
+            reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+            self.fault(f"{what} {reason}; mend or remove it")
+
+    def add_image(self, row: Mapping) -> None:
+        number, size, name = whole(row, "id"), (side(row, "height"), side(row, "width")), file_name(row)
+        self.index_of.setdefault(number, len(self.names))
+        self.image_ids.append(number)
+        self.sizes.append(size)
         self.names.append(name)
 
-    def index(self, row: Mapping) -> int:
+    def add_instance(self, row: Mapping) -> None:
+        number, image = whole(row, "id"), self._image(row)
+        mask = run_lengths(row.get("segmentation"), self.sizes[image])
+        size = area(row.get("area"), mask)
+        self._add_segment(image, number, row)
+        self.areas.append(size)
+        self.masks.append(mask["counts"])
+        if len(self.segment_ids) % _REPORT_EVERY == 0:
+            log.info("%d annotations of %s read", len(self.segment_ids), self.where)
+
+    def add_panoptic(self, row: Mapping) -> None:
+        self.mask_names.append(file_name(row))
+        image = self._image(row)
+        if image in self.mask_of:
+            raise ValueError(f"the image {self.names[image]} has more than one annotation")
+        self.mask_of[image] = len(self.mask_names) - 1
+        seen: set[int] = set()
+        for segment in row["segments_info"]:
+            number = whole(segment, "id")
+            if number in seen or not 0 < number < 1 << 24:
+                fault = "stands more than once in this image" if number in seen else "no PNG colour stands for"
+                raise ValueError(f"segment {number} of the image {self.names[image]} has an id that {fault}")
+            seen.add(number)
+            self._add_segment(image, number, segment)
+
+    def _image(self, row: Mapping) -> int:
         """The index of the image to which an annotation belongs."""
         number = whole(row, "image_id")
-        if number not in self._index_of:
+        if number not in self.index_of:
             raise ValueError(f"it belongs to the unknown image id {number}")
-        return self._index_of[number]
+        return self.index_of[number]
 
-    def size(self, image: int) -> tuple[int, int]:
-        """Height and width."""
-        return self._sizes[2 * image], self._sizes[2 * image + 1]
-
-    def check(self) -> None:
-        """Raise InputError if there are no images, or an id or a file name stands twice."""
-        if not self.names:
-            raise InputError(f"{self.where} names no images")
-        raise_faults(
-            [
-                f"{self.where}: the {what} {value} stands {times} times among the images"
-                for what, values in (("image id", self._ids), ("image file name", self.names))
-                for value, times in Counter(values).most_common()
-                if times > 1
-            ]
-        )
-
-    def columns(self, source: Source) -> dict[str, np.ndarray]:
-        return {
-            "image_id": np.array(self._ids, dtype=np.int64),
-            "size": np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
-            **_locate("image", self.names, source, self.where),
-        }
-
-
-class _Segments:
-    """Segments as columns, in the order in which they come."""
-
-    what = "segment"
-
-    def __init__(self, images: _Images):
-        self._images = images
-        self._category_rows: list[Mapping] = []
-        self._image_of, self._ids, self._categories, self._crowd = array("q"), array("q"), array("q"), array("b")
-
-    def add_category(self, row: Mapping) -> None:
-        self._category_rows.append(row)
-
-    def classes(self) -> Classes:
-        """The classes of the categories. InputError if there are none or one is malformed."""
-        try:
-            return Classes.from_categories(self._category_rows)
-        except InputError as error:
-            raise InputError(f"{self._images.where}: {error}") from error
-
-    def _add(self, image: int, number: int, row: Mapping) -> None:
+    def _add_segment(self, image: int, number: int, row: Mapping) -> None:
         category, crowd = whole(row, "category_id"), flag(row, "iscrowd")
-        self._ids.append(number)  # may raise, as the next may: before the others, so that all stay of one length
-        self._categories.append(category)
-        self._image_of.append(image)
-        self._crowd.append(crowd)
+        self.image_of.append(image)
+        self.segment_ids.append(number)
+        self.category_of.append(category)
+        self.crowd.append(crowd)
 
-    def _sorted(self, classes: Classes) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The columns sorted by image, and that order, int64 [S]."""
-        image_of, ids = np.array(self._image_of, dtype=np.int64), np.array(self._ids, dtype=np.int64)
+    def image_columns(self, source: Source) -> dict[str, np.ndarray]:
+        if not self.names:
+            self.fault("it names no images")
+        for what, values in (("image id", self.image_ids), ("image file name", self.names)):
+            for value, times in Counter(values).items():
+                if times > 1:
+                    self.fault(f"the {what} {value} stands {times} times among the images")
+        sizes = np.array(self.sizes, dtype=np.int32).reshape(-1, 2)
+        return {"image_id": np.array(self.image_ids), "size": sizes, **self._located("image", self.names, source)}
+
+    def segment_columns(self, classes: Classes, what: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The order of the segments by image, int64 [S], and their columns in that order."""
+        image_of = np.array(self.image_of)
         label_of = {number: label for label, number in enumerate(classes.ids)}
-        labels = np.array([label_of.get(number, -1) for number in self._categories], dtype=np.int32)
-        counts = np.bincount(image_of, minlength=len(self._images.names))
-        lines = [
-            self._line(s, f"has the category id {self._categories[s]}, which is not in 'categories'")
-            for s in np.flatnonzero(labels < 0)
-        ]
-        lines += [
-            f"{self._images.where}: the image {self._images.names[image]} has {counts[image]} {self.what}s, more than "
-            f"{MAX_SEGMENTS}"
-            for image in np.flatnonzero(counts > MAX_SEGMENTS)
-        ]
-        raise_faults(lines)
+        labels = np.array([label_of.get(number, -1) for number in self.category_of], dtype=np.int32)
+        for s in np.flatnonzero(labels < 0):
+            name = f"{what} {self.segment_ids[s]} of the image {self.names[image_of[s]]}"
+            self.fault(f"{name} has the category id {self.category_of[s]}, which is not in 'categories'")
+        counts = np.bincount(image_of, minlength=len(self.names))
+        for image in np.flatnonzero(counts > MAX_SEGMENTS):
+            self.fault(f"the image {self.names[image]} has {counts[image]} {what}s, more than {MAX_SEGMENTS}")
         order = np.argsort(image_of, kind="stable")
-        columns = {
+        return order, {
             "segment_end": np.concatenate([[0], np.cumsum(counts)]),
-            "segment_id": ids[order],
+            "segment_id": np.array(self.segment_ids)[order],
             "label": labels[order],
-            "crowd": np.array(self._crowd, dtype=bool)[order],
+            "crowd": np.array(self.crowd, dtype=bool)[order],
         }
-        return columns, order
 
-    def _line(self, segment: int, fault: str) -> str:
-        name = self._images.names[self._image_of[segment]]
-        return f"{self._images.where}: {self.what} {self._ids[segment]} of the image {name} {fault}"
+    def instance_columns(self, order: np.ndarray) -> dict[str, np.ndarray]:
+        for number, times in Counter(self.segment_ids).items():
+            if times > 1:
+                self.fault(f"the annotation id {number} stands more than once")
+        return {"area": np.array(self.areas)[order], **text_columns("mask", (self.masks[s] for s in order.tolist()))}
 
+    def panoptic_columns(self, source: Source) -> dict[str, np.ndarray]:
+        mask_of = np.full(len(self.names), -1, dtype=np.int64)
+        mask_of[list(self.mask_of)] = list(self.mask_of.values())
+        return {"mask_of_image": mask_of, **self._located("mask", self.mask_names, source)}
 
-class _Instances(_Segments):
-    what = "annotation"
-
-    def __init__(self, images: _Images):
-        super().__init__(images)
-        self._areas, self._masks = array("d"), []
-
-    def add_category(self, row: Mapping) -> None:
-        # All are things, even in a JSON made from a panoptic one.
-        super().add_category({**row, "isthing": 1})
-
-    def add(self, row: Mapping) -> None:
-        number = whole(row, "id")
-        try:
-            image = self._images.index(row)
-            mask = run_lengths(row.get("segmentation"), self._images.size(image))
-            size = area(row.get("area"), mask)
-            self._add(image, number, row)
-        except ROW_ERRORS as error:
-            fault = f"{self._images.where}: annotation {number} {problem(error)}; mend or remove it"
-            raise InputError(fault) from error
-        self._areas.append(size)
-        self._masks.append(mask["counts"])
-        if len(self._ids) % _REPORT_EVERY == 0:
-            log.info("%d annotations of %s read", len(self._ids), self._images.where)
-
-    def columns(self, classes: Classes) -> dict[str, np.ndarray]:
-        faults = Faults()
-        sorted_ = faults.check(self._sorted, classes)
-        ids, times = np.unique(np.array(self._ids, dtype=np.int64), return_counts=True)
-        where = self._images.where
-        twice = [f"{where}: the annotation id {number} stands more than once" for number in ids[times > 1]]
-        faults.check(raise_faults, twice)
-        faults.end()
-        columns, order = sorted_
-        columns["area"] = np.array(self._areas, dtype=np.float64)[order]
-        return columns | text_columns("mask", (self._masks[segment] for segment in order.tolist()))
-
-
-class _Panoptic(_Segments):
-    def __init__(self, masks: Source, images: _Images):
-        super().__init__(images)
-        self._source = masks
-        self._mask_names: list[str] = []
-        self._mask_of: dict[int, int] = {}
-
-    def add(self, row: Mapping) -> None:
-        name = file_name(row)
-        self._mask_names.append(name)
-        try:
-            image = self._images.index(row)
-            if image in self._mask_of:
-                raise ValueError(f"the image {self._images.names[image]} has more than one annotation")
-            self._mask_of[image] = len(self._mask_names) - 1
-            self._add_segments(image, row["segments_info"])
-        except ROW_ERRORS as error:
-            raise InputError(f"{self._images.where}: the annotation {name} {problem(error)}; mend it") from error
-
-    def _add_segments(self, image: int, rows: Sequence[Mapping]) -> None:
-        seen: set[int] = set()
-        for row in rows:
-            number = whole(row, "id")
-            if number in seen or not 0 < number < 1 << 24:
-                twice = number in seen
-                fault = "stands more than once in this image" if twice else "no PNG colour stands for (0 is void)"
-                name = self._images.names[image]
-                raise ValueError(f"segment {number} of the image {name} has an id that {fault}")
-            seen.add(number)
-            self._add(image, number, row)
-
-    def columns(self, classes: Classes) -> dict[str, np.ndarray]:
-        faults = Faults()
-        sorted_ = faults.check(self._sorted, classes)
-        files = faults.check(_locate, "mask", self._mask_names, self._source, self._images.where)
-        faults.end()
-        mask_of = np.full(len(self._images.names), -1, dtype=np.int64)
-        mask_of[list(self._mask_of)] = list(self._mask_of.values())
-        return sorted_[0] | files | {"mask_of_image": mask_of}
+    def _located(self, column: str, names: Sequence[str], source: Source) -> dict[str, np.ndarray]:
+        """Files as columns; see `IndexedFiles`."""
+        members = source.members()
+        for name in names:
+            if name not in members:
+                self.fault(f"{source.describe(name)} is missing; download the archive again or complete it")
+        return file_columns(column, ((name, members[name]) for name in names if name in members))
 
 
 def annotated(chunks: Iterable[bytes], where: str, index: Index) -> Annotated:
@@ -301,7 +235,7 @@ def annotated(chunks: Iterable[bytes], where: str, index: Index) -> Annotated:
     ends, segment_ids = index.column("segment_end"), index.column("segment_id")
     image_ids = np.repeat(index.column("image_id"), np.diff(ends))
     order = [row_of[key] for key in zip(image_ids.tolist(), segment_ids.tolist(), strict=True)]
-    table = np.array(numbers, dtype=np.float64).reshape(-1, 9)[order]
+    table = np.array(numbers).reshape(-1, 9)[order]
     return Annotated(ends, table[:, :4], table[:, 4], table[:, 5:])
 
 
@@ -324,16 +258,3 @@ def _numbers(values: object, count: int) -> tuple[float, ...]:
     except ROW_ERRORS:
         return (np.inf,) * count
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else (np.inf,) * count
-
-
-def _locate(column: str, names: Sequence[str], source: Source, where: str) -> dict[str, np.ndarray]:
-    """Files as columns (see `IndexedFiles`). InputError if one is not there."""
-    members = source.members()
-    missing = [name for name in names if name not in members]
-    if missing:
-        raise InputError(
-            f"{source.describe(missing[0])} is missing, and {len(missing) - 1} more of {len(names)} files "
-            f"that {where} names; download the archive again or complete it",
-            [f"{source.describe(name)} is missing, which {where} names" for name in missing],
-        )
-    return file_columns(column, ((name, members[name]) for name in names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -17,6 +17,7 @@ ROW_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 """Errors of reading a row that breaks COCO's format."""
 
 _LONGEST = 32 << 20  # characters of one element: it is parsed into memory as a whole
+_LARGEST = 1 << 63
 _LONGEST_SIDE = 1 << 20  # pixels of an image
 _FARTHEST = 10  # image sides between a corner and its image: drawing an outline takes memory by its length
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -39,36 +40,25 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
     text = _Text(chunks)
     missing = set(names)
     try:
-        text.take("{")
-        mark = text.take('"}', keep=True)
-        while mark != "}":
+        for _ in text.items("{", "}"):
             key = text.value()
             text.take(":")
             wanted = key in missing
             missing.discard(key)
-            if wanted or text.take(None, keep=True) == "[":
-                for element in _elements(text):
+            if wanted or text.peek() == "[":
+                for _ in text.items("[", "]"):
+                    element = text.value()
                     if wanted:
                         yield key, element
             else:
                 text.value()
-            mark = text.take(",}")
-    except (ValueError, RecursionError) as error:  # also of integers of thousands of digits, and of bytes in no UTF-8
+    except (ValueError, RecursionError) as error:  # also for integers of thousands of digits and bytes in no UTF-8
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise InputError(f"{where} is not valid JSON ({reason}, near byte {text.done()}); download it again") from error
+        raise InputError(
+            f"{where} is not valid JSON ({reason}, near byte {text.parsed()}); download it again"
+        ) from error
     if missing:
         raise InputError(f"{where} has no {sorted(missing)[0]!r}: it is not a COCO annotation file of this kind")
-
-
-def _elements(text: _Text) -> Iterator[object]:
-    text.take("[")
-    if text.take(None, keep=True) == "]":
-        text.take("]")
-        return
-    mark = ","
-    while mark == ",":
-        yield text.value()
-        mark = text.take(",]")
 
 
 class _Text:
@@ -83,26 +73,40 @@ class _Text:
         self._dropped = 0
         self._ended = False
 
-    def done(self) -> int:
+    def parsed(self) -> int:
         """The number of characters parsed."""
         return self._dropped + self._at
 
-    def take(self, marks: str | None, keep: bool = False) -> str:
-        """The next character that is no space, which must be one of `marks`; pass over it unless `keep`."""
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
         self._at = _SPACE.match(self._buffer, self._at).end()
         while self._at == len(self._buffer) and not self._ended:
             self._extend()
             self._at = _SPACE.match(self._buffer, self._at).end()
-        mark = self._buffer[self._at : self._at + 1]
-        if marks is not None and (not mark or mark not in marks):
+        return self._buffer[self._at : self._at + 1]
+
+    def take(self, marks: str) -> str:
+        """Pass over the next character that is no space, which must be one of `marks`."""
+        mark = self.peek()
+        if not mark or mark not in marks:
             expected = " or ".join(marks)
             raise json.JSONDecodeError(f"expected {expected}, found {mark or 'the end'}", self._buffer, self._at)
-        self._at += not keep
+        self._at += 1
         return mark
+
+    def items(self, start: str, end: str) -> Iterator[None]:
+        """Stop at each item between two brackets; the caller parses it."""
+        self.take(start)
+        if self.peek() == end:
+            self.take(end)
+            return
+        yield
+        while self.take("," + end) == ",":
+            yield
 
     def value(self) -> object:
         """Parse the next value."""
-        self.take(None, keep=True)
+        self.peek()
         while True:
             try:
                 value, end = self._json.raw_decode(self._buffer, self._at)
@@ -129,27 +133,13 @@ class _Text:
         self._dropped, self._at, self._buffer = self._dropped + self._at, 0, "".join(pieces)
 
 
-def take_row(add: Callable[[Mapping], None], key: str, row: object, where: str) -> None:
-    """Pass an element of the array `key` to `add`, turning ROW_ERRORS into InputError."""
-    try:
-        add(row)
-    except ROW_ERRORS as error:
-        raise InputError(f"{where}: an entry of {key!r} {problem(error)}: {str(row)[:200]}") from error
-
-
-def problem(error: Exception) -> str:
-    """One of ROW_ERRORS as a clause."""
-    return f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-
-
 def whole(row: Mapping, key: str) -> int:
-    """A whole number, also one written as 3.0. ValueError otherwise, KeyError if it is missing."""
+    """A whole number of 64 bits, also one written as 3.0. ValueError otherwise, KeyError if it is missing."""
     value = row[key]
-    if type(value) is int:  # most of COCO's millions; no bool
-        return value
-    if not isinstance(value, float) or value != value // 1:
+    number = value if type(value) is int else int(value) if isinstance(value, float) and value.is_integer() else None
+    if number is None or not -_LARGEST <= number < _LARGEST:
         raise ValueError(f"{key} must be a whole number, found {repr(value)[:60]}")
-    return int(value)
+    return number
 
 
 def flag(row: Mapping, key: str) -> bool:

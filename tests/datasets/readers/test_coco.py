@@ -110,7 +110,7 @@ def test_layouts_of_instance_sets(tmp_path, instances, layout, monkeypatch):
     assert len(sent) < 5000
     check_instances(pickle.loads(sent), instances)
     with monkeypatch.context() as patch:
-        patch.setattr("datasets.readers.coco.build_instance_index", None)
+        patch.setattr("datasets.readers.coco.build_index", None)
         check_instances(opened(), instances)
     instances.json["annotations"][0]["area"] = 99.5
     instances.write(tmp_path, layout)
@@ -142,7 +142,7 @@ def test_custom_names_and_moved_archives(tmp_path, panoptic, monkeypatch):
     names = {"images": "photos", "annotations": "truth"}
     check_panoptic(CocoPanoptic(str(tmp_path / "one"), **names), panoptic)
     (tmp_path / "one").rename(tmp_path / "two")
-    monkeypatch.setattr("datasets.readers.coco.build_panoptic_index", None)
+    monkeypatch.setattr("datasets.readers.coco.build_index", None)
     check_panoptic(CocoPanoptic(tmp_path / "two", **names), panoptic)
 
 
