@@ -57,7 +57,8 @@ def panoptic_segmentation(
     things = is_thing.to(labels.device, non_blocking=True)[labels]
     table = torch.stack([labels, things.long(), own_area, outside + inside, inside]).T.tolist()
     lookup, first = _number_segments(table, overlap_threshold)
-    ids = torch.tensor(lookup, dtype=torch.int32).to(code.device, non_blocking=True)[code]
+    numbers = torch.tensor(lookup, dtype=torch.int32).to(code.device, non_blocking=True)
+    ids = numbers.index_select(0, code.flatten()).view_as(code)
     index = torch.tensor(first, dtype=torch.int64).to(code.device, non_blocking=True)
     return Segmentation(ids, labels[index], scores[index])
 
@@ -83,24 +84,25 @@ def _argmax_of_masks(
     """
     shape = (placement.height, placement.width)
     best = torch.full(shape, -1.0, device=mask_logits.device)
-    code = torch.zeros(shape, dtype=torch.int32, device=mask_logits.device)
+    winner = torch.zeros(shape, dtype=torch.int32, device=mask_logits.device)
+    within = torch.zeros(shape, dtype=torch.bool, device=mask_logits.device)
     own_area = torch.zeros(len(kept), dtype=torch.int64, device=mask_logits.device)
-    first = 0
+    query = 0
     # Per pixel of a mask: a logit that becomes a probability and a product, whether it is inside, and, where a CPU
     # counts these, an int32.
     for logits in undo_fit_in_chunks(mask_logits, kept, placement, size, max_bytes, pixel_bytes=9):
         probability = logits.sigmoid_()
         inside = probability >= mask_threshold
-        last = first + len(logits)
-        own_area[first:last] = inside.sum((1, 2), dtype=torch.int32)
-        highest, query = probability.mul_(scores[first:last, None, None]).max(0)
-        found = 2 * (query + first) + inside.gather(0, query[None])[0]
-        better = highest > best
-        code = torch.where(better, found.int(), code)
-        best = torch.where(better, highest, best)
-        first = last
-        del logits, probability, inside  # before the next chunk is made
-    return code, own_area
+        own_area[query : query + len(inside)] = inside.sum((1, 2), dtype=torch.int32)
+        probability *= scores[query : query + len(inside), None, None]
+        for product, own in zip(probability, inside, strict=True):
+            better = product > best
+            torch.maximum(best, product, out=best)
+            within ^= better & (within ^ own)  # own where better: a CPU takes a tenth of the time of `where`
+            winner.masked_fill_(better, query)
+            query += 1
+        del logits, probability, inside, product, own  # before the next chunk is made
+    return winner.mul_(2).add_(within), own_area
 
 
 def _number_segments(
