@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from datasets.check.images import ImageFacts
 from eomt.classes import Classes
 from eomt.files import write_json
 
@@ -55,7 +55,6 @@ class Finding(NamedTuple):
     what: str
 
 
-@dataclass
 class Tally:
     """Counts of one set, over the images that could be read.
 
@@ -70,22 +69,21 @@ class Tally:
         unlabelled: pixels in no segment, or in a crowd alone.
     """
 
-    classes: Classes
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    unlabelled: int = 0
+    def __init__(self, classes: Classes):
+        self.classes = classes
+        self.images, self.segments, self.pixels = np.zeros((3, len(classes)), dtype=np.int64)
+        self.sizes: list[tuple[int, int]] = []
+        self.counts: list[int] = []
+        self.unlabelled = 0
 
-    def __post_init__(self):
-        self.images, self.segments, self.pixels = (np.zeros(len(self.classes), dtype=np.int64) for _ in range(3))
-
-    def add(self, size: tuple[int, int], labels: np.ndarray, pixels: np.ndarray, unlabelled: int) -> None:
-        """Count an image: the class and pixels of each segment that is no crowd."""
-        self.sizes.append(size)
+    def add(self, image: ImageFacts) -> None:
+        labels, pixels = image.labels[~image.crowd], image.pixels[~image.crowd]
+        self.sizes.append(image.size)
         self.counts.append(len(labels))
         self.images[np.unique(labels[pixels > 0])] += 1
         self.segments += np.bincount(labels, minlength=len(self.classes))
         np.add.at(self.pixels, labels, pixels)
-        self.unlabelled += unlabelled
+        self.unlabelled += image.unlabelled
 
     def percent(self, pixels: int) -> float:
         """Share of all pixels. Objects that overlap count more than once."""
@@ -125,16 +123,10 @@ class Report:
 
     def write(self, path: str | Path) -> None:
         """Write everything as JSON."""
-        found = {
-            kind: {
-                "level": level,
-                "meaning": meaning,
-                "count": len(self.findings[kind]),
-                "items": [finding._asdict() for finding in self.findings[kind]],
-            }
-            for kind, (level, meaning) in KINDS.items()
-            if self.findings.get(kind)
-        }
+        found = {}
+        for kind, (level, meaning) in KINDS.items():
+            if items := [finding._asdict() for finding in self.findings.get(kind, ())]:
+                found[kind] = {"level": level, "meaning": meaning, "count": len(items), "items": items}
         summaries = {split: tally.summary() for split, tally in self.tallies.items()}
         counts = {"errors": self.count(ERROR), "warnings": self.count(WARNING)}
         write_json(path, {**counts, "findings": found, "sets": summaries, "classes": self._histogram()})

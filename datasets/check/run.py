@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -11,14 +11,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.check.contact_sheet import train_sheet, val_sheet
-from datasets.check.facts import Fault, ImageFacts, examined
+from datasets.check.images import ExaminedImages, Fault, odd_annotations, odd_image
 from datasets.check.report import ERROR, WARNING, Report, Tally, log
-from datasets.check.rules import odd_annotations, odd_image
+from datasets.loader import BatchLoader
 from datasets.module import SegmentationData, check_same_classes
 from datasets.readers.base import Reader
 from datasets.readers.folder import IMAGE_ENDINGS
 from eomt.errors import InputError
 from eomt.files import replacing
+
+_TOGETHER = 8  # images that a worker sends at once
 
 
 def check_data(
@@ -37,7 +39,17 @@ def check_data(
     Raises:
         InputError: if anything is broken. Odd things are warnings.
     """
-    report, usable = examine(data, splits, num_queries)
+    report = Report()
+    readers = {split: reader for split in splits if (reader := _opened(data, split, report)) is not None}
+    seen: dict[bytes, tuple[str, str]] = {}
+    usable = {split: _check_images(data, split, num_queries, seen, report) for split in readers}
+    if len(readers) == 2:
+        try:
+            check_same_classes(readers["train"].classes, readers["val"].classes)
+        except InputError as error:
+            report.add("different_classes", "", "", str(error))
+        _check_unused(readers.values(), report)
+
     path = Path(folder) / "report.json"
     report.write(path)
     report.log(shown)
@@ -54,31 +66,6 @@ def check_data(
     log.info("no errors, %d warnings; report: %s", warnings, path)
 
 
-def examine(data: SegmentationData, splits: Sequence[str], num_queries: int) -> tuple[Report, dict[str, np.ndarray]]:
-    """Read every image of the sets, in `data.num_workers` processes each.
-
-    Returns:
-        The report, and for each set that could be opened the indices of the images that can be drawn.
-    """
-    report = Report()
-    readers = {split: reader for split in splits if (reader := _opened(data, split, report)) is not None}
-    usable: dict[str, np.ndarray] = {}
-    seen: dict[bytes, tuple[str, str]] = {}
-    for split, reader in readers.items():
-        for what, of in (("name", reader.name), ("id", reader.image_id)):
-            for value, times in Counter(map(of, range(len(reader)))).items():
-                if times > 1:
-                    report.add("same_identity", split, str(value), f"this {what} stands for {times} images")
-        usable[split] = _check_images(data, split, num_queries, seen, report)
-    if len(readers) == 2:
-        try:
-            check_same_classes(readers["train"].classes, readers["val"].classes)
-        except InputError as error:
-            report.add("different_classes", "", "", str(error))
-        _check_unused(list(readers.values()), report)
-    return report, usable
-
-
 def _opened(data: SegmentationData, split: str, report: Report) -> Reader | None:
     try:
         return data.reader(split)
@@ -89,34 +76,38 @@ def _opened(data: SegmentationData, split: str, report: Report) -> Reader | None
 
 
 def _check_images(
-    data: SegmentationData,
-    split: str,
-    num_queries: int,
-    seen: dict[bytes, tuple[str, str]],
-    report: Report,
+    data: SegmentationData, split: str, num_queries: int, seen: dict[bytes, tuple[str, str]], report: Report
 ) -> np.ndarray:
-    """Read a set. `seen` maps each digest to the set and name of its first image, and is extended."""
+    """Read a set, in `data.num_workers` processes, and return the indices of the images that can be drawn.
+
+    `seen` maps each digest to the set and name of its first image, and is extended.
+    """
     reader = data.reader(split)
+    for what, value_of in (("name", reader.name), ("id", reader.image_id)):
+        for value, times in Counter(map(value_of, range(len(reader)))).items():
+            if times > 1:
+                report.add("same_identity", split, str(value), f"this {what} stands for {times} images")
     annotated = reader.annotated() if hasattr(reader, "annotated") else None
     tally = report.tallies[split] = Tally(reader.classes)
     usable = []
-    with tqdm(total=len(reader), desc=f"reading {split}", unit=" images", dynamic_ncols=True) as bar:
-        found = (one for batch in examined(reader, data.num_workers, data.timeout) for one in batch)
-        for index, image in enumerate(found):
-            bar.update()
-            name = reader.name(index)
-            if isinstance(image, Fault):
-                report.add(image.kind, split, name, image.what)
-                continue
-            usable.append(index)
-            counted = ~image.crowd
-            tally.add(image.size, image.labels[counted], image.pixels[counted], image.unlabelled)
-            odd = list(odd_image(image, reader.classes, num_queries))
-            if annotated is not None:
-                odd += odd_annotations(image, *annotated.of(index), reader.classes)
-            odd += _repeated(image, split, name, seen)
-            for kind, what in odd:
-                report.add(kind, split, name, what)
+    loader = BatchLoader(ExaminedImages(reader), list, data.num_workers, data.timeout, batch_size=_TOGETHER)
+    found = (image for batch, _ in loader.batches() for image in batch)
+    for index, image in enumerate(tqdm(found, f"reading {split}", len(reader), unit=" images", dynamic_ncols=True)):
+        name = reader.name(index)
+        if isinstance(image, Fault):
+            report.add(image.kind, split, name, image.what)
+            continue
+        usable.append(index)
+        tally.add(image)
+        odd = list(odd_image(image, reader.classes, num_queries))
+        if annotated is not None:
+            odd += odd_annotations(image, *annotated.of(index), reader.classes)
+        first_split, first_name = first = seen.setdefault(image.digest, (split, name))
+        if first != (split, name):
+            kind = "duplicate" if first_split == split else "leak"
+            odd.append((kind, f"has the same pixels as {first_name} of {first_split}"))
+        for kind, what in odd:
+            report.add(kind, split, name, what)
     for label in np.flatnonzero(tally.images == 0):
         report.add("unseen_class", split, reader.classes[label].name, "no image shows it")
     if split == "train" and not (tally.images.any() and reader.has_targets().any()):
@@ -124,14 +115,7 @@ def _check_images(
     return np.array(usable, dtype=np.int64)
 
 
-def _repeated(image: ImageFacts, split: str, name: str, seen: dict[bytes, tuple[str, str]]) -> list[tuple[str, str]]:
-    first_split, first_name = first = seen.setdefault(image.digest, (split, name))
-    if first == (split, name):
-        return []
-    return [("duplicate" if first_split == split else "leak", f"has the same pixels as {first_name} of {first_split}")]
-
-
-def _check_unused(readers: Sequence[Reader], report: Report) -> None:
+def _check_unused(readers: Iterable[Reader], report: Report) -> None:
     """Report files that neither set uses: both may be parts of one folder."""
     used, there = set(), set()
     for reader in readers:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datasets.check.facts import ExaminedImages
+from datasets.check.images import ExaminedImages
 from tests.memory_reader import MemoryReader
 
 
