@@ -14,7 +14,6 @@ and for semantic segmentation of the same images
 
 from __future__ import annotations
 
-import colorsys
 import io
 import json
 import logging
@@ -34,7 +33,7 @@ from datasets.files.index import cache_errors, cache_folder
 from datasets.readers.coco import CocoInstance, CocoPanoptic
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
 from datasets.shapes.draw import Scene, draw_scene
-from datasets.shapes.kinds import STUFF, THINGS, Kind
+from datasets.shapes.kinds import STUFF, THINGS
 from eomt.classes import Classes
 from eomt.errors import InputError
 
@@ -44,22 +43,13 @@ SPLITS = ("train", "val")
 _SEMANTIC = "semantic_trainval2017.zip"
 
 
-def _natural_color(kind: Kind, twins: list[Kind]) -> list[int]:
-    """Red, green, blue of the kind's own hue; the later of two kinds that share one is darker."""
-    saturation = 0.8 if kind in THINGS else 0.35
-    value = 1.0 if next(other for other in twins if other.hue == kind.hue) == kind else 0.6
-    if kind in STUFF:
-        value = (0.9, 0.65)[STUFF.index(kind) % 2]
-    return [round(255 * c) for c in colorsys.hsv_to_rgb(sum(kind.hue) / 2 % 1, saturation, value)]
-
-
 CATEGORIES = [
     {
         "id": kind.id,
         "name": kind.name,
         "supercategory": "shape" if kind in THINGS else "texture",
         "isthing": int(kind in THINGS),
-        "color": _natural_color(kind, THINGS + STUFF),
+        "color": list(kind.color),
     }
     for kind in THINGS + STUFF
 ]
@@ -96,12 +86,7 @@ def shapes_semantic(
     size: int = 96,
     root: str | Path | None = None,
 ) -> LabelMaps:
-    """Open the built-in dataset for semantic segmentation, with the classes of `shapes_panoptic`.
-
-    Args:
-        split: "train" or "val".
-        seed, train_images, val_images, size: as for `ensure_shapes`.
-        root: the folder that `ensure_shapes` returned; None to ask it.
+    """Open the built-in dataset for semantic segmentation, with the classes of `shapes_panoptic`; see there.
 
     Raises:
         InputError: if the folder lacks a file, or as `ensure_shapes` does.
@@ -151,16 +136,8 @@ def ensure_shapes(
         The dataset's folder, fit for `root`.
 
     Raises:
-        InputError: for values out of range, or if the folder cannot be written.
+        InputError: if the folder cannot be written.
     """
-    for name, value, least in (
-        ("seed", seed, 0),
-        ("train_images", train_images, 1),
-        ("val_images", val_images, 1),
-        ("size", size, 32),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise InputError(f"shapes: {name} must be a whole number of at least {least}, found {value!r}")
     folder = cache_folder() if folder is None else Path(folder)
     final = folder / f"shapes-{VERSION}-seed{seed}-{train_images}+{val_images}-{size}px"
     if final.is_dir():
@@ -172,22 +149,17 @@ def ensure_shapes(
         with cache_errors(final):
             draft.mkdir(parents=True)
             _write(draft, seed, {"train": train_images, "val": val_images}, size)
-            _publish(draft, final)
+            for path in draft.iterdir():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())  # no power cut leaves a whole-looking empty archive
+            try:
+                os.rename(draft, final)
+            except OSError:
+                if not final.is_dir():  # another process was first, with the same content
+                    raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return final
-
-
-def _publish(draft: Path, final: Path) -> None:
-    """Give the draft its final name, unless another process was first with the same content."""
-    for path in draft.iterdir():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())  # no power cut leaves a whole-looking empty archive
-    try:
-        os.rename(draft, final)
-    except OSError:
-        if not final.is_dir():
-            raise
 
 
 def shape_scene(seed: int, split: str, index: int, size: int) -> Scene:
@@ -227,10 +199,10 @@ def _write_split(seed, split, count, size, images, maps, semantic) -> tuple[dict
         stem, (height, width) = f"{image_id:012d}", scene.ids.shape
         file = {"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width}
         common["images"].append(file)
-        rows = _segment_rows(scene)
+        rows, things_rows = _rows(scene, image_id)
         file = {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": rows}
         panoptic["annotations"].append(file)
-        instances["annotations"] += _instance_rows(scene, rows, image_id)
+        instances["annotations"] += things_rows
         # Full chroma resolution: in images so small, JPEG's usual halving would blur the borders.
         _add(images, f"{name}/{stem}.jpg", _encoded(scene.image, "JPEG", quality=95, subsampling=0))
         id_map = np.array([0] + [row["id"] for row in rows])[scene.ids]
@@ -241,39 +213,31 @@ def _write_split(seed, split, count, size, images, maps, semantic) -> tuple[dict
     return panoptic, instances
 
 
-def _segment_rows(scene: Scene) -> list[dict]:
-    """COCO's `segments_info`; ids are near the category's colour, as in its own id maps."""
-    rows, used = [], {0}
+def _rows(scene: Scene, image_id: int) -> tuple[list[dict], list[dict]]:
+    """COCO's panoptic `segments_info`, and its instance annotations: the things of these as run lengths.
+
+    Panoptic ids are near the category's colour, as in COCO's own id maps.
+    """
+    segments, instances, used = [], [], {0}
     for number, segment in enumerate(scene.segments, start=1):
         red, green, blue = _COLOR[segment.category_id]
         segment_id = red + 256 * green + 65536 * blue
         while segment_id in used:
             segment_id = (segment_id + 0x0A0B0D) % 0x1000000
         used.add(segment_id)
-        mask = scene.ids == number
-        ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        rows.append(
-            {
-                "id": segment_id,
-                "category_id": segment.category_id,
-                "iscrowd": int(segment.crowd),
-                "bbox": [int(v) for v in (xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1)],
-                "area": int(mask.sum()),
-            }
-        )
-    return rows
-
-
-def _instance_rows(scene: Scene, segments: list[dict], image_id: int) -> list[dict]:
-    """COCO's instance annotations of the scene's things: the same segments as run lengths."""
-    rows = []
-    for number, segment in enumerate(segments, start=1):
-        if segment["category_id"] in _THING_IDS:
-            rle = coco_mask.encode(np.asfortranarray(scene.ids == number, dtype=np.uint8))
+        rle = coco_mask.encode(np.asfortranarray(scene.ids == number, dtype=np.uint8))
+        row = {
+            "id": segment_id,
+            "category_id": segment.category_id,
+            "iscrowd": int(segment.crowd),
+            "bbox": coco_mask.toBbox(rle).astype(int).tolist(),
+            "area": int(coco_mask.area(rle)),
+        }
+        segments.append(row)
+        if segment.category_id in _THING_IDS:
             code = {"size": list(scene.ids.shape), "counts": rle["counts"].decode("ascii")}
-            own = {"id": 100 * image_id + number, "image_id": image_id, "segmentation": code}
-            rows.append(segment | own)
-    return rows
+            instances.append(row | {"id": 100 * image_id + number, "image_id": image_id, "segmentation": code})
+    return segments, instances
 
 
 def _encoded(pixels: np.ndarray, kind: str, **options) -> bytes:

@@ -21,6 +21,7 @@ class Kind:
     Attributes:
         id: category id. Ids have gaps, as COCO's do.
         name: class name.
+        color: red, green and blue in drawings of segments, 0..255.
         hue: lowest and highest hue in turns; both may lie outside 0..1, hues go round.
         paint: for a thing, f(u, v) -> bool, its mask in coordinates where its radius is about 1; for stuff,
             f(rng, x, y) -> 0..1, the texture, in units of the image's nominal side.
@@ -28,6 +29,7 @@ class Kind:
 
     id: int
     name: str
+    color: tuple[int, int, int]
     hue: tuple[float, float]
     paint: Callable[..., np.ndarray]
 
@@ -103,19 +105,19 @@ def _planks(rng: Generator, x, y):
 _RED, _BLUE = (-0.04, 0.04), (0.57, 0.66)
 
 THINGS = (
-    Kind(1, "disc", _RED, lambda u, v: np.hypot(u, v) < 0.95),
-    Kind(2, "ring", _RED, _ring),
-    Kind(4, "square", _BLUE, lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.82),
-    Kind(5, "cross", _BLUE, _cross),
-    Kind(8, "triangle", (0.29, 0.37), _triangle),
-    Kind(13, "star", (0.12, 0.17), _star),
-    Kind(16, "heart", (0.85, 0.92), _heart),
-    Kind(21, "crescent", (0.74, 0.79), _crescent),
+    Kind(1, "disc", (255, 51, 51), _RED, lambda u, v: np.hypot(u, v) < 0.95),
+    Kind(2, "ring", (153, 31, 31), _RED, _ring),
+    Kind(4, "square", (51, 114, 255), _BLUE, lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.82),
+    Kind(5, "cross", (31, 69, 153), _BLUE, _cross),
+    Kind(8, "triangle", (55, 255, 51), (0.29, 0.37), _triangle),
+    Kind(13, "star", (255, 228, 51), (0.12, 0.17), _star),
+    Kind(16, "heart", (255, 51, 192), (0.85, 0.92), _heart),
+    Kind(21, "crescent", (171, 51, 255), (0.74, 0.79), _crescent),
 )
 STUFF = (
-    Kind(92, "sky", (0.56, 0.62), _sky),
-    Kind(95, "water", (0.46, 0.52), _water),
-    Kind(100, "grass", (0.22, 0.30), _grass),
-    Kind(107, "tiles", (0.88, 0.96), _tiles),
-    Kind(112, "planks", (0.06, 0.11), _planks),
+    Kind(92, "sky", (149, 186, 230), (0.56, 0.62), _sky),
+    Kind(95, "water", (108, 166, 162), (0.46, 0.52), _water),
+    Kind(100, "grass", (185, 230, 149), (0.22, 0.30), _grass),
+    Kind(107, "tiles", (166, 108, 136), (0.88, 0.96), _tiles),
+    Kind(112, "planks", (230, 190, 149), (0.06, 0.11), _planks),
 )

@@ -196,7 +196,7 @@ class ShapesReader(SplitReader):
     seed: Natural = key("of the drawings", default=0)
     train_images: Count = key("number of training images", default=1800)
     val_images: Count = key("number of validation images", default=200)
-    size: Side = key("side of an image in pixels", default=96)
+    size: Annotated[int, Field(ge=32, le=LARGEST_SIDE)] = key("side of an image in pixels", default=96)
 
 
 class FolderReader(Reader):

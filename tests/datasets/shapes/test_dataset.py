@@ -145,20 +145,6 @@ def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    ("values", "word"),
-    [
-        ({"seed": -1}, "seed"),
-        ({"train_images": 0}, "train_images"),
-        ({"val_images": 1.5}, "val_images"),
-        ({"size": 8}, "size"),
-    ],
-)
-def test_values_out_of_range_are_named(values, word, tmp_path):
-    with pytest.raises(InputError, match=word):
-        ensure_shapes(**values, folder=tmp_path)
-
-
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file.*EOMT_CACHE"):
