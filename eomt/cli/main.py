@@ -146,7 +146,7 @@ def _run(name: str, function: Callable[[DictConfig], None]) -> None:
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(job)()
     except (*ENDINGS, KeyboardInterrupt) as error:
         _end(error)
-    except ValueError:
+    except (TypeError, ValueError):
         if job.started:
             raise
         # Hydra's, for a config group that is set to another type than a name.

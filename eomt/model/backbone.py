@@ -250,12 +250,13 @@ def _create(name: str, options: dict) -> VisionTransformer | Eva:
         raise InputError(f"model.backbone={name} is no model that timm knows; some that it knows: {near}")
     try:
         return timm.create_model(name, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+        # timm and PyTorch name sizes that do not fit each other in many ways.
         raise InputError(f"model.backbone={name} with {options}: {error}") from error
 
 
 def _check_supported(name: str, vit: nn.Module) -> None:
-    attn = vit.blocks[0].attn if isinstance(vit, VisionTransformer | Eva) else None
+    attn = vit.blocks[0].attn if isinstance(vit, VisionTransformer | Eva) and len(vit.blocks) else None
     plain = attn is not None and getattr(attn, "qkv", None) is not None and getattr(attn, "gate", None) is None
     if not plain or isinstance(vit.norm, nn.Identity) or getattr(vit, "rope_mixed", False):
         raise InputError(

@@ -45,6 +45,7 @@ def test_code_that_cannot_be_imported_is_named():
         (["seeed=1"], "seeed is no key of the configuration: --cfg job prints all that there are"),
         (["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches follows from data.global_batch"),
         (["model=null"], "model=null must be base, dinov3_base, "),
+        (["model=[1,2,3]"], "model=[1,2,3] must be base, dinov3_base, "),
         (["model=enormous"], "In 'train': Could not find 'model/enormous' Available options in 'model': base"),
         (["images="], "images= is empty: give a path, or null for none"),
         (["seed=[1"], "no viable alternative at input"),
