@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eomt.errors import InputError
-from eomt.targets import ImageTargets, equal_pixels, id_type
+from eomt.targets import ImageTargets, id_type, runs
 
 if TYPE_CHECKING:
     import albumentations
@@ -235,13 +235,13 @@ def crop_targets(targets: ImageTargets, crop: Crop) -> ImageTargets:
     ids = targets.ids.numpy().take(rows, axis=1)
     ids = np.stack([cv2.transpose(plane).take(columns, axis=0) for plane in ids])
 
-    starts, numbers = equal_pixels(ids)
+    numbers, lengths = runs(ids)
     keep = np.zeros(len(targets.labels) + 1, dtype=bool)
     keep[numbers] = True
     keep = keep[1:] & ~targets.crowd.numpy()
     new = np.zeros(len(keep) + 1, dtype=id_type(keep.sum()))
     new[1:][keep] = np.arange(1, keep.sum() + 1)
-    ids = np.repeat(new[numbers], np.diff(starts, append=ids.size)).reshape(ids.shape)
+    ids = np.repeat(new[numbers], lengths).reshape(ids.shape)
 
     used, planes = np.unique(targets.planes.numpy()[keep], return_inverse=True)
     canvas = np.zeros((max(len(used), 1), *crop.size), dtype=new.dtype)

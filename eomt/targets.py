@@ -18,7 +18,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from eomt.rle import check_rle
+_BITS, _MORE, _SIGN = 5, 0x20, 0x10  # of a character of a run-length code
+_MOST_CHARACTERS = 7  # of a length: 32 bits
 
 
 class ImageTargets(NamedTuple):
@@ -98,13 +99,11 @@ def targets_from_id_map(
     wanted = np.asarray(segment_ids, dtype=np.int64)
     ids = np.zeros(id_map.shape, dtype=np.int16)
     if len(wanted) and id_map.size:
-        starts, values = equal_pixels(id_map)
-        values = values.astype(np.int64)
+        values, lengths = runs(id_map)
         order = np.argsort(wanted)
-        place = np.searchsorted(wanted[order], values).clip(max=len(wanted) - 1)
-        found = wanted[order][place] == values
-        numbers = np.where(found, order[place] + 1, 0).astype(np.int16)
-        ids = np.repeat(numbers, np.diff(starts, append=id_map.size)).reshape(id_map.shape)
+        segments = order[np.searchsorted(wanted, values, sorter=order).clip(max=len(wanted) - 1)]
+        numbers = np.where(wanted[segments] == values, segments + 1, 0).astype(np.int16)
+        ids = np.repeat(numbers, lengths).reshape(id_map.shape)
     return _image_targets(ids[None], labels, np.zeros(len(wanted)), crowd)
 
 
@@ -172,15 +171,15 @@ def _layered(masks: Iterable[tuple[int, int, np.ndarray]], size: tuple[int, int]
     return np.stack(layers), planes
 
 
-def equal_pixels(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The start of each run of equal pixels, row after row, and its value.
+def runs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of equal pixels, row after row: int64 values [R] and their lengths [R].
 
     Neighbours mostly share their value: looking up each run is a fraction of looking up each pixel.
     """
-    pixels = ids.reshape(-1)
-    starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    starts = np.concatenate([[0], starts]) if pixels.size else starts
-    return starts, pixels[starts]
+    flat = pixels.reshape(-1)
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = np.concatenate([[0], starts]) if flat.size else starts
+    return flat[starts].astype(np.int64), np.diff(starts, append=flat.size)
 
 
 def _image_targets(
@@ -198,3 +197,32 @@ def _image_targets(
         torch.from_numpy(np.array(crowd if crowd is not None else np.zeros(len(labels)), dtype=bool)),
         None if areas is None else torch.from_numpy(np.array(areas, dtype=np.float64)),
     )
+
+
+def check_rle(code: bytes, pixels: int) -> None:
+    """Raise ValueError unless a code is whole and its lengths add up to `pixels`: pycocotools reads beyond its end.
+
+    A mask is read column by column, as lengths of runs of zeros and ones in turn, zeros first. A length, from the
+    fourth on its difference to the length two before, stands in characters of 6 bits (code 48 + value): 5 of the
+    number, the lowest first, and one that says that more follow (pycocotools' `maskApi.c`, rleToString).
+
+    Args:
+        code: the `counts` of COCO's compressed run lengths.
+        pixels: the number of pixels of the mask.
+    """
+    digits = np.frombuffer(code, dtype=np.uint8).astype(np.int64) - 48
+    more = (digits & _MORE) > 0
+    if not len(digits) or digits.min() < 0 or digits.max() >= 64 or more[-1]:
+        raise ValueError("its run lengths are no compressed code of COCO's")
+    last = np.flatnonzero(~more)
+    first = np.concatenate([[0], last[:-1] + 1])
+    size = last + 1 - first
+    if size.max() > _MOST_CHARACTERS:
+        raise ValueError("its run lengths are too large")
+    position = np.arange(len(digits)) - np.repeat(first, size)
+    lengths = np.add.reduceat((digits & ~_MORE) << _BITS * position, first)
+    lengths -= ((digits[last] & _SIGN) > 0) * (1 << _BITS * size)
+    for chain in (lengths[1::2], lengths[2::2]):
+        np.cumsum(chain, out=chain)
+    if lengths.min() < 0 or lengths.sum() != pixels:
+        raise ValueError(f"its run lengths do not make up {pixels} pixels")

@@ -10,10 +10,10 @@ from datasets.files.archive import find_source
 from datasets.files.decode import decode_id_map
 from datasets.files.source import Folder, Source
 from datasets.readers.base import check_size, open_root
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles, runs, targets_from_runs
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles, targets_from_runs
 from eomt.errors import InputError
 from eomt.known_classes import ADE20K
-from eomt.targets import ImageTargets
+from eomt.targets import ImageTargets, runs
 
 _NAME, _INSTANCES = "ADEChallengeData2016", "annotations_instance"
 _FOLDERS = {"train": "training", "val": "validation"}

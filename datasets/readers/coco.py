@@ -17,7 +17,7 @@ from datasets.readers.base import Annotated, check_size, open_root
 from datasets.readers.coco_index import VERSION, annotated, build_index
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.targets import ImageTargets, equal_pixels, targets_from_id_map, targets_from_rles
+from eomt.targets import ImageTargets, runs, targets_from_id_map, targets_from_rles
 
 
 class _CocoReader:
@@ -169,7 +169,7 @@ class CocoPanoptic(_CocoReader):
 
 def _check_ids(id_map: np.ndarray, segment_ids: np.ndarray, where: str) -> None:
     """Raise InputError unless a PNG and its JSON name the same segments, as panopticapi demands."""
-    found = np.unique(equal_pixels(id_map)[1])
+    found = np.unique(runs(id_map)[0])
     unknown = np.setdiff1d(found, np.append(segment_ids, 0))
     if len(unknown):
         pixels = np.isin(id_map, unknown).sum()

@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from eomt.errors import InputError
-from eomt.rle import check_rle
+from eomt.targets import check_rle
 
 ROW_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 """Errors of reading a row that breaks COCO's format."""

@@ -11,10 +11,11 @@ import numpy as np
 from datasets.files.archive import find_source
 from datasets.files.source import Source
 from datasets.readers.base import open_root
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles, runs
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
 from eomt.class_list import FORMS, is_list, read_classes
 from eomt.classes import Classes, is_color, is_whole
 from eomt.errors import InputError
+from eomt.targets import runs
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 

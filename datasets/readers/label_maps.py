@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
-import torch
 
 from datasets.files.decode import decode_color_map, decode_label_map, decode_rgb
 from datasets.files.index import open_index
@@ -15,7 +14,7 @@ from datasets.files.source import IndexedFiles, Member, Source, file_columns
 from datasets.readers.base import check_size
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.targets import ImageTargets, equal_pixels
+from eomt.targets import ImageTargets, runs, targets_from_id_map
 
 log = logging.getLogger(__name__)
 
@@ -116,35 +115,21 @@ class LabelMaps:
         return targets_from_runs(classes, classes, lengths, size)
 
 
-def runs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of equal pixels, row after row: int64 values [R] and their lengths [R].
-
-    Neighbours mostly share their value: looking up runs is faster than looking up pixels.
-    """
-    starts, values = equal_pixels(pixels)
-    return values.astype(np.int64), np.diff(starts, append=pixels.size)
-
-
 def targets_from_runs(
     segments: np.ndarray, labels: np.ndarray, lengths: np.ndarray, size: tuple[int, int]
 ) -> ImageTargets:
-    """Targets of one plane.
+    """Targets of one plane, in the order of the segments' numbers.
 
     Args:
-        segments: int64 [R], a small number for each run's segment, at least 0, or VOID; targets come in its order.
-        labels: int64 [R], the class of each run, equal in all runs of a segment; VOID where that is.
+        segments: int64 [R], the number of each run's segment, or VOID.
+        labels: int64 [R], the class of each run, equal in all runs of a segment.
         lengths: int64 [R], pixels of each run, row after row.
         size: (height, width) of the plane.
     """
-    # VOID is -1, the last element.
-    label_of = np.full(segments.max() + 2, VOID)
-    label_of[segments] = labels
-    found = label_of != VOID
-    number_of = (found.cumsum() * found).astype(np.int16)
-    ids = np.repeat(number_of[segments], lengths).reshape(size)
-    labels = torch.from_numpy(label_of[found])
-    none = torch.zeros(len(labels), dtype=torch.int64)
-    return ImageTargets(torch.from_numpy(ids)[None], labels, none, none.bool())
+    numbers, first = np.unique(segments, return_index=True)
+    found = numbers != VOID
+    id_map = np.repeat(segments, lengths).reshape(size)
+    return targets_from_id_map(id_map, numbers[found], labels[first[found]])
 
 
 class PairedFiles:
