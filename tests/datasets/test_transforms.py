@@ -285,7 +285,7 @@ def test_a_lost_segment_is_tried_again(tries, monkeypatch):
 
 
 def photometric():
-    recipe = OmegaConf.load(Path(__file__).parents[2] / "configs" / "common" / "photometric.yaml")
+    recipe = OmegaConf.load(Path(__file__).parents[2] / "configs" / "recipe" / "photometric.yaml")
     return instantiate(recipe.data.augmentations, _convert_="all")
 
 
