@@ -13,7 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
 from datasets.batch import TrainBatch, collate_train
-from datasets.files import retry
+from datasets.files import source
 from datasets.loader import (
     MAX_REPLACEMENTS,
     EvaluationLoader,
@@ -229,12 +229,12 @@ def test_too_many_bad_images_end_the_run(caplog):
 
 def test_passing_errors_are_read_again_and_others_replaced(monkeypatch, caplog):
     waited = []
-    monkeypatch.setattr(retry.time, "sleep", waited.append)
+    monkeypatch.setattr(source.time, "sleep", waited.append)
     wanted = list(training_loader())
     passing = FaultyReader({3: Failing(errno.EIO, 2), 5: Failing(errno.ESTALE, 3)})
     assert all(same(a, b) for a, b in zip(training_loader(passing), wanted, strict=True))
     assert not caplog.records
-    assert sorted(waited) == sorted((*retry.PAUSES, *retry.PAUSES[:2]))
+    assert sorted(waited) == sorted((*source.PAUSES, *source.PAUSES[:2]))
     for number, attempts in ((errno.EIO, 4), (errno.ENOENT, 1)):
         waited.clear()
         caplog.clear()
