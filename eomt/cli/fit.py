@@ -17,7 +17,7 @@ from eomt.cli.build import (
     typed_overrides,
 )
 from eomt.cli.main import log
-from eomt.cli.resume import choose_checkpoint, continue_logs
+from eomt.cli.resume import check_unused, choose_checkpoint, continue_logs
 from eomt.files import replacing
 from eomt.training.callbacks import WeightAverage
 from eomt.training.checkpoint import LastCheckpoint
@@ -38,6 +38,8 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
     lightning.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data.classes, data.image_size)
     resume, weights = starting_point(cfg)
+    if not (resume or cfg.prefetch):
+        check_unused(cfg.run_folder)
     if weights:
         load_start(module, weights, cfg.strict)
     if (module.freeze or module.lora) and not (module.pretrained or weights or resume):

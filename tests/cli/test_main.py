@@ -1,10 +1,22 @@
 """The command line: names of run folders, and errors in one line."""
 
+import logging
+
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from eomt.cli import main
 from eomt.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """Hydra configures the whole process's logging."""
+    root, ours = logging.getLogger(), logging.getLogger("eomt")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:], root.level, ours.level = before
+    ours.disabled = False
 
 
 def test_slurm_jobs_keep_their_folder_and_interactive_ones_do_not_share_one(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eomt.cli.arguments import quote_paths
-from eomt.cli.resume import with_saved_overrides
+from eomt.cli.resume import check_unused, with_saved_overrides
 from eomt.errors import InputError
 from eomt.weights.checkpoint import FORMAT
 
@@ -43,3 +43,13 @@ def test_foreign_overrides_are_refused_unless_they_are_trusted(tmp_path):
         with_saved_overrides([ckpt, "trust_code=yes"])
     trusted = [ckpt, "trust_code=true"]
     assert with_saved_overrides(trusted) == ["seed=3", foreign, *trusted, folder]
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "previous.ckpt"])
+def test_a_new_run_takes_no_used_folder(tmp_path, name):
+    check_unused(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    check_unused(str(tmp_path))
+    (tmp_path / "checkpoints" / name).touch()
+    with pytest.raises(InputError, match=rf"holds a run: resume it by ckpt=.*{name}, or start another"):
+        check_unused(str(tmp_path))
