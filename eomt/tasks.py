@@ -19,10 +19,10 @@ from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.metrics import Metric
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS, Geometry, Placement
 from eomt.postprocess.instance import instance_segmentation
@@ -30,8 +30,23 @@ from eomt.postprocess.panoptic import panoptic_segmentation
 from eomt.postprocess.semantic import semantic_segmentation
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.postprocess.writers import InstanceWriter, PanopticWriter, ResultWriter, SemanticWriter
+from eomt.targets import ImageTargets
 
-DEFAULT_MAX_BYTES = 256 * 2**20
+
+class Metric(Protocol):
+    """A score of a dataset. Every rank updates it with its own images; `compute` and `per_class` join the ranks."""
+
+    def update(self, prediction: Segmentation | Instances, targets: ImageTargets, image_id: int | str) -> None:
+        """Add one image, its ground truth at the image's own size."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """The scores in percent, each a float64 scalar on the host; NaN where there is nothing to score."""
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """A row of scores for each class that was seen, with its id and name."""
+
+    def reset(self) -> None:
+        """Forget all images."""
 
 
 class Task(Protocol):
@@ -83,7 +98,7 @@ class SemanticTask:
     monitor: ClassVar[str] = "miou"
     geometry: ClassVar[Geometry] = WINDOWS
     writer: ClassVar[type[ResultWriter]] = SemanticWriter
-    max_bytes: int = 2 * DEFAULT_MAX_BYTES
+    max_bytes: int = 512 * 2**20
 
     def predict(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
         return semantic_segmentation(output.mask_logits, output.class_logits, placement, size, self.max_bytes)
@@ -112,7 +127,7 @@ class InstanceTask:
     geometry: ClassVar[Geometry] = FIT_AND_PAD
     writer: ClassVar[type[ResultWriter]] = InstanceWriter
     top_k: int = 100
-    max_bytes: int = DEFAULT_MAX_BYTES
+    max_bytes: int = 256 * 2**20
 
     def predict(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Instances:
         masks, logits = output.mask_logits[0], output.class_logits[0]
@@ -149,7 +164,7 @@ class PanopticTask:
     score_threshold: float = 0.8
     mask_threshold: float = 0.5
     overlap_threshold: float = 0.8
-    max_bytes: int = DEFAULT_MAX_BYTES
+    max_bytes: int = 256 * 2**20
 
     def predict(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
         return panoptic_segmentation(
@@ -195,10 +210,11 @@ def task_of(kind: str, options: Mapping[str, Any] | None = None) -> Task:
     for name, value in given.items():
         if name not in known:
             raise InputError(f"postprocess.{name} is no option of {kind} segmentation; it has: {', '.join(known)}")
-        whole = name in ("max_bytes", "top_k")
-        good = not isinstance(value, bool) and isinstance(value, int if whole else int | float)
-        if not good or not (value >= 1 if whole else 0 <= value <= 1):
-            rule = "a whole number of at least 1" if whole else "a number from 0 to 1"
+        if name in ("max_bytes", "top_k"):
+            good, rule = type(value) is int and value >= 1, "a whole number of at least 1"
+        else:
+            good, rule = type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"
+        if not good:
             raise InputError(f"postprocess.{name}={value} must be {rule}")
     return task(**given)
 

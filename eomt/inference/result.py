@@ -13,10 +13,10 @@ from PIL import Image
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.inference.load_image import ImageSource, load_image
-from eomt.postprocess.coco_format import ids_to_rgb, object_rows, panoptic_row
 from eomt.postprocess.draw import DRAWN_SCORE, draw_segments
 from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances, Segmentation
+from eomt.postprocess.writers import ids_to_rgb, object_rows, panoptic_row
 
 
 @dataclass(frozen=True, repr=False)

@@ -21,8 +21,7 @@ from eomt.inference.load_image import ImageSource, load_image
 from eomt.inference.result import Result, on_host
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
-from eomt.postprocess.geometry import Placement
-from eomt.postprocess.unpadded import run_unpadded
+from eomt.postprocess.geometry import Placement, run_unpadded
 from eomt.tasks import Task, predict_images, task_of
 from eomt.weights.load import read_weights
 
@@ -38,7 +37,7 @@ class Segmenter:
         classes: the network's classes.
         device: such as "cuda:1" or "cpu"; default a GPU if there is one.
         precision: "32", or "bf16" or "16" for mixed precision; default bf16 on a GPU, 32 on a CPU.
-        unpadded: leave out the patches that only show padding; see `eomt.postprocess.unpadded`. Faster, and results
+        unpadded: leave out the patches that only show padding; see `run_unpadded`. Faster, and results
             change a little, unless an image fills the input. Sets `network.backbone.crop_position`.
 
     Raises:

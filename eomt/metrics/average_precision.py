@@ -30,22 +30,18 @@ ONE, TEN, HUNDRED = range(3)
 _CHUNK = 64  # masks that are expanded to pixels at a time
 
 
-class _Objects(NamedTuple):
-    """An image's objects or detections: size (height, width); compressed run lengths, classes and areas of the masks;
-    and crowd flags of objects, or scores of detections."""
+class _Image(NamedTuple):
+    """Size (height, width), and rows in COCO's format of the objects and of the detections, without ids."""
 
     size: tuple[int, int]
-    counts: list[bytes]
-    labels: np.ndarray
-    areas: np.ndarray
-    values: np.ndarray
+    objects: list[dict]
+    detections: list[dict]
 
 
 class AveragePrecision:
     """COCO's twelve numbers for instance segmentation.
 
-    `update` keeps masks as compressed run lengths. An image that is seen twice, as samplers pad the last batch of some
-    ranks, counts once.
+    An image that is seen twice, as samplers pad the last batch of some ranks, counts once.
 
     Args:
         classes: the dataset's classes.
@@ -59,7 +55,7 @@ class AveragePrecision:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._images: dict[int | str, tuple[_Objects, _Objects]] = {}  # ground truth, prediction
+        self._images: dict[int | str, _Image] = {}
         self._curves: tuple[np.ndarray, np.ndarray] | None = None
 
     def update(self, instances: Instances, targets: ImageTargets, image_id: int | str) -> None:
@@ -79,21 +75,19 @@ class AveragePrecision:
                 f"the prediction of image {image_id} is {list(instances.size)}, its ground truth "
                 f"{list(size)}: score them at one size"
             )
-        counts, areas = _counts(targets), targets.areas
+        codes, areas = _codes(targets), targets.areas
         if areas is None:
-            areas = torch.tensor([int(coco_mask.area({"size": list(size), "counts": code})) for code in counts])
-        truth = (targets.labels, areas, targets.crowd)
-        prediction = (instances.labels, instances.areas, instances.scores)
-        self._images[image_id] = (
-            _Objects(size, counts, *(column.numpy(force=True) for column in truth)),
-            _Objects(size, [rle["counts"] for rle in instances.rles], *(c.numpy(force=True) for c in prediction)),
+            areas = torch.tensor([int(coco_mask.area({"size": list(size), "counts": code})) for code in codes])
+        found = [rle["counts"] for rle in instances.rles]
+        self._images[image_id] = _Image(
+            size,
+            _rows(size, codes, targets.labels, areas, "iscrowd", targets.crowd),
+            _rows(size, found, instances.labels, instances.areas, "score", instances.scores),
         )
         self._curves = None
 
     def compute(self) -> dict[str, Tensor]:
-        """The twelve numbers in percent, each a float64 scalar on the host.
-
-        Every rank must call it; all get the numbers of all ranks' images.
+        """The twelve numbers of all ranks' images in percent, float64 scalars on the host. All ranks must call it.
 
         Returns:
             ap (mean over the IoU thresholds 0.5, 0.55, ... 0.95), ap50, ap75, ap_small, ap_medium, ap_large; ar1, ar10,
@@ -147,7 +141,7 @@ class AveragePrecision:
                 self._curves = curves[0]
         return self._curves
 
-    def _evaluate(self, images: dict[int | str, tuple[_Objects, _Objects]]) -> tuple[np.ndarray, np.ndarray]:
+    def _evaluate(self, images: dict[int | str, _Image]) -> tuple[np.ndarray, np.ndarray]:
         if self.library == "hotcoco":
             from hotcoco import COCO, COCOeval
         else:
@@ -155,16 +149,21 @@ class AveragePrecision:
             from pycocotools.cocoeval import COCOeval
         ordered = [images[key] for key in sorted(images)]
         # Ids from 1: COCOeval takes 0 for "unmatched".
-        sizes = enumerate((truth.size for truth, _ in ordered), start=1)
         document = {
-            "images": [{"id": k, "height": height, "width": width} for k, (height, width) in sizes],
+            "images": [
+                {"id": k, "height": image.size[0], "width": image.size[1]} for k, image in enumerate(ordered, start=1)
+            ],
             "categories": [{"id": k, "name": item.name} for k, item in enumerate(self.classes, start=1)],
         }
         sides = []
         with contextlib.redirect_stdout(io.StringIO()):
-            for side, name in enumerate(("iscrowd", "score")):
+            for side in ("objects", "detections"):
+                rows = [(k, row) for k, image in enumerate(ordered, start=1) for row in getattr(image, side)]
                 coco = COCO()
-                coco.dataset = {**document, "annotations": _annotations([pair[side] for pair in ordered], name)}
+                coco.dataset = {
+                    **document,
+                    "annotations": [{**row, "id": n, "image_id": k} for n, (k, row) in enumerate(rows, start=1)],
+                }
                 coco.createIndex()
                 sides.append(coco)
             evaluation = COCOeval(*sides, "segm")
@@ -176,19 +175,23 @@ class AveragePrecision:
         return precision[..., HUNDRED], recall
 
 
-def _annotations(images: list[_Objects], name: str) -> list[dict]:
-    """Rows in COCO's format; `name` is that of the values. Areas are given: COCOeval would take them from boxes."""
-    rows: list[dict] = []
-    for image_id, own in enumerate(images, start=1):
-        columns = own.labels.tolist(), own.areas.tolist(), own.values.tolist()
-        for code, label, area, value in zip(own.counts, *columns, strict=True):
-            mask = {"size": list(own.size), "counts": code}
-            row = {"id": len(rows) + 1, "image_id": image_id, "category_id": label + 1, "segmentation": mask}
-            rows.append({**row, "area": float(area), name: value})
-    return rows
+def _rows(
+    size: tuple[int, int], codes: list[bytes], labels: Tensor, areas: Tensor, name: str, values: Tensor
+) -> list[dict]:
+    """Rows in COCO's format. Areas are given: COCOeval would take them from boxes."""
+    columns = zip(codes, labels.tolist(), areas.tolist(), values.tolist(), strict=True)
+    return [
+        {
+            "category_id": label + 1,
+            "segmentation": {"size": list(size), "counts": code},
+            "area": float(area),
+            name: value,
+        }
+        for code, label, area, value in columns
+    ]
 
 
-def _counts(targets: ImageTargets) -> list[bytes]:
+def _codes(targets: ImageTargets) -> list[bytes]:
     """The masks as COCO's compressed run lengths: the dataset's own where the targets hold them."""
     if targets.rles is not None:
         return list(targets.rles)

@@ -24,9 +24,6 @@ class MeanIoU(Metric):
         classes: the dataset's classes.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     pixels: Tensor  # int64 [C, C + 1]: true class, predicted class; in the last column no class is predicted
 
     def __init__(self, classes: Classes):
@@ -34,10 +31,6 @@ class MeanIoU(Metric):
         self.classes = classes
         empty = torch.zeros(len(classes), len(classes) + 1, dtype=torch.int64)
         self.add_state("pixels", empty, dist_reduce_fx="sum")
-
-    def set_dtype(self, dst_type: str | torch.dtype) -> MeanIoU:
-        """Keep counts as integers, whatever the precision."""
-        return self
 
     def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: int | None = None) -> None:
         """Add one image.

@@ -12,7 +12,6 @@ from eomt.errors import InputError
 from eomt.postprocess.types import Segmentation
 from eomt.targets import ImageTargets
 
-IOU, TP, FP, FN = range(4)
 # Sums of IoU are integers in units of 2^-42: their sum does not depend on the order of images and ranks, and no
 # precision setting casts them, as `module.to(torch.bfloat16)` does to torchmetrics' floats. The error of a match is
 # below 1.2e-13; a class may have two million matches.
@@ -31,19 +30,12 @@ class PanopticQuality(Metric):
         classes: the dataset's classes; things and stuff are also averaged separately.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     sums: Tensor  # int64 [4, C]: IoU in units of IOU_UNIT, true positives, false positives, misses
 
     def __init__(self, classes: Classes):
         super().__init__()
         self.classes = classes
         self.add_state("sums", torch.zeros(4, len(classes), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def set_dtype(self, dst_type: str | torch.dtype) -> PanopticQuality:
-        """Keep counts as integers, whatever the precision."""
-        return self
 
     def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: int | None = None) -> None:
         """Add one image.
@@ -57,13 +49,8 @@ class PanopticQuality(Metric):
             InputError: if true segments overlap (more than one plane), or the sizes differ.
         """
         overlap = shared_pixels(segmentation, targets, "panoptic quality")
-        sums = count_segments(
-            overlap,
-            targets.labels.numpy(force=True),
-            segmentation.labels.numpy(force=True),
-            targets.crowd.numpy(force=True),
-            len(self.classes),
-        )
+        columns = (part.numpy(force=True) for part in (targets.labels, segmentation.labels, targets.crowd))
+        sums = _count_segments(overlap, *columns, len(self.classes))
         self.sums += torch.from_numpy(sums).to(self.sums.device)
 
     def compute(self) -> dict[str, Tensor]:
@@ -93,7 +80,7 @@ class PanopticQuality(Metric):
                 "name": item.name,
                 "isthing": int(item.is_thing),
                 **{name: float(scores[row, k]) for row, name in enumerate(("pq", "sq", "rq"))},
-                **{name: counts[row][k] for row, name in ((TP, "tp"), (FP, "fp"), (FN, "fn"))},
+                **{name: counts[row][k] for row, name in enumerate(("tp", "fp", "fn"), start=1)},
             }
             for k, item in enumerate(self.classes)
             if seen[k]
@@ -121,42 +108,24 @@ def shared_pixels(segmentation: Segmentation, targets: ImageTargets, score: str)
         raise InputError(
             f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: score them at one size"
         )
-    true, predicted = _int16(targets.ids[0]), _int16(segmentation.ids)
-    return joint_histogram(true, predicted, len(targets.labels) + 1, len(segmentation.labels) + 1)
-
-
-def joint_histogram(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Joint histogram of two maps: int64 [height, width].
-
-    Args:
-        rows, columns: int16 of one shape, values 0..height-1 and 0..width-1.
-        height, width: the numbers of values.
-    """
+    # int16 holds the number of any image's segments, and is quickly copied to the host.
+    true, predicted = (ids.to(torch.int16).numpy(force=True).ravel() for ids in (targets.ids, segmentation.ids))
+    height, width = len(targets.labels) + 1, len(segmentation.labels) + 1
+    code = true.astype(np.uint16 if height * width <= 2**16 else np.uint32)
+    code *= width
+    code += predicted.astype(code.dtype)
     # Segments are coherent, so runs of equal pairs are few: summing their lengths is several times faster than
     # counting every pixel.
-    code = rows.astype(np.uint16 if height * width <= 2**16 else np.uint32).ravel()
-    code *= width
-    code += columns.astype(code.dtype).ravel()
     last = np.append(np.flatnonzero(code[1:] != code[:-1]), code.size - 1)
     counts = np.bincount(code[last], weights=np.diff(last, prepend=-1), minlength=height * width)
     return counts.astype(np.int64).reshape(height, width)
 
 
-def count_segments(
+def _count_segments(
     overlap: np.ndarray, true_labels: np.ndarray, labels: np.ndarray, crowd: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Match the segments of one image and count by class.
-
-    Args:
-        overlap: int64 [T + 1, S + 1], from `shared_pixels`.
-        true_labels: int64 [T].
-        labels: int64 [S].
-        crowd: bool [T].
-        num_classes: C.
-
-    Returns:
-        int64 [4, C], as `PanopticQuality.sums`.
-    """
+    """Match the segments of one image, given `shared_pixels` of them, and count: int64 [4, C], as
+    `PanopticQuality.sums`."""
     shared, void, area = overlap[1:, 1:], overlap[0, 1:], overlap[:, 1:].sum(0)
     union = overlap[1:].sum(1)[:, None] + (area - void) - shared
     one_class = (true_labels[:, None] == labels) & ~crowd[:, None]
@@ -176,25 +145,16 @@ def count_segments(
 
     sums = np.zeros((4, num_classes), dtype=np.int64)
     iou = shared[true_match, match] / union[true_match, match]
-    np.add.at(sums[IOU], labels[match], np.rint(iou / IOU_UNIT).astype(np.int64))
-    sums[TP] = np.bincount(labels[match], minlength=num_classes)
-    sums[FP] = np.bincount(labels[wrong], minlength=num_classes)
-    sums[FN] = np.bincount(true_labels[missed], minlength=num_classes)
+    np.add.at(sums[0], labels[match], np.rint(iou / IOU_UNIT).astype(np.int64))
+    sums[1] = np.bincount(labels[match], minlength=num_classes)
+    sums[2] = np.bincount(labels[wrong], minlength=num_classes)
+    sums[3] = np.bincount(true_labels[missed], minlength=num_classes)
     return sums
 
 
 def _class_scores(sums: Tensor) -> tuple[Tensor, Tensor]:
     """PQ, SQ and RQ in percent, float64 [3, C], and the classes seen, bool [C]; both on the host."""
-    counts = sums.cpu().double()
-    iou = counts[IOU] * IOU_UNIT
-    denominator = counts[TP] + (counts[FP] + counts[FN]) / 2
-    seen = denominator > 0
-    pq = iou / denominator.clamp(min=0.5)
-    sq = iou / counts[TP].clamp(min=1)
-    rq = counts[TP] / denominator.clamp(min=0.5)
-    return 100 * torch.stack([pq, sq, rq]), seen
-
-
-def _int16(ids: Tensor) -> np.ndarray:
-    """Copy to the host in the smallest type: int16 holds the number of any image's segments."""
-    return ids.to(torch.int16).numpy(force=True)
+    iou, matched, wrong, missed = sums.cpu().double()
+    weight = matched + (wrong + missed) / 2
+    sq, rq = iou * IOU_UNIT / matched.clamp(min=1), matched / weight.clamp(min=0.5)
+    return 100 * torch.stack([iou * IOU_UNIT / weight.clamp(min=0.5), sq, rq]), weight > 0

@@ -41,8 +41,7 @@ def draw_segments(
         alpha: 0 shows the image alone, 1 the colours alone.
 
     Returns:
-        uint8 [kH, kW, 3], where k > 1 only for images with a side below 384 pixels: the smallest whole
-        number that lifts their longer side to that.
+        uint8 [kH, kW, 3], k the smallest whole number that lifts the longer side to 384 pixels.
     """
     # 32 bits are enough, and half the time of 64.
     ids, labels = _array(ids).astype(np.int32), _array(labels)
@@ -91,11 +90,10 @@ def side_by_side(image: np.ndarray, pictures: Sequence[tuple[str, np.ndarray]], 
     Returns:
         uint8 [H', W', 3] on white.
     """
-    height = max(picture.shape[0] for picture in (image, *(picture for _, picture in pictures)))
-    width = max(picture.shape[1] for picture in (image, *(picture for _, picture in pictures)))
-    font = _font(_font_size(height, width))
-    strip = round(1.6 * font.size)
     tiles = [(title, image), *pictures]
+    height, width = (max(picture.shape[axis] for _, picture in tiles) for axis in (0, 1))
+    font = _font(height, width)
+    strip = round(1.6 * font.size)
     sheet = Image.new("RGB", ((width + MARGIN) * len(tiles) + MARGIN, height + strip + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     for k, (text, picture) in enumerate(tiles):
@@ -119,9 +117,9 @@ def border_distance(ids: np.ndarray) -> np.ndarray:
     edge: int64 [H, W].
     """
     padded = np.pad(ids, 1, constant_values=ids.min() - 1)
-    even_rows = (padded[:, :-2] == padded[:, 1:-1]) & (padded[:, 1:-1] == padded[:, 2:])
-    even_columns = (padded[:-2] == padded[1:-1]) & (padded[1:-1] == padded[2:])
-    inside = even_rows[:-2] & even_rows[1:-1] & even_rows[2:] & even_columns[:, 1:-1]
+    height, width = ids.shape
+    shifted = (padded[y : y + height, x : x + width] for y in range(3) for x in range(3))
+    inside = np.logical_and.reduce([part == ids for part in shifted])
     distance = np.ones(ids.shape, dtype=np.int64)
     while inside.any():
         distance += inside
@@ -144,7 +142,7 @@ def _outlines(ids: np.ndarray, thickness: int) -> np.ndarray:
 def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: np.ndarray) -> np.ndarray:
     """Write each segment's text far from its border and beside other texts; skip those without room."""
     height, width = ids.shape
-    font = _font(_font_size(height, width))
+    font = _font(height, width)
     # On a coarse map: a name need not be placed to the pixel.
     stride = max(1, max(ids.shape) // 160)
     coarse = ids[stride // 2 :: stride, stride // 2 :: stride]
@@ -168,7 +166,7 @@ def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: 
             x = max(min(x, width - half_width - 1), half_width + 1)
             y = max(min(y, height - half_height - 1), half_height + 1)
             box = (x - half_width, y - half_height, x + half_width, y + half_height)
-            if not any(_overlap(box, other) for other in taken):
+            if all(box[0] > b[2] or b[0] > box[2] or box[1] > b[3] or b[1] > box[3] for b in taken):
                 taken.append(box)
                 shade = tuple(int(c) for c in colors[s] * 0.3)
                 pen.rounded_rectangle(box, radius=font.size / 4, fill=(*shade, 190))
@@ -177,18 +175,9 @@ def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: 
     return np.array(picture)
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    """True if two boxes (left, top, right, bottom) share a pixel."""
-    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
-
-
-def _font_size(height: int, width: int) -> int:
-    return max(12, round(min(height, width) / 28))
-
-
 @lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+def _font(height: int, width: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(max(12, round(min(height, width) / 28)))
 
 
 def _enlarge(values: np.ndarray, factor: int) -> np.ndarray:

@@ -1,23 +1,24 @@
 """Geometry between images of any size and the network's input, and back from logits to the image.
 
-Instance and panoptic segmentation fit the whole image into the input and pad it (`fit_and_pad`, undone by `undo_fit`).
-Semantic segmentation lets the image cover the input and cuts it into windows along the longer side (`cut_windows`,
-undone by `merge_windows`). Sizes are (height, width) throughout.
+Instance and panoptic segmentation fit the whole image into the input and pad it (`fit_and_pad`, undone by `undo_fit`;
+`run_unpadded` leaves the padding out). Semantic segmentation lets the image cover the input and cuts it into windows
+along the longer side (`cut_windows`, undone by `merge_windows`). Sizes are (height, width) throughout.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from eomt.errors import InputError
+from eomt.model.outputs import Logits
 
 # On a CPU chunks that the cache and the allocator keep take half the time of larger ones.
 _CPU_BYTES = 2**24
@@ -54,21 +55,14 @@ class Geometry(NamedTuple):
 def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
     """The largest size of the image's aspect ratio inside `size`.
 
-    Sides are rounded half to even, as the original does. A side of an extremely long image that would round to 0,
-    where the original fails, becomes 1.
+    Sides are rounded half to even, as the original does; one that would round to 0, where the original fails, is 1.
     """
     factor = min(size[0] / height, size[1] / width)
-    return (
-        min(max(round(height * factor), 1), size[0]),
-        min(max(round(width * factor), 1), size[1]),
-    )
+    return min(max(round(height * factor), 1), size[0]), min(max(round(width * factor), 1), size[1])
 
 
 def cover_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The smallest size of the image's aspect ratio that covers `size`, sides rounded half to even.
-
-    At least one side equals that of `size`; only the other can exceed it.
-    """
+    """The smallest size of the image's aspect ratio that covers `size`, sides rounded half to even."""
     factor = max(size[0] / height, size[1] / width)
     return max(round(height * factor), size[0]), max(round(width * factor), size[1])
 
@@ -93,14 +87,11 @@ def fit_and_pad(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
 
 
 def undo_fit(logits: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
-    """Bring mask logits of a padded input back to the original image.
-
-    Resize them to the input, crop the padding, and resize the rest to the original, each time bilinearly.
+    """Bring mask logits of a padded input back: resize to the input, crop the padding, resize to the original.
 
     Args:
         logits: float [K, h, w], over the whole input at any stride.
-        placement: the placement from `fit_and_pad`.
-        size: height and width of the network's input.
+        placement, size: see `fit_and_pad`.
 
     Returns:
         float [K, placement.height, placement.width], still logits; may be a view of `logits`.
@@ -125,9 +116,7 @@ def undo_fit_in_chunks(
     max_bytes: int,
     pixel_bytes: int = 4,
 ) -> Iterator[Tensor]:
-    """Apply `undo_fit` to a few masks at a time.
-
-    Delete each chunk before the next one is asked for; otherwise two are held.
+    """Apply `undo_fit` to a few masks at a time. Delete each chunk before the next one; otherwise two are held.
 
     Args:
         mask_logits: float [Q, h, w], any float type.
@@ -147,11 +136,53 @@ def undo_fit_in_chunks(
         yield undo_fit(mask_logits[chunk].float(), placement, size)
 
 
+def run_unpadded(
+    run: Callable[[Tensor, Tensor], Logits],
+    inputs: Tensor,
+    placements: Sequence[Placement],
+    patch_size: int,
+    at_once: int,
+) -> Logits:
+    """Run the network on padded inputs without the patches that only show padding, those of one size together.
+
+    A 640x480 image in a square of 640 pixels has 1,200 patches of 1,600. The network was trained with padding, so its
+    results change a little; an image that fills the square is segmented as before.
+
+    Args:
+        run: returns the network's last output. Takes inputs [n, 3, h, w], for which the position embedding must be
+            cropped (see `Backbone`), and their indices in `inputs`, int64 [n].
+        inputs: uint8 [N, 3, H, W], images at the top left, zeros elsewhere; or windows, which have no padding.
+        placements: the placement of each input.
+        patch_size: the network's patch size; sides are rounded up to its multiples.
+        at_once: the most inputs that the network takes at a time.
+
+    Returns:
+        The output for the padded inputs; masks are continued into the padding by their last row and column.
+    """
+    height, width = inputs.shape[-2:]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, placement in enumerate(placements):
+        sides = zip((height, width), (placement.scaled_height, placement.scaled_width), strict=True)
+        own = tuple(min(side, -(-scaled // patch_size) * patch_size) for side, scaled in sides)
+        groups.setdefault(own, []).append(index)
+    outputs, order = [], []
+    for (rows, columns), members in groups.items():
+        for part in torch.tensor(members).split(at_once):
+            order += part.tolist()
+            images = torch.stack([inputs[index, :, :rows, :columns] for index in part.tolist()])
+            masks, classes = run(images, part)
+            below = masks.shape[2] * (height - rows) // rows
+            beside = masks.shape[3] * (width - columns) // columns
+            masks = F.pad(masks, (0, beside, 0, below), mode="replicate") if below or beside else masks
+            outputs.append(Logits(masks, classes))
+    back = torch.tensor(order).argsort()
+    return Logits(*(torch.cat(parts)[back] for parts in zip(*outputs, strict=True)))
+
+
 def window_starts(length: int, size: int) -> list[int]:
     """Starts of the windows of `size` pixels that cover `length` >= `size` pixels evenly.
 
-    There are ceil(length / size) of them, the first at 0, the last at length - size. All in integers: the original's
-    floating point truncates the last start at extreme lengths and leaves a column uncovered.
+    In integers: the original's floating point truncates the last start at extreme lengths and leaves a column bare.
     """
     count = math.ceil(length / size)
     return [j * (length - size) // max(count - 1, 1) for j in range(count)]
@@ -179,20 +210,19 @@ def merge_windows(score: Callable[[int], Tensor], placement: Placement, size: tu
     """Average the scores of windows where they overlap.
 
     Args:
-        score: returns the scores of a window of `cut_windows`, float [C, size[0], size[1]], given its number. Called
-            for one window after the other, so that only one window's scores are held.
-        placement: the placement from `cut_windows`.
-        size: height and width of a window.
+        score: returns the scores of a window, float [C, size[0], size[1]], given its number. Called for one window
+            after the other, so that only one window's scores are held.
+        placement, size: see `cut_windows`.
 
     Returns:
         float [C, placement.scaled_height, placement.scaled_width].
     """
-    total = None
+    total = covered = None
     for number, (rows, columns) in enumerate(_windows(placement, size)):
         scores = score(number)
         if total is None:
-            shape = (placement.scaled_height, placement.scaled_width)
-            total, covered = scores.new_zeros(len(scores), *shape), scores.new_zeros(shape)
+            total = scores.new_zeros(len(scores), *placement[2:])
+            covered = scores.new_zeros(placement[2:])
         total[:, rows, columns] += scores
         covered[rows, columns] += 1
         del scores
@@ -207,7 +237,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if maps.shape[1:] == size:
         return maps
     # One map per batch entry, not per channel: PyTorch picks its kernel by the number of channels.
-    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _fit_one(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Placement]:
@@ -241,16 +271,13 @@ def _windows(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, s
 
 def _resize(image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callable) -> tuple[Tensor, Placement]:
     """Scale an image to `rule(height, width, size)` with PIL: uint8 [3, h, w], and its placement."""
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(
-                f"an image array must be uint8 [height, width, 3], found {image.dtype} {list(image.shape)}"
-            )
-        if image.size == 0:
-            raise InputError(f"an image needs at least one pixel, found shape {list(image.shape)}")
-        image = Image.fromarray(image)
-    if image.width == 0 or image.height == 0:
-        raise InputError(f"an image needs at least one pixel, found {image.width} x {image.height}")
+    shape = image.shape if isinstance(image, np.ndarray) else (image.height, image.width, 3)
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or (isinstance(image, np.ndarray) and image.dtype != np.uint8):
+        raise InputError(
+            f"an image must be uint8 [height, width, 3] with at least one pixel, found {type(image).__name__} "
+            f"{list(shape)} of {getattr(image, 'dtype', 'a PIL mode')}"
+        )
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     height, width = rule(image.height, image.width, size)
     placement = Placement(image.height, image.width, height, width)
     scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)

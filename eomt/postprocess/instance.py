@@ -29,11 +29,9 @@ def instance_segmentation(
     Args:
         mask_logits: float [Q, h, w], over the whole input at any stride.
         class_logits: float [Q, C + 1], the last one for "no object".
-        placement: the placement from `fit_and_pad`.
-        size: height and width of the network's input.
+        placement, size: see `fit_and_pad`.
         top_k: the number of pairs to take, all where there are fewer.
-        max_bytes: the memory that the masks upsampled at a time may take; at least one mask is upsampled. The result
-            does not depend on it.
+        max_bytes: the memory that the masks upsampled at a time may take; the result does not depend on it.
 
     Returns:
         Objects at the original size by falling class probability, of equals the first query's first class first; all
@@ -77,8 +75,7 @@ def instance_segmentation(
 def encode_masks(masks: Tensor) -> list[dict]:
     """Encode bool masks [K, H, W] on any device as COCO's compressed run lengths.
 
-    Only the positions where runs start are copied to the host, all at once. On a CPU this takes about as long as
-    pycocotools' encoder.
+    Only the positions where runs start are copied to the host, all at once.
     """
     count, height, width = masks.shape
     # COCO runs down the columns. A run starts where a pixel differs from the one above, at the top from the last of
@@ -93,10 +90,9 @@ def encode_masks(masks: Tensor) -> list[dict]:
     mask, pixel = pixels // (height * width), pixels % (height * width)
     pixels = mask * (height * width) + pixel % width * height + pixel // width
     pixels = pixels.sort().values.numpy(force=True)
-    starts = np.arange(count + 1) * (height * width)
-    bounds = np.searchsorted(pixels, starts)
-    rles = []
-    for k in range(count):
-        own = pixels[bounds[k] : bounds[k + 1]] - starts[k]
-        rles.append({"size": [height, width], "counts": np.diff(own, prepend=0, append=height * width)})
+    starts = np.arange(count) * (height * width)
+    rles = [
+        {"size": [height, width], "counts": np.diff(own - start, prepend=0, append=height * width)}
+        for own, start in zip(np.split(pixels, np.searchsorted(pixels, starts[1:])), starts, strict=False)
+    ]
     return coco_mask.frPyObjects(rles, height, width) if rles else []

@@ -32,16 +32,14 @@ def panoptic_segmentation(
     Args:
         mask_logits: float [Q, h, w], over the whole input at any stride.
         class_logits: float [Q, C + 1], the last one for "no object".
-        placement: the placement from `fit_and_pad`.
-        size: height and width of the network's input.
+        placement, size: see `fit_and_pad`.
         is_thing: bool [C].
         score_threshold, mask_threshold, overlap_threshold: see above, 0..1.
-        max_bytes: the memory that the masks upsampled at a time may take; at least one mask is upsampled. The result
-            does not depend on it.
+        max_bytes: the memory that the masks upsampled at a time may take; the result does not depend on it.
 
     Returns:
         Segments at the original size in query order, on the device of the logits. The host waits for the device twice,
-        however many queries there are: for the number of kept queries, and for the pixels that each has won.
+        however many queries there are.
     """
     scores, labels = class_logits.float().softmax(-1).max(-1)
     kept = ((labels < class_logits.shape[1] - 1) & (scores > score_threshold)).nonzero()[:, 0]
@@ -72,11 +70,7 @@ def _argmax_of_masks(
     mask_threshold: float,
     max_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Argmax over K kept queries of score times mask probability, a chunk of masks at a time.
-
-    Args:
-        kept: int64 [K], the queries, K >= 1.
-        scores: float32 [K], their class probabilities.
+    """Argmax over the K >= 1 queries `kept` of class times mask probability, `scores` being float32 [K].
 
     Returns:
         int32 [H, W], 2k where query k wins with a probability below the threshold and 2k + 1 where it wins with at
@@ -108,26 +102,17 @@ def _argmax_of_masks(
 def _number_segments(
     table: list[tuple[int, int, int, int, int]], overlap_threshold: float
 ) -> tuple[list[int], list[int]]:
-    """Drop and merge segments, on the host.
-
-    Args:
-        table: per query its label, 1 for a thing, the area of its own mask, the pixels won, and the pixels won inside
-            its mask.
-        overlap_threshold: see `panoptic_segmentation`.
-
-    Returns:
-        The segment's number for each code of `_argmax_of_masks` (0 for none), and the (first) query of each segment.
-    """
+    """Drop and merge segments: the segment's number for each code of `_argmax_of_masks` (0 for none), and the first
+    query of each segment. `table` has per query its label, 1 for a thing, the area of its own mask, the pixels won,
+    and those of them inside its mask."""
     lookup, first = [], []
     stuff_number: dict[int, int] = {}
     for query, (label, is_thing, own, won, inside) in enumerate(table):
         number = 0
         if inside > 0 and won / own >= overlap_threshold:
-            number = stuff_number.get(label, 0)
+            number = 0 if is_thing else stuff_number.get(label, 0)
             if number == 0:
                 first.append(query)
-                number = len(first)
-                if not is_thing:
-                    stuff_number[label] = number
+                number = stuff_number[label] = len(first)
         lookup += [0, number]
     return lookup, first

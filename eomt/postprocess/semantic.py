@@ -29,12 +29,10 @@ def semantic_segmentation(
     Args:
         mask_logits: float [N, Q, h, w], for the N windows of one image, at any stride.
         class_logits: float [N, Q, C + 1], the last one for "no object".
-        placement: the placement from `cut_windows`.
-        size: height and width of a window.
+        placement, size: see `cut_windows`.
         max_bytes: the memory that the scores and the upsampled masks of the windows may take; at least one class and
             one mask. Other chunks round sums over queries in another order: scores change by about 1e-7, and so a
-            label where two classes are that close. (On a GPU the sums are as exact as
-            `torch.set_float32_matmul_precision` says.)
+            label where two classes are that close.
 
     Returns:
         The classes present, ascending, as segments that fill the image, on the device of the logits. A segment's score
@@ -67,7 +65,7 @@ def score_windows(
     Args:
         mask_logits, placement, size: see `semantic_segmentation`.
         weights: float32 [N, Q, c], the queries' probabilities of these classes.
-        max_bytes: the memory that the masks upsampled at a time may take; at least one mask is upsampled.
+        max_bytes: the memory that the masks upsampled at a time may take.
 
     Returns:
         float32 [c, placement.scaled_height, placement.scaled_width].

@@ -1,4 +1,4 @@
-"""Official result files, as a benchmark's own tools and servers take them."""
+"""Official result files, as a benchmark's own tools and servers take them, and their rows and colours."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
-import torch
 from PIL import Image
 
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing
-from eomt.postprocess.coco_format import ids_to_rgb, object_rows, panoptic_row
-from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances, Segmentation
 
 LONGEST_NAME = 180  # bytes; file systems take 255, of which drafts and suffixes need some
@@ -26,8 +23,7 @@ LONGEST_NAME = 180  # bytes; file systems take 255, of which drafts and suffixes
 class ResultWriter:
     """Base of the writers: each rank notes its own images, and rank 0 joins the notes.
 
-    Every rank adds its own images; then all ranks call `flush`, wait for each other, and call `close`. Call
-    `check_names` first where the images' names are given, so that a collision is found before the run. An image that
+    Every rank adds its own images; then all ranks call `flush`, wait for each other, and call `close`. An image that
     was added twice, as samplers pad the last batch of some ranks, is written once.
 
     Args:
@@ -61,13 +57,9 @@ class ResultWriter:
         return name
 
     def check_names(self, names: Iterable[str]) -> None:
-        """Check that no image's PNG would replace another's. Every rank may call it before the first image.
+        """Raise InputError if a PNG of the images `names`, of all ranks, would replace another's.
 
-        Args:
-            names: the names of all images, of all ranks.
-
-        Raises:
-            InputError: if two would share a file; nothing can be added then.
+        Every rank may call it before the first image; after an error nothing can be added.
         """
         taken: dict[str, str] = {}
         for name in names if self.pictures else ():
@@ -87,9 +79,7 @@ class ResultWriter:
         os.fsync(self._rows.fileno())
 
     def close(self) -> Path:
-        """End writing; rank 0 joins all ranks' rows, each image once, in the order of their file names.
-
-        Call it when every rank has flushed.
+        """End writing, when every rank has flushed; rank 0 joins the rows in the order of their file names.
 
         Returns:
             The path of the result.
@@ -166,15 +156,9 @@ class PanopticWriter(ResultWriter):
         return f"{flat_name(_relative(name).with_suffix(''))}.png"
 
     def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
-        """Write one image's PNG and note its row.
-
-        Args:
-            segmentation: the prediction, at the image's original size.
-            name: the image's file name, or its path in the dataset.
-            image_id: the dataset's id of the image.
-        """
+        """Write the PNG of an image, given its name or path in the dataset and the dataset's id; note its row."""
         file_name = self.file_name(name)
-        self._save_picture(ids_to_rgb(segmentation.ids.to(torch.int32).numpy(force=True)), file_name)
+        self._save_picture(ids_to_rgb(segmentation.ids.numpy(force=True)), file_name)
         self._note(image_id, file_name, json.dumps(panoptic_row(segmentation, self.classes, image_id, file_name)))
 
     def _document(self, rows: list[str]) -> str:
@@ -184,34 +168,19 @@ class PanopticWriter(ResultWriter):
 class InstanceWriter(ResultWriter):
     """Writer of COCO's result format of objects: `instances.json`, one list of all images' objects.
 
-    See `object_rows`. The file appears only when it is complete. Where no image has an object, the file has one with
-    an empty mask and score 0: it changes no number, and pycocotools' `loadRes` fails on an empty list.
+    See `object_rows`. The file appears only when it is complete.
     """
 
     result = "instances.json"
 
-    def __init__(self, folder: str | Path, classes: Classes, rank: int = 0, world_size: int = 1):
-        super().__init__(folder, classes, rank, world_size)
-        self._no_object = ""
-
     def add(self, instances: Instances, name: str, image_id: int | str) -> None:
-        """Note one image's objects.
-
-        Args:
-            instances: the prediction, at the image's original size.
-            name: the image's file name; images are ordered by it.
-            image_id: the dataset's id of the image.
-        """
+        """Note the objects of an image, given its name, by which images are ordered, and the dataset's id."""
         labels, scores = instances.labels.tolist(), instances.scores.tolist()
-        if not labels and not self._no_object:
-            empty = encode_masks(torch.zeros(1, *instances.size, dtype=torch.bool))
-            self._no_object = json.dumps(object_rows(empty, [0], [0.0], self.classes, image_id))
         rows = object_rows(instances.rles, labels, scores, self.classes, image_id)
         self._note(image_id, name, json.dumps(rows)[1:-1])
 
     def _document(self, rows: list[str]) -> str:
-        present = list(filter(None, rows))
-        return f"[{', '.join(present)}]" if present else self._no_object or "[]"
+        return f"[{', '.join(filter(None, rows))}]"
 
 
 class SemanticWriter(ResultWriter):
@@ -246,13 +215,7 @@ class SemanticWriter(ResultWriter):
         return _relative(name).with_suffix(".png").as_posix()
 
     def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
-        """Write one image's PNG.
-
-        Args:
-            segmentation: the prediction, at the image's original size.
-            name: the image's file name, or its path in the dataset.
-            image_id: the dataset's id of the image.
-        """
+        """Write the PNG of an image, given its name or path in the dataset and the dataset's id."""
         values = self._values[np.append(0, segmentation.labels.numpy(force=True) + 1)]
         file_name = self.file_name(name)
         self._save_picture(values[segmentation.ids.numpy(force=True)], file_name)
@@ -273,3 +236,55 @@ def _relative(name: str) -> PurePath:
     """A name as a path that only leads downwards: results stay in their folder."""
     path = PurePath(name)
     return PurePath(*(part for part in path.parts if part not in (path.anchor, "..")))
+
+
+def object_rows(
+    rles: Sequence[dict], labels: Sequence[int], scores: Sequence[float], classes: Classes, image_id: int | str
+) -> list[dict]:
+    """An image's S objects in COCO's result format, plain values fit for JSON.
+
+    Args:
+        rles: S masks as compressed run lengths, {"size": [H, W], "counts": bytes}.
+        labels, scores: S classes and scores.
+        classes: the dataset's classes; the rows name their ids.
+        image_id: the dataset's id of the image.
+
+    Returns:
+        S rows of image_id, category_id, segmentation and score. No `bbox`: pycocotools' `loadRes` takes an object's
+        area from its box where there is one, and so sorts it among small, medium and large ones.
+    """
+    return [
+        {
+            "image_id": image_id,
+            "category_id": classes[label].id,
+            "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+            "score": score,
+        }
+        for code, label, score in zip(rles, labels, scores, strict=True)
+    ]
+
+
+def panoptic_row(segmentation: Segmentation, classes: Classes, image_id: int | str, file_name: str) -> dict:
+    """An image's segments in COCO's panoptic format, plain values fit for JSON.
+
+    Args:
+        segmentation: the segments, at the image's original size.
+        classes: the dataset's classes; the row names their ids.
+        image_id: the dataset's id of the image.
+        file_name: the name of the PNG.
+
+    Returns:
+        image_id, file_name and segments_info: id, category_id, area and bbox (left, top, width, height in whole
+        pixels) of each segment.
+    """
+    columns = segmentation.labels.tolist(), segmentation.areas.tolist(), segmentation.boxes().tolist()
+    segments = [
+        {"id": number, "category_id": classes[label].id, "area": area, "bbox": box}
+        for number, (label, area, box) in enumerate(zip(*columns, strict=True), start=1)
+    ]
+    return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+
+
+def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """COCO's colours for segment ids 0..2^24-1: [H, W] to uint8 [H, W, 3], id = R + 256 G + 65536 B."""
+    return np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]

@@ -18,9 +18,8 @@ from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.model.eomt import EoMT
 from eomt.model.lora import add_lora
 from eomt.model.outputs import Logits
-from eomt.postprocess.geometry import Placement
+from eomt.postprocess.geometry import Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
-from eomt.postprocess.unpadded import run_unpadded
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Annealing, mask_probability, resolve_windows
 from eomt.training.nonfinite import NonFiniteSteps, total_norm
@@ -46,7 +45,7 @@ class EoMTModule(lightning.LightningModule):
         max_skipped_steps: see `NonFiniteSteps`.
         validate_masked: validate under the current attention masks, drawn at random, as the original does, instead of
             the mask-free network that is deployed.
-        unpadded: validate without the patches that only show padding; see `eomt.postprocess.unpadded`.
+        unpadded: validate without the patches that only show padding; see `run_unpadded`.
         pretrained: the argument of `Backbone.load_pretrained`, or False.
         freeze: the frozen part of the backbone, see `freeze_backbone`.
         lora: `rank` and `alpha` of low-rank changes to the blocks' linear layers, see `add_lora`, which learn in

@@ -116,7 +116,6 @@ def test_halves_add_up_to_the_whole_and_stay_integers():
         for metric in (whole, (first, second)[k % 2]):
             metric.update(predicted(found), truth(true))
             metric = torch.nn.ModuleList([metric]).to(torch.bfloat16)[0].half()
-            metric.set_dtype(torch.float16)
     reduced = first._reductions["pixels"](torch.stack([first.pixels, second.pixels]))
     assert reduced.dtype == torch.int64
     assert torch.equal(reduced, whole.pixels)

@@ -8,8 +8,7 @@ from eomt.classes import Classes
 from eomt.inference.segmenter import Segmenter
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.model.eomt import EoMT
-from eomt.postprocess.geometry import Placement, fit_and_pad
-from eomt.postprocess.unpadded import run_unpadded
+from eomt.postprocess.geometry import Placement, fit_and_pad, run_unpadded
 from eomt.tasks import task_of
 from eomt.training.annealing import Annealing
 from eomt.training.module import EoMTModule

@@ -18,10 +18,9 @@ from eomt.inference.result import Result
 from eomt.metrics.average_precision import AveragePrecision
 from eomt.metrics.mean_iou import MeanIoU
 from eomt.metrics.panoptic_quality import PanopticQuality
-from eomt.postprocess.coco_format import ids_to_rgb
 from eomt.postprocess.types import Instances, Segmentation
-from eomt.postprocess.writers import InstanceWriter, PanopticWriter, SemanticWriter
-from eomt.targets import targets_from_id_map, targets_from_masks
+from eomt.postprocess.writers import InstanceWriter, PanopticWriter, SemanticWriter, ids_to_rgb
+from eomt.targets import targets_from_id_map
 from tests.coco_objects import as_instances, as_targets, encode, official_objects
 
 CLASSES = Classes(
@@ -261,27 +260,6 @@ def test_files_have_the_rows_that_results_give(tmp_path):
     # As text, in which 1 and 1.0 are not the same.
     assert instances.close().read_text() == json.dumps(objects)
     assert json.dumps(json.loads(panoptic.close().read_text())["annotations"]) == json.dumps(rows)
-
-
-def test_a_file_without_objects_can_be_loaded(tmp_path):
-    assert json.loads(InstanceWriter(tmp_path, CLASSES).close().read_text()) == []
-    document = {"images": [], "annotations": [], "categories": CLASSES.to_list()}
-    metric, writer = AveragePrecision(CLASSES), InstanceWriter(tmp_path, CLASSES)
-    for k in (1, 2):
-        objects, nothing = random_instances(k), random_instances(k, count=0)
-        writer.add(nothing, f"{k}.jpg", k)
-        metric.update(nothing, targets_from_masks(objects.masks().numpy(), objects.labels.tolist()), k)
-        document["images"].append({"id": k, "height": 40, "width": 50})
-        for code, label, area in zip(objects.rles, objects.labels.tolist(), objects.areas.tolist(), strict=True):
-            row = {"id": len(document["annotations"]) + 1, "image_id": k, "category_id": CLASSES.ids[label]}
-            document["annotations"].append({**row, "segmentation": code, "area": area, "iscrowd": 0})
-    path = writer.close()
-    (row,) = json.loads(path.read_text())
-    assert row["score"] == 0
-    assert not coco_mask.decode(row["segmentation"]).any()
-    scores = [score.item() for score in metric.compute().values()]
-    assert scores[0] == 0
-    assert np.nan_to_num(scores, nan=-100) == pytest.approx(100 * official_stats(document, path), abs=1e-9)
 
 
 def test_each_image_stands_in_the_instances_once(tmp_path):
