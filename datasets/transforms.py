@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from eomt.errors import InputError
 from eomt.targets import ImageTargets, id_type, runs
@@ -176,9 +177,7 @@ def draw_crop(
 
 
 def crop_image(image: np.ndarray, crop: Crop) -> Tensor:
-    """Resize bilinearly with antialias, as `torch.nn.functional.interpolate` does on 8-bit pixels.
-
-    Only what the window shows is resized. Equal to resizing the whole image to at most 1 of 255 grey levels.
+    """Resize bilinearly with antialias, as `torch.nn.functional.interpolate` does on 8-bit pixels, and crop.
 
     Args:
         image: uint8 [h, w, 3].
@@ -188,32 +187,11 @@ def crop_image(image: np.ndarray, crop: Crop) -> Tensor:
         uint8 [3, *crop.size].
     """
     (top, bottom), (left, right) = crop.window
-    # PyTorch resizes from the origin: pixels behind the window's last row and column are not needed. Of a crop alone
-    # it could not tell where between two pixels it starts. Pillow can, and takes ten times as long.
-    height, width = (_needed(*sides) for sides in zip(crop.old, crop.scaled, (bottom, right), strict=True))
-    if crop.flip:
-        pixels = cv2.flip(image[:height, crop.old[1] - width :], 1)
-    else:
-        pixels = np.require(image[:height, :width], requirements=("C", "W"))
     # The batch axis must come first, or PyTorch does not see channels last and takes twice as long.
-    pixels = torch.from_numpy(pixels.reshape(height, width, 3))[None].permute(0, 3, 1, 2)
-    factors = [new / old for old, new in zip(crop.old, crop.scaled, strict=True)]
-    # PyTorch takes as many pixels before as after for a side that keeps its size: then one more, which is not shown.
-    ends = [
-        end + (end == side and factor != 1)
-        for end, side, factor in zip((bottom, right), (height, width), factors, strict=True)
-    ]
-    resized = torch.ops.aten._upsample_bilinear2d_aa(pixels, ends, False, *factors)
-    shown = resized[0].permute(1, 2, 0).numpy()[top:bottom, left:right]
-    canvas = np.zeros((3, *crop.size), dtype=np.uint8)
-    cv2.split(shown, list(canvas[:, : bottom - top, : right - left]))
-    return torch.from_numpy(canvas)
-
-
-def _needed(old: int, new: int, end: int) -> int:
-    """The number of first pixels of `old` that the first `end` of `new` are made of, antialias included."""
-    scale = old / new
-    return min(old, int((end - 0.5) * scale + max(scale, 1)) + 2)
+    pixels = torch.from_numpy(cv2.flip(image, 1) if crop.flip else image)[None].permute(0, 3, 1, 2)
+    resized = functional.interpolate(pixels, crop.scaled, mode="bilinear", antialias=True)
+    below, beside = crop.size[0] - (bottom - top), crop.size[1] - (right - left)
+    return functional.pad(resized[0, :, top:bottom, left:right], (0, beside, 0, below)).contiguous()
 
 
 def crop_targets(targets: ImageTargets, crop: Crop) -> ImageTargets:

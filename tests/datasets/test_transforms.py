@@ -1,7 +1,6 @@
 """Training transforms: augmentations, and crops held against resizing, padding and cropping the whole image."""
 
 import random
-import warnings
 from pathlib import Path
 
 import albumentations as A
@@ -94,21 +93,8 @@ def test_images_equal_the_plain_way(old, size):
         expected = plain_way(torch.from_numpy(image).permute(2, 0, 1), crop, vision.InterpolationMode.BILINEAR)
         assert pixels.dtype == torch.uint8
         assert pixels.is_contiguous()
-        assert (pixels.int() - expected.int()).abs().max() <= 1
-        assert not pixels[:, crop.scaled[0] :].any()
-        assert not pixels[:, :, crop.scaled[1] :].any()
+        assert torch.equal(pixels, expected)
     assert np.array_equal(image, before)
-
-
-def test_a_window_takes_what_its_last_pixels_are_made_of():
-    """Every end of a window, enlarged and reduced."""
-    image = noise(31, 1)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    for new in (7, 13, 31, 45, 62):
-        whole = vision.resize(pixels, [new, 1], antialias=True)
-        for end in range(1, new + 1):
-            crop = Crop(False, (31, 1), (new, 1), ((0, end), (0, 1)), (end, 1))
-            assert (crop_image(image, crop).int() - whole[:, :end].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("old", SIZES)
@@ -153,15 +139,6 @@ def test_nearest_pixels_are_pytorchs():
             expected = functional.interpolate(line, new, mode="nearest")[0, 0].long().numpy()
             assert np.array_equal(nearest_pixels(old, new, (0, new)), expected)
             assert np.array_equal(nearest_pixels(old, new, (new // 3, new)), expected[new // 3 :])
-
-
-def test_read_only_arrays_are_taken_as_they_are():
-    image = noise(40, 50)
-    image.flags.writeable = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for crop in crops((40, 50), (32, 32), 6):
-            crop_image(image, crop)
 
 
 def test_sizes_are_truncated_and_never_zero():
