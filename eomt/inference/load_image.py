@@ -73,19 +73,16 @@ def _from_pil(image: Image.Image, where: str) -> np.ndarray:
         if image.mode.startswith("I") or image.mode == "F":
             # Pillow's own conversion would clip all that is above 255 to white.
             values = np.asarray(image)
-            return _from_array(_as_16_bit(values) if values.dtype == np.int32 else values, list(values.shape))
+            if values.dtype == np.int32:
+                if values.min() < 0 or values.max() > 65535:
+                    raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+                values = values.astype(np.uint16)
+            return _from_array(values, list(values.shape))
         return _as_rgb(image)
     except MemoryError:
         raise
     except Exception as error:
         raise InputError(f"{where} cannot be read: {error or type(error).__name__}") from error
-
-
-def _as_16_bit(values: np.ndarray) -> np.ndarray:
-    """Narrow values that Pillow opens with 32 bits."""
-    if values.size and (values.min() < 0 or values.max() > 65535):
-        raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
-    return values.astype(np.uint16)
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from eomt.errors import InputError
@@ -72,6 +73,7 @@ def _below(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise InputError(f"{error.filename}: {error.strerror}") from error
 
+    # Not glob, which skips what cannot be read and runs in circles of links.
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent, name) for name in names if not name.startswith(".") and _is_image(Path(parent, name)))
@@ -86,9 +88,6 @@ def result_names(files: Sequence[PurePath]) -> list[PurePath]:
 
     Names differ also as file names (`flat_name`) and without regard to case. Where images differ by their suffixes
     alone, these are kept: x.jpg and x.png become x_jpg and x_png.
-
-    Args:
-        files: the images' relative paths.
     """
     alike = Counter(flat_name(file.with_suffix("")).casefold() for file in files)
     taken: set[str] = set()
@@ -158,15 +157,9 @@ def predict_files(
             image_id = len(rows) + 1
             shown = result if threshold is None else result.above(threshold)
             writer.add(shown.prediction, f"{flat_name(name)}.png", image_id)
-            rows.append(
-                {
-                    "id": image_id,
-                    "file_name": result.source.relative_to(folder).as_posix(),
-                    "height": height,
-                    "width": width,
-                    "picture": picture.as_posix(),
-                }
-            )
+            file_name = result.source.relative_to(folder).as_posix()
+            size = {"height": height, "width": width}
+            rows.append({"id": image_id, "file_name": file_name, **size, "picture": picture.as_posix()})
             yield result.source, None
             while unread:
                 yield unread.popleft()
@@ -174,10 +167,8 @@ def predict_files(
             future.result()
     writer.flush()
     writer.close()
-    write_json(
-        out / INDEX,
-        {"info": {"folder": str(folder)}, "images": rows, "categories": segmenter.classes.to_list()},
-    )
+    index = {"info": {"folder": str(folder)}, "images": rows, "categories": segmenter.classes.to_list()}
+    write_json(out / INDEX, index)
     yield from unread
 
 
@@ -199,7 +190,7 @@ def _remove_results(out: Path) -> None:
         for picture in pictures:
             (out / picture).unlink(missing_ok=True)
         for folder in sorted({parent for picture in pictures for parent in picture.parents[:-1]}, reverse=True):
-            if (out / folder).is_dir() and not any((out / folder).iterdir()):
+            with suppress(OSError):  # of a folder that is not empty
                 (out / folder).rmdir()
         if (out / PREDICTIONS).exists():
             shutil.rmtree(out / PREDICTIONS)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from PIL import Image
 
 from eomt.classes import Classes
@@ -121,12 +120,7 @@ class Result:
         return Image.fromarray(draw_segments(pixels, flat.ids, flat.labels, self.classes, flat.scores, alpha))
 
     def to_coco(self, image_id: int | str) -> list[dict]:
-        """A row per segment in COCO's result format, plain values fit for JSON.
-
-        Returns:
-            `image_id`, `category_id` (the dataset's own), `segmentation` (compressed run lengths, a string) and
-            `score`; see `object_rows`.
-        """
+        """A row per segment in COCO's result format, plain values fit for JSON; see `object_rows`."""
         if isinstance(self.prediction, Instances):
             rles = self.prediction.rles
         else:
@@ -143,8 +137,7 @@ class Result:
             file_name: the name under which the picture will be saved, as PNG.
 
         Returns:
-            The image's row: `image_id`, `file_name`, `segments_info`, plain values fit for JSON; and uint8
-            [H, W, 3], segment ids as colours.
+            The image's row, see `panoptic_row`; and uint8 [H, W, 3], segment ids as colours.
 
         Raises:
             InputError: for instances, which may overlap.
@@ -152,8 +145,3 @@ class Result:
         if isinstance(self.prediction, Instances):
             raise InputError("instances may overlap, which COCO's panoptic format cannot hold: use to_coco")
         return panoptic_row(self.prediction, self.classes, image_id, file_name), ids_to_rgb(self.map)
-
-
-def on_host(prediction: Segmentation | Instances) -> Segmentation | Instances:
-    """Copy all tensors to the host's memory."""
-    return type(prediction)(*(part.cpu() if isinstance(part, torch.Tensor) else part for part in prediction))

@@ -18,7 +18,7 @@ from torch import Tensor
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.inference.load_image import ImageSource, load_image
-from eomt.inference.result import Result, on_host
+from eomt.inference.result import Result
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import Placement, run_unpadded
@@ -109,7 +109,7 @@ class Segmenter:
         if "." in weights.kind and trust_code is not True:
             raise InputError(f"ckpt={source} would run {weights.kind}: if you trust it, say so by trust_code=true")
         given = {name: value for name, value in options.items() if value is not None}
-        task = task_of(weights.kind, {**(weights.config.get("postprocess") or {}), **given})
+        task = task_of(weights.kind, (weights.config.get("postprocess") or {}) | given)
         model = EoMT(**weights.network)
         model.load_state_dict(weights.state)
         return cls(model, task, weights.classes, device, precision, unpadded)
@@ -117,18 +117,12 @@ class Segmenter:
     def __call__(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int = 8, num_workers: int = 0
     ) -> Result | list[Result]:
-        """Segment an image, or several.
+        """Segment an image, or several: the result, or a list of results. See `stream`.
 
         Args:
             images: one image, see `load_image`, or several: any iterable, or one array or tensor with one more
                 dimension. Sizes may differ.
             batch_size, num_workers: see `stream`.
-
-        Returns:
-            The result, or a list of results.
-
-        Raises:
-            InputError: if an image cannot be read.
         """
         one = isinstance(images, str | Path | Image.Image) or (
             isinstance(images, np.ndarray | Tensor) and images.ndim < 4
@@ -211,6 +205,10 @@ class Segmenter:
     def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement]) -> list[Logits]:
         """Run the network on N inputs uint8 [3, H, W]: N outputs for one input each."""
         inputs = torch.stack(parts)
+
+        def run(images: Tensor, index: Tensor | None = None) -> Logits:
+            return self.network(images)[-1].logits()
+
         dtype = PRECISIONS[self.precision]
         autocast: Any = nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
         try:
@@ -218,19 +216,17 @@ class Segmenter:
                 inputs = inputs.to(self.device)
                 if self.unpadded:
                     patch_size = self.network.backbone.patch_size
-                    output = run_unpadded(self._output, inputs, placements, patch_size, len(inputs))
+                    output = run_unpadded(run, inputs, placements, patch_size, len(inputs))
                 else:
-                    output = self._output(inputs)
+                    output = run(inputs)
         except torch.OutOfMemoryError as error:
             raise InputError(f"batch_size={len(inputs)} does not fit into the memory of {self.device}") from error
         return [Logits(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
-
-    def _output(self, images: Tensor, index: Tensor | None = None) -> Logits:
-        return self.network(images)[-1].logits()
 
     @torch.inference_mode()
     def _result(self, outputs: list[Logits], placement: Placement, source: ImageSource) -> Result:
         output = Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
         size = self.network.image_size
         (prediction,) = predict_images(self.task, output, [len(outputs)], [placement], size, self.classes)
-        return Result(on_host(prediction), self.classes, source)
+        on_host = (part.cpu() if isinstance(part, Tensor) else part for part in prediction)
+        return Result(type(prediction)(*on_host), self.classes, source)

@@ -30,9 +30,7 @@ class MaskClassificationLoss(nn.Module):
         num_points: P, the number of points on which masks are compared.
         oversample_ratio: the candidates per point, of which the most uncertain ones are kept.
         importance_ratio: the share of points that are such candidates; the rest is uniform.
-        mask_weight: the weight of binary cross-entropy, in the matching cost and in the total.
-        dice_weight: the weight of the dice term, likewise.
-        class_weight: the weight of the classification term, likewise.
+        mask_weight, dice_weight, class_weight: the weights of the terms, in the matching cost and in the total.
         no_object_weight: the weight of "no object" in the cross-entropy over classes.
         ignore_void: leave pixels of no segment (void, dropped crowds, padding) out of the mask terms and of the masks'
             matching cost; the original counts them as background.
@@ -102,8 +100,7 @@ class MaskClassificationLoss(nn.Module):
             points: O sets of random points from `draw`.
             normaliser: the divisor of sums over masks: the number of matched masks, or its mean over ranks, at
                 least 1. Default: this batch's number.
-            class_normaliser: the divisor of the weighted sum over queries. Default: the sum of this batch's weights,
-                `class_weight_sum`.
+            class_normaliser: the divisor of the weighted sum over queries. Default: this batch's `class_weight_sum`.
 
         Returns:
             Per output the scalars `mask` (binary cross-entropy), `dice` and `class`.
@@ -143,7 +140,7 @@ class MaskClassificationLoss(nn.Module):
                     self.weights["mask"],
                     self.weights["dice"],
                     self.weights["class"],
-                    self._known(targets, None, at),
+                    self._known(targets, torch.arange(len(at), device=at.device), at),
                 )
             )
         return match(torch.stack(costs), targets.counts)
@@ -159,13 +156,9 @@ class MaskClassificationLoss(nn.Module):
     ) -> dict[str, Tensor]:
         image, query, segment = pairs
         matched = [min(output.class_logits.shape[1], count) for count in targets.counts]
-        logits = output.masks_of(image, query, matched)
-        mask, dice = self._mask_terms(logits, targets, points, image, segment)
-        return {
-            "mask": mask / normaliser,
-            "dice": dice / normaliser,
-            "class": self._class_term(output, targets, pairs, class_normaliser),
-        }
+        mask, dice = self._mask_terms(output.masks_of(image, query, matched), targets, points, image, segment)
+        class_term = self._class_term(output, targets, pairs, class_normaliser)
+        return {"mask": mask / normaliser, "dice": dice / normaliser, "class": class_term}
 
     def _mask_terms(
         self, logits: Tensor, targets: BatchTargets, points: LossPoints | RandomPoints, image: Tensor, segment: Tensor
@@ -191,11 +184,8 @@ class MaskClassificationLoss(nn.Module):
         dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
         return bce.sum(), dice.sum()
 
-    def _known(self, targets: BatchTargets, image: Tensor | None, points: Tensor) -> Tensor | None:
-        if not self.ignore_void:
-            return None
-        image = torch.arange(len(targets.ids), device=points.device) if image is None else image
-        return sample_known(targets, image, points)
+    def _known(self, targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor | None:
+        return sample_known(targets, image, points) if self.ignore_void else None
 
     def _class_term(
         self, output: QueryOutput, targets: BatchTargets, pairs: Tensor, normaliser: float | Tensor | None

@@ -64,9 +64,8 @@ def match(costs: Tensor, counts: Sequence[int]) -> Tensor:
         int64 [O, 3, M] on the costs' device: image, query and target of each pair, image by image, queries ascending;
         M = sum over images of min(Q, targets).
     """
-    table = costs.detach().cpu().numpy()
     matches = []
-    for output in table:
+    for output in costs.detach().cpu().numpy():
         rows = []
         for b, count in enumerate(counts):
             query, target = linear_sum_assignment(output[b, :, :count])

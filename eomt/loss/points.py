@@ -97,8 +97,7 @@ def sample_targets(targets: BatchTargets, image: Tensor, segment: Tensor, points
 
     Args:
         targets: the segments of the batch.
-        image: int64 [M], the image of each mask.
-        segment: int64 [M], the segment of each mask.
+        image, segment: int64 [M], the image and the segment of each mask.
         points: [M, P, 2].
 
     Returns:

@@ -54,7 +54,6 @@ class Backbone(nn.Module):
         self.name = name
         self.options = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0, **(options or {})}
         self.vit = _create(name, self.options)
-        _check_supported(name, self.vit)
         for block in self.vit.blocks:
             # A method of the block itself: FSDP2 gathers a block's weights around the block's own methods.
             block.run = MethodType(_run, block)
@@ -71,10 +70,6 @@ class Backbone(nn.Module):
     @property
     def norm(self) -> nn.Module:
         return self.vit.norm
-
-    @property
-    def uses_rope(self) -> bool:
-        return isinstance(self.vit, Eva)
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images as tokens.
@@ -100,7 +95,7 @@ class Backbone(nn.Module):
 
     def rotary_embedding(self, grid: tuple[int, int]) -> Tensor | None:
         """The rotary embedding of a grid of patches, [grid_h * grid_w, ...], or None where there is none."""
-        if not self.uses_rope:
+        if not isinstance(self.vit, Eva):
             return None
         if self._crops(grid):
             return _top_left(self.vit.rope.get_embed(self.native_grid)[None], self.native_grid, grid)[0]
@@ -112,9 +107,8 @@ class Backbone(nn.Module):
         Args:
             index: 0..N-1.
             tokens: [B, T, D]. Patch tokens come last; tokens before them are not rotated.
-            rope: the result of `rotary_embedding`, or None.
-            mask: bool [B, R, T], or None. The first R tokens attend only where it is True; the others
-                attend to all.
+            rope: the result of `rotary_embedding`.
+            mask: bool [B, R, T], or None. The first R tokens attend only where it is True; the others to all.
         """
         return self.blocks[index].run(tokens, rope, mask)
 
@@ -136,7 +130,7 @@ class Backbone(nn.Module):
         try:
             vit = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options)
         except Exception as error:
-            # Hub, file and timm fail in many ways; the user needs the reason and the way out.
+            # Hub, file and timm fail in many ways.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             where = "timm" if source is True else source
             raise InputError(
@@ -174,9 +168,8 @@ def _run(block: nn.Module, tokens: Tensor, rope: Tensor | None, mask: Tensor | N
 def attention(attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None) -> Tensor:
     """Self-attention with timm's weights, in two calls where only the first tokens are masked.
 
-    Fused attention kernels are slow with a mask, and only the R query rows need one: they attend in a call with a
-    [R, T] mask, all other rows in a call without. The result is that of one call with a [T, T] mask that is open in
-    the other rows.
+    Fused attention kernels are slow with a mask, and only the first R rows need one. The result is that of one call
+    with a [T, T] mask that is open in the other rows.
 
     Args:
         attn: timm's `Attention` or `EvaAttention`.
@@ -263,3 +256,4 @@ def _check_supported(name: str, vit: nn.Module) -> None:
             f"model.backbone={name} is not a plain ViT with a final norm that EoMT can extend: "
             "take a DINOv2 or DINOv3 ViT such as vit_large_patch14_reg4_dinov2"
         )
+    return vit

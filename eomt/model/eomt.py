@@ -62,8 +62,6 @@ class EoMT(nn.Module):
                 f"model.num_masked_blocks={num_masked_blocks}: {backbone} has {len(self.backbone.blocks)} "
                 "blocks, choose a number from 1 to that"
             )
-        if num_queries < 1 or num_classes < 1:
-            raise InputError(f"model.num_queries={num_queries} and {num_classes} classes: both must be at least 1")
         # Recompute each block in the backward pass instead of keeping its activations.
         self.activation_checkpointing = False
         dim = self.backbone.embed_dim
@@ -106,9 +104,14 @@ class EoMT(nn.Module):
             The predictions in order, the last of which is the network's result: L2 + 1 of them with `dropped_masks`,
             otherwise one.
         """
-        grid = self._grid(images)
+        patch, dtype = self.backbone.patch_size, self.pixel_mean.dtype
+        height, width = images.shape[-2:]
+        if height % patch or width % patch:
+            raise ValueError(f"images are {height}x{width}, which is no multiple of the patch size {patch}")
+        grid = (height // patch, width // patch)
         rope = self.backbone.rotary_embedding(grid)
-        tokens = self.backbone.embed(self._normalise(images))
+        images = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        tokens = self.backbone.embed((images - self.pixel_mean) / self.pixel_std)
         first = len(self.backbone.blocks) - self.num_masked_blocks
         for index in range(first):
             tokens = self._run_block(index, tokens, rope)
@@ -138,18 +141,6 @@ class EoMT(nn.Module):
             return checkpoint(self.backbone.run_block, index, tokens, rope, mask, use_reentrant=False)
         return self.backbone.run_block(index, tokens, rope, mask)
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        dtype = self.pixel_mean.dtype
-        images = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
-        return (images - self.pixel_mean) / self.pixel_std
-
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        patch = self.backbone.patch_size
-        height, width = images.shape[-2:]
-        if height % patch or width % patch:
-            raise ValueError(f"images are {height}x{width}, which is no multiple of the patch size {patch}")
-        return height // patch, width // patch
-
     @torch.no_grad()
     def _attention_mask(self, output: QueryOutput, grid: tuple[int, int], dropped: Tensor) -> Tensor:
         """Attention mask of the queries, bool [B, Q, Q + prefix + patches], True where they may attend: to all queries
@@ -162,10 +153,9 @@ class EoMT(nn.Module):
 class Upscale(nn.Module):
     """Doubles the resolution of a feature map: [B, h, w, D] to [B, 2h, 2w, D].
 
-    A transposed convolution whose stride is its kernel is a linear layer and a shuffle of pixels. Its own backward
-    pass takes three times as long on a CPU, and the norm and the masks' product want the channels last. All but the
-    linear layer is cheap and recomputed in the backward pass: a quarter of a training step's memory for a few percent
-    of its time.
+    A transposed convolution whose stride is its kernel is a linear layer and a shuffle of pixels; its own backward pass
+    takes three times as long on a CPU. All but the linear layer is cheap and recomputed in the backward pass: a quarter
+    of a training step's memory for a few percent of its time.
     """
 
     def __init__(self, dim: int):
@@ -175,15 +165,10 @@ class Upscale(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        compiling = torch.compiler.is_compiling()
-        if x.device.type == "cpu" and not torch.is_grad_enabled() and not compiling:
-            # Without a backward pass the convolution is faster: it saves the shuffle.
-            x = F.gelu(self.transposed(x.permute(0, 3, 1, 2)))
-            return self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         weight = self.transposed.weight.permute(2, 3, 1, 0).flatten(0, 2)
         x = F.linear(x, weight, self.transposed.bias.repeat(4))
         # A compiler chooses itself what to recompute.
-        if torch.is_grad_enabled() and x.requires_grad and not compiling:
+        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
             return checkpoint(self._finish, x, use_reentrant=False, preserve_rng_state=False)
         return self._finish(x)
 

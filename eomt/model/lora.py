@@ -48,14 +48,7 @@ def add_lora(blocks: nn.ModuleList, rank: int, alpha: float, seed: int) -> None:
         blocks: a ViT's blocks.
         rank, alpha: see `LoRALinear`.
         seed: the seed of the new weights, which are the same on every rank.
-
-    Raises:
-        InputError: if the rank or alpha is no positive number.
     """
-    if type(rank) is not int or rank < 1:
-        raise InputError(f"model.lora.rank={rank} must be a whole number of at least 1, or 0 for none")
-    if type(alpha) not in (int, float) or alpha <= 0:
-        raise InputError(f"model.lora.alpha={alpha} must be a number above 0")
     generator = torch.Generator().manual_seed(seed)
     for block in blocks:
         layers = [(name, layer) for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
@@ -75,9 +68,7 @@ def merged(state: Mapping[str, Tensor], lora: Mapping | None) -> dict[str, Tenso
         InputError: if `state` holds A and B, but `lora` no such numbers, or they do not fit.
     """
     plain = {name: value for name, value in state.items() if not name.endswith((_A, _B))}
-    for name in state.keys() - plain.keys():
-        if not name.endswith(_A):
-            continue
+    for name in (name for name in state if name.endswith(_A)):
         layer = name.removesuffix(_A)
         try:
             a, b, weight = state[name], state[layer + _B], state[f"{layer}.weight"]

@@ -87,7 +87,6 @@ def test_giant_with_its_gated_mlp_builds_and_runs():
         ({"backbone": "vit_smal_dino"}, "vit_smal_dino"),
         ({"backbone": "resnet18", "backbone_options": {}}, "resnet18"),
         ({"num_masked_blocks": 4}, "num_masked_blocks=4"),
-        ({"num_queries": 0}, "num_queries=0"),
         ({"backbone_options": {"no_such_option": 1}}, "no_such_option"),
     ],
 )
