@@ -20,10 +20,10 @@ from eomt.cli.main import log
 from eomt.cli.resume import check_unused, choose_checkpoint, continue_logs
 from eomt.files import replacing
 from eomt.training.callbacks import WeightAverage
-from eomt.training.checkpoint import LastCheckpoint
+from eomt.training.checkpoint import LastCheckpoint, check_same_model, check_same_training
 from eomt.training.module import EoMTModule
 from eomt.training.stop import StopSignals
-from eomt.weights.checkpoint import check_same_model, check_same_training, read_checkpoint
+from eomt.weights.checkpoint import read_checkpoint
 
 
 def fit(cfg: DictConfig, signals: StopSignals) -> None:

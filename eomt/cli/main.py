@@ -110,7 +110,8 @@ def training_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def explain(error: BaseException) -> str:
-    """One line: our own words if bad input lies behind the error, otherwise its text and its root's."""
+    """One line of at most 1000 characters: our own words if bad input lies behind the error, otherwise its text and its
+    root's."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -127,7 +128,9 @@ def explain(error: BaseException) -> str:
         return f"{target[1]} cannot be imported ({chain[-1]}): is its folder in PYTHONPATH?"
     if unknown:
         return f"{unknown[1]} is no key of the configuration: --cfg job prints all that there are"
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    # A name in a hostile file may be of any length; the way out stands at a message's end.
+    return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
 
 
 def _run_id() -> str:

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,14 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing, sync_folder
 from eomt.training.slurm import ENDING, batch_job
 from eomt.training.stop import Agreement, StopSignals, stopped
-from eomt.weights.checkpoint import CONTINUATION, PREVIOUS, read_checkpoint
+from eomt.weights.checkpoint import CONTINUATION, PREVIOUS, TRAINED, read_checkpoint
+from eomt.weights.safe_load import FORMAT
+from eomt.weights.weights import check_same_classes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -305,3 +309,37 @@ def keep_as(path: Path, name: str) -> None:
         # A file system without hard links.
         shutil.copyfile(path, temporary)
     os.replace(temporary, path.with_name(name))
+
+
+def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Mapping) -> None:
+    """Raise InputError unless a checkpoint has this task, these classes and this network."""
+    saved = checkpoint.get(FORMAT, {})
+    if saved.get("kind") != kind:
+        raise InputError(f"ckpt= is of a {saved.get('kind')} model, this run is {kind}: choose its task")
+    check_same_classes(Classes.from_list(saved["classes"]), classes)
+    for key, value in spec.items():
+        if saved["network"].get(key) != value:
+            raise InputError(
+                f"ckpt= is of another model: {key} is {saved['network'].get(key)} there and {value} here; "
+                "choose its model"
+            )
+
+
+def check_same_training(checkpoint: Mapping, learns: Mapping, averages: bool) -> None:
+    """Raise InputError unless a run with these trained parts, and with averages or without, can resume a checkpoint.
+
+    Args:
+        checkpoint: the saved state of a run.
+        learns: `freeze_backbone` and `lora` of the run that resumes.
+        averages: whether that run averages its weights.
+    """
+    saved = checkpoint.get(FORMAT, {}).get("learns", {})
+    for key, value in learns.items():
+        there, here = saved.get(key) or None, value or None
+        # True is all blocks, and equals 1, which is one.
+        if there != here or isinstance(there, bool) != isinstance(here, bool):
+            raise InputError(
+                f"ckpt= is of a run with model.{key}={saved.get(key)}, this one has {value}: start another by weights="
+            )
+    if TRAINED in checkpoint and not averages:
+        raise InputError("ckpt= is of a run that averages its weights: set callbacks.ema.decay, or start by weights=")

@@ -27,7 +27,7 @@ from eomt.training.normalisers import step_normalisers
 from eomt.training.optim import Recipe, freeze_backbone, total_steps
 from eomt.training.seeding import ImageKey, draw_dropped_masks, point_seeds, training_keys, validation_keys
 from eomt.training.summary import describe
-from eomt.weights.checkpoint import FORMAT, check_same_model
+from eomt.weights.safe_load import FORMAT
 
 DEFAULT_RECIPE = Recipe()
 
@@ -298,7 +298,6 @@ class EoMTModule(lightning.LightningModule):
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same_model(checkpoint, self.task.kind, self.classes, self.network.spec)
         if "nonfinite" in checkpoint:
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])
 

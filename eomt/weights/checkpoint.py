@@ -1,15 +1,19 @@
-"""Checkpoints of training runs: reading them whole to resume from, and comparing them with the run that resumes."""
+"""Our own files of weights: a run's checkpoint, an exported folder, a bare state dict."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.weights.safe_load import FORMAT, plain, read_file
-from eomt.weights.validate import check_same_classes
+from eomt.model.lora import merged
+from eomt.weights.safe_load import EXPORT, FORMAT, Source, plain, read_file
+from eomt.weights.weights import Weights
 
 log = logging.getLogger("eomt")
 
@@ -24,7 +28,7 @@ PREVIOUS = "previous.ckpt"
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
-    """Read a checkpoint of ours, all of which is compared with its checksums (0.4 s per GB).
+    """Read a checkpoint of ours, all of which is compared with its checksums at the first time (0.4 s per GB).
 
     Args:
         path: the file.
@@ -41,7 +45,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
         checkpoint = read_file(path, path.name, mmap)
     except InputError as error:
         raise InputError(
-            f"ckpt={path} cannot be read ({str(error).partition(';')[0][:160]}); take another, such as best.ckpt, "
+            f"ckpt={path} cannot be read ({str(error).partition(';')[0]}); take another, such as best.ckpt, "
             f"last.ckpt or {PREVIOUS} of the same folder"
         ) from None
     if not isinstance(checkpoint, dict) or FORMAT not in checkpoint:
@@ -76,35 +80,55 @@ def intact(path: str | Path) -> Path:
         return previous
 
 
-def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Mapping) -> None:
-    """Raise InputError unless a checkpoint has this task, these classes and this network."""
-    saved = checkpoint.get(FORMAT, {})
-    if saved.get("kind") != kind:
-        raise InputError(f"ckpt= is of a {saved.get('kind')} model, this run is {kind}: choose its task")
-    check_same_classes(Classes.from_list(saved["classes"]), classes)
-    for key, value in spec.items():
-        if saved["network"].get(key) != value:
-            raise InputError(
-                f"ckpt= is of another model: {key} is {saved['network'].get(key)} there and {value} here; "
-                "choose its model"
-            )
+def read_run(source: Source) -> Weights:
+    """Read a training run's checkpoint; low-rank changes are merged into the weights."""
+    content, part = source.content, source.descriptions[EXPORT]
+    learns, step = part.get("learns") or {}, content.get("global_step")
+    known = description(part | {"step": step if isinstance(step, int) and 0 <= step < 2**63 else 0})
+    return Weights(
+        "checkpoint",
+        merged(_own_keys(source.state), learns.get("lora")),
+        **known,
+        mask_probabilities=content["state_dict"].get("mask_probabilities"),
+        resumable=bool(content.get("optimizer_states")),
+    )
 
 
-def check_same_training(checkpoint: Mapping, learns: Mapping, averages: bool) -> None:
-    """Raise InputError unless a run with these trained parts, and with averages or without, can resume a checkpoint.
+def read_exported(source: Source) -> Weights:
+    """Read an exported folder."""
+    return Weights("exported folder", _own_keys(source.state), **description(source.descriptions[EXPORT]))
+
+
+def read_bare(source: Source) -> Weights:
+    """Read a state dict of `EoMT` that comes without a description."""
+    return Weights("weights", _own_keys(source.state))
+
+
+def description(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of `Weights` from the plain values that stand beside ours.
 
     Args:
-        checkpoint: the saved state of a run.
-        learns: `freeze_backbone` and `lora` of the run that resumes.
-        averages: whether that run averages its weights.
+        part: the values under "eomt" in a checkpoint, or those of eomt.json.
+
+    Raises:
+        InputError: if one is missing or of another type.
     """
-    saved = checkpoint.get(FORMAT, {}).get("learns", {})
-    for key, value in learns.items():
-        there, here = saved.get(key) or None, value or None
-        # True is all blocks, and equals 1, which is one.
-        if there != here or isinstance(there, bool) != isinstance(here, bool):
-            raise InputError(
-                f"ckpt= is of a run with model.{key}={saved.get(key)}, this one has {value}: start another by weights="
-            )
-    if TRAINED in checkpoint and not averages:
-        raise InputError("ckpt= is of a run that averages its weights: set callbacks.ema.decay, or start by weights=")
+    try:
+        config = dict(part.get("config") or {})
+        if not isinstance(part["kind"], str) or not isinstance(config.get("postprocess") or {}, Mapping):
+            raise TypeError("kind is no text, or config.postprocess no mapping")
+        return {
+            "network": dict(part["network"]),
+            "kind": part["kind"],
+            "classes": Classes.from_list(part["classes"]),
+            "config": config,
+            "overrides": tuple(str(override) for override in part.get("overrides") or ()),
+            "step": max(0, int(part.get("step") or 0)),
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
+        raise InputError(f"its description lacks or garbles a part ({error})") from None
+
+
+def _own_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the network's own keys, without the name that a Lightning module has for it."""
+    return {key.removeprefix("network."): value for key, value in state.items()}

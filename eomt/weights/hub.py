@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from eomt.errors import InputError
+from eomt.weights.safe_load import reason
 
 # Suffixes of weight files, which no repository's name has.
 SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
@@ -46,39 +47,23 @@ def local_path(source: str | Path) -> Path:
 def _snapshot(repo_id: str, patterns: list[str]) -> Path | None:
     """The folder in the cache; None if the cache lacks the files that were asked for."""
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    copy = "or download its files elsewhere and give their folder in its place"
     try:
         return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns))
-    except errors.GatedRepoError as error:
-        raise InputError(
-            f"{repo_id} is gated: ask for access on its page on the Hugging Face Hub, then run `hf auth login` or set "
-            f"HF_TOKEN, {copy} (the DINOv3 of delta weights: its model.safetensors by delta_base=FILE)"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"{repo_id}: no such file or folder, and no such repository on the Hugging Face Hub; a private one needs "
-            f"`hf auth login` or HF_TOKEN"
-        ) from error
     except getattr(errors, "IncompleteSnapshotError", ()):
         return None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise InputError(f"{repo_id}: no such file or folder, not in the cache, and {_why(error)}, {copy}") from error
     except Exception as error:
         # The client's own errors, those of the network below it, and those of the disk under the cache.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if isinstance(error, errors.GatedRepoError):
+            fault = "it is gated: ask for access on its page there, then run `hf auth login` or set HF_TOKEN"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            fault = "no such file or folder, and no such repository; a private one needs `hf auth login` or HF_TOKEN"
+        elif constants.HF_HUB_OFFLINE:
+            fault = "HF_HUB_OFFLINE is set: run once with HF_HUB_OFFLINE=0, where there is internet, with this HF_HOME"
+        else:
+            fault = f"{reason(error.__cause__ or error)}: try again where there is internet, with this HF_HOME"
         raise InputError(
-            f"{repo_id} cannot be had from the Hugging Face Hub ({reason}): try again, {copy}; "
-            "HF_HOME is where the cache lies"
+            f"{repo_id} cannot be had from the Hugging Face Hub ({fault}), or download its files elsewhere and give "
+            "their folder (the DINOv3 of delta weights: by delta_base=)"
         ) from error
-
-
-def _why(error: Exception) -> str:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set: run once with HF_HUB_OFFLINE=0 where there is internet, with the same HF_HOME"
-    cause = error.__cause__ or error
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:120]
-    return f"the Hugging Face Hub cannot be reached ({reason}): run once where there is internet, with the same HF_HOME"

@@ -16,8 +16,8 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.weights.key_maps import Names, block_to_timm, convert_blocks, renamed
 from eomt.weights.safe_load import CONFIG, PROCESSOR, Source
-from eomt.weights.spec import network_of
-from eomt.weights.weights import Chosen, Weights
+from eomt.weights.spec import POSITION, network_of
+from eomt.weights.weights import Weights
 
 DINOV2, DINOV3 = "eomt", "eomt_dinov3"
 MODEL_TYPES = {DINOV2: "EomtForUniversalSegmentation", DINOV3: "EomtDinov3ForUniversalSegmentation"}
@@ -53,17 +53,17 @@ def names_of(model_type: str) -> Names:
     )
 
 
-def read_huggingface(source: Source, chosen: Chosen) -> Weights:
+def read_huggingface(source: Source) -> Weights:
     """Read a Hugging Face folder."""
     config = source.descriptions[CONFIG]
     state, network = from_huggingface(source.state, config)
     kind, classes = classes_of(config)
     if kind is None and PROCESSOR in source.descriptions:
         windows = source.descriptions[PROCESSOR].get("do_split_image")
+        # Images are cut into windows for semantic segmentation alone, which tells ADE20K's two kinds apart.
         if windows is True:
             kind = "semantic"
         elif windows is False and network["num_classes"] == 150:
-            # Images are cut into windows for semantic segmentation alone, which tells ADE20K's two kinds apart.
             kind = "panoptic"
     # Names alone are numbered from 0, as things.
     named = classes is not None and classes.ids == list(range(len(classes))) and all(classes.is_thing)
@@ -86,28 +86,26 @@ def from_huggingface(
         LayerNorm adds 1e-5 to variances, as the original does, also where the config says 1e-6.
 
     Raises:
-        InputError: if the model is of another type, weights are missing or the config has what `EoMT` lacks.
+        InputError: if the model is of another type, or the config has what `EoMT` lacks.
+        KeyError: if weights are missing.
     """
     model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise InputError(
-            f"config.json: model_type={model_type}: the Hugging Face models that can be read are "
-            + " and ".join(MODEL_TYPES)
-        )
+    known = _network_of_config(config)
     weights = {key: value for key, value in state.items() if not _NO_WEIGHTS.match(key)}
     weights = convert_blocks(weights, "layers.", "backbone.vit.blocks.", block_to_timm)
     weights = convert_blocks(weights, "upscale_block.block.", "upscale.", partial(renamed, names=UPSCALE))
     weights = renamed(weights, names_of(model_type))
-    if "backbone.vit.pos_embed" in weights:
-        weights["backbone.vit.pos_embed"] = weights["backbone.vit.pos_embed"][None]
-    registers = weights.get("backbone.vit.reg_token")
-    if registers is None or not registers.shape[1]:
-        raise InputError("config.json: num_register_tokens=0: EoMT is read with register tokens only")
-    known, count, theta = _sizes(config)
-    network, _ = network_of(weights, known, count)
+    if POSITION in weights:
+        weights[POSITION] = weights[POSITION][None]
+    network = network_of(weights, known)
+    if known["image_size"] != network["image_size"]:
+        raise InputError(
+            f"config.json: image_size={known['image_size'][0]}, where the position embedding is of "
+            f"{network['image_size'][0]} pixels: the two files do not belong together"
+        )
+    theta = known["backbone_options"]["rope_temperature"]
     if theta != THETA:
         network["backbone_options"]["rope_temperature"] = theta
-    _check_sizes(weights, network, known["image_size"][0])
     return weights, network
 
 
@@ -127,61 +125,46 @@ def classes_of(config: Mapping[str, Any]) -> tuple[str | None, Classes | None]:
     """
     labels = config.get("id2label") or {}
     names = [str(labels[key]) for key in sorted(labels, key=int)]
-    ours = config.get(OURS)
-    ours = ours if isinstance(ours, Mapping) else {}
-    kind = ours.get("kind")
+    ours = config.get(OURS) or {}
+    kind, classes = ours.get("kind"), ours.get("classes")
     if kind is not None and not isinstance(kind, str):
-        raise InputError(f"config.json: {OURS}.kind is {str(kind)[:80]}, where the name of a kind belongs")
-    if ours.get("classes"):
-        classes = Classes.from_list(ours["classes"])
+        raise InputError(f"config.json: {OURS}.kind is {kind}, where the name of a kind belongs")
+    if classes:
+        classes = Classes.from_list(classes)
         if classes.names == names:
             return kind, classes
         kind = None
-    if not names or all(name == f"LABEL_{k}" for k, name in enumerate(names)):
+    if all(name == f"LABEL_{k}" for k, name in enumerate(names)):
         return kind, None
     return kind, Classes.from_categories({"id": k, "name": name} for k, name in enumerate(names))
 
 
-def _sizes(config: Mapping[str, Any]) -> tuple[dict[str, Any], int, float]:
-    """The part of a config that the weights do not show.
-
-    Returns:
-        Arguments of `EoMT` (image_size, num_heads), the number of masked blocks, and the base of the rotary
-        embedding.
+def _network_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `EoMT` that the weights do not show, with `rope_temperature` among the backbone's options.
 
     Raises:
         InputError: if the config says what `EoMT` cannot be.
     """
-    dinov3 = config["model_type"] == DINOV3
-    for key, usual in {"hidden_act": ("gelu",), "layer_norm_eps": (1e-6, 1e-5) if dinov3 else (1e-6,)}.items():
-        if config.get(key, usual[0]) not in usual:
-            raise InputError(f"config.json: {key}={config[key]}: EoMT has {' or '.join(map(str, usual))}")
-    if dinov3 and config.get("use_gated_mlp"):
-        raise InputError("config.json: use_gated_mlp=true: transformers' EoMT has GELU in it where timm has SiLU")
-    sides = []
-    for key, default in (("image_size", 640), ("patch_size", 16)):
-        size = config.get(key, default)
-        height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
-        if height != width or not isinstance(height, int):
-            raise InputError(f"config.json: {key}={size}: transformers' EoMT takes squares only")
-        sides.append(height)
+    dinov3 = config.get("model_type") == DINOV3
+    usual = {
+        "model_type": tuple(MODEL_TYPES),
+        "hidden_act": ("gelu",),
+        "layer_norm_eps": (1e-6, 1e-5) if dinov3 else (1e-6,),
+        # transformers' has GELU in it where timm's has SiLU.
+        "use_gated_mlp": (False,) if dinov3 else (False, True),
+    }
+    for key, values in usual.items():
+        if config.get(key, None if key == "model_type" else values[0]) not in values:
+            raise InputError(f"config.json: {key}={config.get(key)}: EoMT has {' or '.join(map(str, values))}")
+    size = config.get("image_size", 640)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    if height != width:
+        raise InputError(f"config.json: image_size={size}: transformers' EoMT takes squares only")
     rope = config.get("rope_parameters") or {}
     theta = float(rope.get("rope_theta", config.get("rope_theta") or THETA)) if dinov3 else THETA
-    heads = {"num_heads": int(config.get("num_attention_heads", 16))}
-    return {"image_size": [sides[0]] * 2, "backbone_options": heads}, int(config.get("num_blocks", 4)), theta
-
-
-def _check_sizes(weights: Mapping[str, Tensor], network: Mapping[str, Any], side: int) -> None:
-    """Raise InputError where transformers has a degree of freedom that `EoMT` does not have."""
-    patch_size = network["patch_size"]
-    # From the patch size to a stride of 4.
-    wanted = max(1, patch_size.bit_length() - 3)
-    found = sum(key.startswith("upscale.") and key.endswith(".norm.weight") for key in weights)
-    if found != wanted:
-        raise InputError(f"config.json: num_upscale_blocks={found}: EoMT has {wanted} for patch_size={patch_size}")
-    position = weights.get("backbone.vit.pos_embed")
-    if position is not None and position.shape[1] != (side // patch_size) ** 2:
-        raise InputError(
-            f"config.json: image_size={side} with patch_size={patch_size} has {(side // patch_size) ** 2} patches, "
-            f"the position embedding {position.shape[1]}: the two files do not belong together"
-        )
+    heads = int(config.get("num_attention_heads", 16))
+    return {
+        "image_size": [height] * 2,
+        "num_masked_blocks": int(config.get("num_blocks", 4)),
+        "backbone_options": {"num_heads": heads, "rope_temperature": theta},
+    }

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import LayerScale
-from timm.models import Eva
-from torch import Tensor, nn
+from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -18,6 +16,11 @@ from eomt.model.backbone import Backbone
 from eomt.weights.huggingface import DINOV2, DINOV3, MODEL_TYPES, OURS, UPSCALE, names_of
 from eomt.weights.key_maps import block_to_transformers, convert_blocks, inverted, is_gated, renamed
 
+# Options of a backbone that transformers has, too.
+_OPTIONS = {
+    *("embed_dim", "depth", "num_heads", "mlp_ratio", "reg_tokens", "num_reg_tokens"),
+    *("init_values", "rope_temperature"),
+}
 _WAY_OUT = "export the original's format (format=original) or our own instead"
 
 
@@ -61,14 +64,19 @@ def _config(
     height, width = network["image_size"]
     if height != width:
         raise InputError(f"image_size={[height, width]}: transformers' EoMT takes squares only; {_WAY_OUT}")
+    prefix = "backbone.vit.blocks.0."
+    block = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    name, options = network["backbone"], network["backbone_options"]
+    dinov3, gated = "dinov3" in name, is_gated(block)
+    others = [key for key, value in options.items() if key not in _OPTIONS or value is None]
+    if others or not ("reg4_dinov2" in name or (dinov3 and not gated)):
+        raise InputError(
+            f"model.backbone={name} with {options}: transformers' EoMT has only DINOv2 with registers (reg4_dinov2) "
+            f"and DINOv3 without gated MLPs; {_WAY_OUT}"
+        )
     with torch.device("meta"):
-        backbone = Backbone(network["backbone"], (height, width), network["patch_size"], network["backbone_options"])
-    model_type = _model_type(backbone)
-    block = {
-        key.removeprefix("backbone.vit.blocks.0."): value
-        for key, value in state.items()
-        if key.startswith("backbone.vit.blocks.0.")
-    }
+        backbone = Backbone(name, (height, width), network["patch_size"], options)
+    model_type = DINOV3 if dinov3 else DINOV2
     if classes is not None and len(classes) != network["num_classes"]:
         raise InputError(f"the network has {network['num_classes']} classes, the list of classes {len(classes)}")
     names = [f"LABEL_{k}" for k in range(network["num_classes"])] if classes is None else classes.names
@@ -91,7 +99,7 @@ def _config(
         "no_object_weight": 0.1,
         "id2label": {str(k): name for k, name in enumerate(names)},
         "label2id": {name: k for k, name in enumerate(names)},
-        **(_dinov3_part(backbone, block) if model_type == DINOV3 else _dinov2_part(backbone, block)),
+        **(_dinov3_part(backbone, block) if dinov3 else _dinov2_part(backbone, block)),
         OURS: {"kind": kind, "classes": None if classes is None else classes.to_list()},
     }
 
@@ -114,38 +122,6 @@ def _preprocessor(image_size: int, kind: str | None) -> dict[str, Any]:
         "image_std": list(IMAGENET_DEFAULT_STD),
         "ignore_index": None,
     }
-
-
-def _model_type(backbone: Backbone) -> str:
-    """The one of transformers' models that a backbone belongs to; InputError if there is none."""
-    vit, block = backbone.vit, backbone.blocks[0]
-    dinov3 = isinstance(vit, Eva)
-    plain = [
-        vit.cls_token is not None and vit.reg_token is not None,
-        isinstance(vit.norm_pre, nn.Identity) and isinstance(vit.patch_embed.norm, nn.Identity),
-        isinstance(vit.norm, nn.LayerNorm) and vit.norm.eps == block.norm1.eps == block.norm2.eps,
-        all(isinstance(norm, nn.Identity) for norm in (block.attn.q_norm, block.attn.k_norm, block.attn.norm)),
-    ]
-    if dinov3:
-        rope = vit.rope
-        plain += [
-            vit.pos_embed is None and block.gamma_1 is not None,
-            type(rope).__name__ == "RotaryEmbeddingDinoV3" and block.attn.rotate_half,
-            getattr(rope, "temperature", None) is not None and getattr(rope, "normalize_coords", "") == "separate",
-            isinstance(getattr(block.mlp, "act", None), nn.GELU) and hasattr(block.mlp, "fc1"),
-        ]
-    else:
-        plain += [
-            vit.pos_embed is not None and vit.no_embed_class,
-            isinstance(block.ls1, LayerScale) and block.attn.qkv.bias is not None,
-            isinstance(block.mlp.act, nn.GELU | nn.SiLU),
-        ]
-    if not all(plain):
-        raise InputError(
-            f"model.backbone={backbone.name}: transformers' EoMT has only DINOv2 with registers (reg4_dinov2) and "
-            f"DINOv3 without gated MLPs; {_WAY_OUT}"
-        )
-    return DINOV3 if dinov3 else DINOV2
 
 
 def _dinov2_part(backbone: Backbone, block: Mapping[str, Tensor]) -> dict[str, Any]:

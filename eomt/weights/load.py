@@ -10,11 +10,12 @@ from typing import Any
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.weights.detect import detect
+from eomt.weights.checkpoint import read_bare, read_exported, read_run
 from eomt.weights.hub import local_path
-from eomt.weights.safe_load import read_source
-from eomt.weights.validate import summary, validate
-from eomt.weights.weights import Chosen, Weights
+from eomt.weights.huggingface import read_huggingface
+from eomt.weights.original import is_delta, is_original, read_delta, read_original
+from eomt.weights.safe_load import CONFIG, EXPORT, FORMAT, Source, read_source, reason
+from eomt.weights.weights import Weights, complete_weights, summary
 
 log = logging.getLogger("eomt")
 
@@ -52,25 +53,39 @@ def read_weights(
             are not finite; if it differs from a choice of the caller; if the weights are not those of the network;
             under `complete`, if kind, classes or the number of heads stay unknown.
     """
-    settings = {key: value for key, value in (network or {}).items() if value is not None}
-    if isinstance(settings.get("image_size"), int):
-        settings["image_size"] = [settings["image_size"]] * 2
-    chosen = Chosen(kind, classes, settings, backbone, complete)
+    chosen = {key: value for key, value in (network or {}).items() if value is not None}
+    if isinstance(chosen.get("image_size"), int):
+        chosen["image_size"] = [chosen["image_size"]] * 2
     path = local_path(source)
     found = read_source(path, str(source))
-    reader = detect(found)
     try:
-        weights = reader(found, chosen)
+        weights = complete_weights(_read(found, backbone), kind, classes, chosen, complete)
     except InputError as error:
         # Without a cause: the command line shows the innermost InputError.
         raise InputError(f"{source}: {error}") from None
-    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        # Shapes, names or descriptions that make no sense.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise InputError(f"{source} holds no weights of an EoMT, or damaged ones ({reason})") from error
+    except Exception as error:
+        # Shapes, names or descriptions that make no sense, on which timm raises anything.
+        raise InputError(
+            f"{source} holds no weights of an EoMT, or damaged ones ({type(error).__name__}: {reason(error)})"
+        ) from error
     on_hub = " of the Hugging Face Hub" if path != Path(source).expanduser() else ""
-    weights = validate(replace(weights, origin=f"{weights.origin} {source}{on_hub}"), chosen, str(source))
+    weights = replace(weights, origin=f"{weights.origin} {source}{on_hub}")
     log.info("weights: %s: %s", weights.origin, summary(weights))
     if "image_size" in weights.guessed:
         log.warning("%s does not say its image size: give network.image_size= unless it is this", source)
     return weights
+
+
+def _read(source: Source, backbone: str | Path | None) -> Weights:
+    """Read a source by its form, which its keys and the descriptions beside it tell."""
+    state = source.state
+    if FORMAT in source.content:
+        return read_run(source)
+    if is_original(state):
+        return read_delta(source, backbone) if is_delta(state) else read_original(source)
+    if all(key in state or f"network.{key}" in state for key in ("queries", "class_head.weight")):
+        return read_exported(source) if EXPORT in source.descriptions else read_bare(source)
+    if CONFIG in source.descriptions:
+        return read_huggingface(source)
+    hint = f"; Hugging Face weights need their {CONFIG}: give their folder" if "query.weight" in state else ""
+    raise InputError(f"it holds no EoMT: its weights are called {', '.join(list(state)[:3])} and so on{hint}")

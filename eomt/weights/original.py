@@ -1,20 +1,26 @@
-"""Weights of the original implementation, under its keys `network.*`."""
+"""Weights of the original implementation, under its keys `network.*`, and its delta files.
+
+A delta file is a DINOv3 network whose backbone is the trained one minus the pretrained one.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eomt.weights.eomt_format import description
+from eomt.errors import InputError
+from eomt.weights.checkpoint import description
+from eomt.weights.hub import local_path
 from eomt.weights.key_maps import Names, block_to_timm, block_to_transformers, convert_blocks, inverted, renamed
-from eomt.weights.safe_load import EXPORT, Source
-from eomt.weights.spec import network_of
-from eomt.weights.weights import Chosen, Weights
+from eomt.weights.safe_load import EXPORT, Source, read_source
+from eomt.weights.weights import Weights
 
 BACKBONE = "network.encoder.backbone."
 PROBABILITIES = "network.attn_mask_probs"
@@ -39,28 +45,59 @@ _DINOV3: Names = (
 )
 
 
-def read_original(source: Source, chosen: Chosen) -> Weights:
-    """Read the original's weights; what these do not say is in the eomt.json of our own export, or chosen."""
-    return weights_of(source.state, "original weights", source, chosen)
+# The width of a DINOv3 and the pretrained one that the original started from.
+_PRETRAINED = {
+    width: f"facebook/dinov3-vit{size}16-pretrain-lvd1689m" for width, size in ((384, "s"), (768, "b"), (1024, "l"))
+}
+_PIXEL = ("network.encoder.pixel_mean", "network.encoder.pixel_std")
+# The pretrained backbone's name in transformers 5 and before, and in timm; the original's name.
+_FROM_TRANSFORMERS: Names = (("model.layer.", "blocks."), ("layer.", "blocks."), ("embeddings.", "patch_embed."))
+_FROM_TIMM: Names = (
+    ("cls_token", "patch_embed.cls_token"),
+    ("reg_token", "patch_embed.register_tokens"),
+    ("patch_embed.proj.", "patch_embed.patch_embeddings."),
+)
 
 
-def weights_of(state: Mapping[str, Tensor], origin: str, source: Source, chosen: Chosen) -> Weights:
-    """The weights in a state dict of the original's.
+def is_original(state: Mapping[str, Tensor]) -> bool:
+    """True for a state dict of the original, whether absolute or a delta file."""
+    return "network.q.weight" in state and any(key.startswith(BACKBONE) for key in state)
 
-    Args:
-        state: absolute weights, keys `network.*`.
-        origin: their form, for messages.
-        source: the descriptions beside them.
-        chosen: completes what the shapes do not tell.
+
+def is_delta(state: Mapping[str, Tensor]) -> bool:
+    """True for a delta file of the original.
+
+    The original subtracts its whole encoder, with the pixel statistics in it, and stores these in every file: no
+    absolute file has a deviation of 0. Where it was taken out of a delta file, this cannot be seen.
     """
-    ours, probabilities = from_original(state), state.get(PROBABILITIES)
+    deviation = state.get("network.encoder.pixel_std")
+    return deviation is not None and not deviation.any()
+
+
+def read_original(source: Source) -> Weights:
+    """Read the original's weights; what these do not say is in the eomt.json of our own export, or to be chosen."""
+    state, probabilities = from_original(source.state), source.state.get(PROBABILITIES)
+    known: dict[str, Any] = {"network": {} if probabilities is None else {"num_masked_blocks": len(probabilities)}}
     if EXPORT in source.descriptions:
         known = description(source.descriptions[EXPORT])
-        ours = _without_added_biases(ours, known["network"])
-        return Weights(origin, ours, **known, mask_probabilities=probabilities)
-    count = None if probabilities is None else len(probabilities)
-    network, guessed = network_of(ours, chosen.network, count, chosen.complete)
-    return Weights(origin, ours, network, mask_probabilities=probabilities, guessed=guessed)
+        state = _without_added_biases(state, known["network"])
+    return Weights("original weights", state, **known, mask_probabilities=probabilities)
+
+
+def read_delta(source: Source, backbone: str | Path | None) -> Weights:
+    """Read a delta file and the pretrained backbone that it is relative to, by default Meta's.
+
+    Raises:
+        InputError: if the backbone cannot be had or is of another size.
+    """
+    name = str(backbone or _PRETRAINED.get(source.state["network.q.weight"].shape[-1], ""))
+    if not name:
+        raise InputError("delta weights of an unknown DINOv3: give the pretrained one by delta_base=FILE")
+    path = local_path(name)
+    if not path.exists():
+        raise InputError(f"delta_base={name}: no such file or folder")
+    absolute = add_backbone(source.state, read_source(path, name).state)
+    return replace(read_original(replace(source, state=absolute)), origin="original delta weights")
 
 
 def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,7 +105,7 @@ def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: keys `network.*`, with a DINOv2 backbone under timm's names or a DINOv3 backbone under transformers'
-            names. Not delta weights: see `delta`.
+            names. Not delta weights: see `add_backbone`.
 
     Returns:
         A state dict for `EoMT`, without pixel statistics, mask probabilities and the loss's class weights.
@@ -104,6 +141,42 @@ def to_original(state: Mapping[str, Tensor], network: Mapping[str, Any]) -> dict
         PROBABILITIES: torch.zeros(network["num_masked_blocks"]),
         "criterion.empty_weight": class_weights,
     }
+
+
+def add_backbone(state: Mapping[str, Tensor], backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make a delta file absolute.
+
+    Args:
+        state: the original's delta file, keys `network.*`. Weights outside the backbone are absolute already.
+        backbone_state: the pretrained DINOv3 that the training started from, under transformers' names
+            (the file model.safetensors of `facebook/dinov3-vitl16-pretrain-lvd1689m`) or timm's. Parts that EoMT
+            does not have, such as the mask token, are not used. Biases of queries and values that it lacks
+            are 0, as they are in timm's files without `qkvb`.
+
+    Returns:
+        The original's state dict, fit for `from_original`, without the pixel statistics.
+
+    Raises:
+        InputError: if the two do not fit each other.
+    """
+    names = _FROM_TRANSFORMERS
+    if any(key.startswith("blocks.") for key in backbone_state):
+        names, to_transformers = _FROM_TIMM, partial(block_to_transformers, dinov3=True)
+        backbone_state = convert_blocks(backbone_state, "blocks.", "blocks.", to_transformers)
+    delta = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
+    biases = {
+        name: torch.zeros_like(value) for name, value in delta.items() if name.endswith(("q_proj.bias", "v_proj.bias"))
+    }
+    base = biases | renamed(backbone_state, names)
+    for name in (*delta, *(name for name in base if name.startswith("blocks."))):
+        there, here = (list(weights[name].shape) if name in weights else "missing" for weights in (base, delta))
+        if there != here:
+            raise InputError(
+                f"the pretrained backbone is not the DINOv3 of the size that the delta weights were trained from: "
+                f"{name} is {there} in it and {here} in the delta weights"
+            )
+    rest = {key: value for key, value in state.items() if not key.startswith(BACKBONE) and key not in _PIXEL}
+    return rest | {f"{BACKBONE}{name}": value + base[name] for name, value in delta.items()}
 
 
 def _dinov3_block(block: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,17 +1,17 @@
 """Reading files of weights and their descriptions without running code from them.
 
-PyTorch's files are zip archives of a pickle and of the tensors' bytes. Only plain values and tensors are unpickled.
-Before that, the archive is checked: PyTorch neither compares its checksums nor its claimed sizes. Safetensors files
-have no checksums; their header is compared with the size of the file.
+PyTorch's files are zip archives of a pickle and of the tensors' bytes. Before one is unpickled, its pickle may name
+nothing but plain values and dense tensors, and sizes and checksums are compared, which PyTorch does not do.
+Safetensors files have no checksums; their reader compares the header with the size of the file.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import pickle
+import pickletools
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +35,12 @@ FORMAT = "eomt"
 MAX_JSON = 64 * 2**20
 """Bytes of a description; those of real models stay far below one MiB."""
 
-# Names of types that the unpickler would call with any size, as they stand in a pickle.
-_ALLOCATING = re.compile(rb"\n(bytearray|\w*Tensor|(?:Unt|T)ypedStorage|_rebuild_(?:q|nested_)tensor)\n")
-_AGAIN = "download or copy it again"
-_OR_ANOTHER = f"{_AGAIN}, or take another checkpoint of its run, such as previous.ckpt"
+# What a pickle may name. PyTorch's unpickler allows more, which it calls with any size.
+_PLAIN = re.compile(
+    r"collections (OrderedDict|Counter)|_codecs encode|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch (Size|device|bool|b?float\d+|u?int\d+|(Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage)"
+)
+_AGAIN = "download or copy it again, or take another checkpoint of its run, such as previous.ckpt"
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,9 @@ def read_source(path: Path, name: str) -> Source:
     else:
         raise InputError(f"{name}: no such file or folder")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if isinstance(state, Mapping):
-        state = {str(key).replace("_orig_mod.", ""): value for key, value in state.items()}
-        # Lightning modules carry buffers of the loss and the metrics beside their network.
-        state = {key: value for key, value in state.items() if key.startswith("network.")} or state
-    state = _tensors(state, name)
+    state = {key.replace("_orig_mod.", ""): value for key, value in _tensors(state, name).items()}
+    # Lightning modules carry buffers of the loss and the metrics beside their network.
+    state = {key: value for key, value in state.items() if key.startswith("network.")} or state
     found = [file for file in (EXPORT, CONFIG, PROCESSOR) if folder is not None and (folder / file).is_file()]
     descriptions = {file: read_json(folder / file, f"{name}/{file}") for file in found}
     if FORMAT in content:
@@ -108,14 +108,18 @@ def read_file(path: Path, name: str, mmap: bool = True) -> Any:
     try:
         with path.open("rb") as file:
             start = file.read(9)
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}") from error
-    if start.startswith(b"PK\x03\x04"):
-        return _read_torch(path, name, mmap)
-    if start[8:] == b"{":
-        return _read_safetensors(path, name)
-    reason = "it is empty" if not start else "its content is neither safetensors' nor PyTorch's"
-    raise InputError(f"{name} is no file of weights: {reason}; {_AGAIN}")
+        if start.startswith(b"PK\x03\x04"):
+            status = path.stat()
+            _check_archive(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if start[8:] == b"{":
+            return load_file(path)
+        raise ValueError("its content is neither safetensors' nor PyTorch's" if start else "it is empty")
+    except InputError as error:
+        raise InputError(f"{name} {error}") from None
+    except Exception as error:
+        # PyTorch and safetensors raise nearly anything on a damaged file.
+        raise InputError(f"{name} is truncated, damaged or no file of weights ({reason(error)}); {_AGAIN}") from error
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -125,16 +129,13 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         InputError: if it is too large, no JSON, or no object.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON:
-            raise InputError(f"{name} has {size >> 20} MiB, where a description has kilobytes; {_AGAIN}")
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"{path.stat().st_size >> 20} MiB, where a description has kilobytes")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} is no JSON ({str(error)[:80]}); {_AGAIN}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{name} holds {type(value).__name__}, where a JSON object belongs")
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {type(value).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{name} is no JSON object ({reason(error)}); {_AGAIN}") from error
     return plain(value, name)
 
 
@@ -151,16 +152,21 @@ def plain(value: Any, name: str) -> Any:
         nonlocal left
         left -= 1
         if left < 0 or depth > 50:
-            raise InputError(f"{name} has more entries than any configuration; {_OR_ANOTHER}")
+            raise InputError(f"{name} has more entries than any configuration; {_AGAIN}")
         if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
             return {copied(key, depth + 1): copied(entry, depth + 1) for key, entry in value.items()}
         if isinstance(value, list | tuple):
             return [copied(entry, depth + 1) for entry in value]
         if value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
             return value
-        raise InputError(f"{name} holds {type(value).__name__}, where plain text and numbers belong; {_OR_ANOTHER}")
+        raise InputError(f"{name} holds {type(value).__name__}, where plain text and numbers belong; {_AGAIN}")
 
     return copied(value, 0)
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_folder(folder: Path, name: str) -> dict[str, Any]:
@@ -183,10 +189,8 @@ def _read_shards(folder: Path, index: str, name: str) -> dict[str, Any]:
         raise InputError(f"{name}/{index} has no weight_map of names to files")
     state: dict[str, Any] = {}
     for file in sorted(set(files.values())):
-        if Path(file).name != file:
-            raise InputError(f"{name}/{index} names {file[:80]!r}, which is no file of this folder")
-        if not (folder / file).is_file():
-            raise InputError(f"{name} lacks {file}, which {index} names; download it too")
+        if Path(file).name != file or not (folder / file).is_file():
+            raise InputError(f"{name}/{index} names {file!r}, which is no file of this folder: download it too")
         state |= _tensors(read_file(folder / file, f"{name}/{file}"), f"{name}/{file}")
     missing = sorted(files.keys() - state.keys())
     if missing:
@@ -195,72 +199,51 @@ def _read_shards(folder: Path, index: str, name: str) -> dict[str, Any]:
 
 
 def _tensors(state: Any, name: str) -> dict[str, Tensor]:
-    """Check that a state dict holds nothing but dense tensors no larger than their bytes."""
+    """Check that a state dict holds nothing but tensors no larger than their bytes."""
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{name} holds no weights by name, but {type(state).__name__}")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(f"{name} holds {type(value).__name__} under {str(key)[:80]!r}, where a weight belongs")
-        dense = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+            raise InputError(f"{name} holds {type(value).__name__} under {str(key)!r}, where a weight belongs")
         # A view can repeat few bytes to any size, which the next operation would write out.
-        if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise InputError(f"{name}: {key[:80]} is no plain weight: {list(value.shape)} of other bytes; {_AGAIN}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(f"{name}: {key} is no plain weight: {list(value.shape)} of other bytes; {_AGAIN}")
     return dict(state)
 
 
-def _read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:
-        # Its type differs for a header that is no JSON, claims more than the file, or names unknown types.
-        raise InputError(f"{name} is truncated or damaged ({_reason(error)}); {_AGAIN}") from error
+@functools.lru_cache(maxsize=16)
+def _check_archive(path: Path, stamp: tuple[int, int, int]) -> None:
+    """Check an archive in PyTorch's format, which reads all of it: 0.4 s per GB.
+
+    Args:
+        path: the archive.
+        stamp: inode, size and time of change: a resumed run reads its checkpoint several times, and checks it once.
+
+    Raises:
+        InputError: if its pickle names objects.
+        Exception: of any type, if it is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("a compressed archive, which PyTorch's files are not")
+        if sum(entry.file_size for entry in entries) > stamp[1]:
+            raise ValueError(f"it claims more data than its {stamp[1]} bytes")
+        summed = any(entry.CRC for entry in entries)
+        for entry in entries:
+            if not summed:
+                entry.CRC = None  # torch.serialization.set_crc32_options(False) has left them out
+            with archive.open(entry) as file:
+                if entry.filename.endswith(".pkl"):
+                    _check_pickle(file.read())
+                while file.read(2**22):
+                    pass
 
 
-def _read_torch(path: Path, name: str, mmap: bool) -> Any:
-    _check_archive(path, name)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise _objects(name, found[1] if found else "") from error
-    except Exception as error:
-        # torch.load raises nearly anything on a damaged file.
-        raise InputError(f"{name} is truncated or damaged ({_reason(error)}); {_OR_ANOTHER}") from error
-
-
-def _check_archive(path: Path, name: str) -> None:
-    """Check sizes and checksums of an archive in PyTorch's format, which reads all of it: 0.4 s per GB."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
-                raise InputError(
-                    f"{name} is a compressed archive, which PyTorch's files are not; unpack it, or {_AGAIN}"
-                )
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise InputError(f"{name} claims more data than its {path.stat().st_size} bytes; {_AGAIN}")
-            summed = any(entry.CRC for entry in entries)
-            for entry in entries:
-                if not summed:
-                    # torch.serialization.set_crc32_options(False) has left them out.
-                    entry.CRC = None
-                with archive.open(entry) as file:
-                    if entry.filename.endswith(".pkl"):
-                        found = _ALLOCATING.search(file.read())
-                        if found:
-                            raise _objects(name, found[1].decode())
-                    while file.read(2**22):
-                        pass
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} is truncated or damaged ({_reason(error)}); {_OR_ANOTHER}") from error
-
-
-def _objects(name: str, held: str) -> InputError:
-    return InputError(
-        f"{name} holds Python objects{f' ({held})' if held else ''} beside plain values and tensors, which could run "
-        "code or fill the memory and are not read: ask its author for the weights alone, best as safetensors"
-    )
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+def _check_pickle(content: bytes) -> None:
+    for operation, named, _ in pickletools.genops(content):
+        if operation.name in ("STACK_GLOBAL", "INST") or (operation.name == "GLOBAL" and not _PLAIN.fullmatch(named)):
+            raise InputError(
+                f"holds Python objects ({named}) beside plain values and tensors, which could run code or fill the "
+                "memory and are not read: ask its author for the weights alone, best as safetensors"
+            )

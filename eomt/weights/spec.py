@@ -1,20 +1,27 @@
-"""The network that weights belong to, as far as their shapes tell."""
+"""The network that weights belong to: what their shapes tell, and whether both fit together."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
+from timm.models import Eva, VisionTransformer
 from torch import Tensor
 
 from eomt.errors import InputError
+from eomt.model.eomt import EoMT
 from eomt.weights.key_maps import is_gated
 
 DEFAULT_IMAGE_SIZE = 640
+POSITION = "backbone.vit.pos_embed"
 _BLOCKS = "backbone.vit.blocks."
 # Masked blocks of the published sizes that do not have 3.
 _MASKED_BLOCKS = {"large": 4, "giant": 5}
+# Arguments of the models alone: timm's factory would take more, such as a file to unpickle.
+_OPTIONS = frozenset().union(*(inspect.signature(vit.__init__).parameters for vit in (VisionTransformer, Eva)))
 
 
 class _Size(NamedTuple):
@@ -33,85 +40,45 @@ _DINOV3_GATED = (_Size("small_plus", 384, 12, 6), _Size("huge_plus", 1280, 32, 2
 
 
 def network_of(
-    state: Mapping[str, Tensor],
-    chosen: Mapping[str, Any] | None = None,
-    num_masked_blocks: int | None = None,
-    complete: bool = True,
-) -> tuple[dict[str, Any], frozenset[str]]:
+    state: Mapping[str, Tensor], known: Mapping[str, Any] | None = None, complete: bool = True
+) -> dict[str, Any]:
     """Arguments of `EoMT` for weights whose configuration is not known.
 
     Three things are not in every set of weights, and are taken as the published networks have them unless
-    chosen: the blocks that queries pass through (by depth and width: S and B 3, L 4, g 5), the image size
+    known: the blocks that queries pass through (by depth and width: S and B 3, L 4, g 5), the image size
     (square; DINOv3 has no position embedding: 640) and, for a published depth and width, the number of heads.
 
     Args:
         state: weights under our keys, with a DINOv2 or DINOv3 backbone.
-        chosen: arguments of `EoMT` that are known from elsewhere.
-        num_masked_blocks: L2, where the source says it.
+        known: arguments of `EoMT` that are known from elsewhere, all of them optional.
         complete: False takes one head where the number is not known: no shape depends on it.
 
     Returns:
-        All arguments, see `EoMT.spec`, and the names of those that are a guess.
+        All arguments, see `EoMT.spec`.
 
     Raises:
-        InputError: if weights are missing, the position embedding is not that of a square, or under `complete` the
-            number of heads is not known.
+        InputError: if the position embedding is not that of a square, or under `complete` the number of heads is not
+            known.
+        KeyError: if weights are missing.
     """
-    chosen = chosen or {}
-    queries, classes = _weight(state, "queries"), _weight(state, "class_head.weight")
-    patch_size = _weight(state, "backbone.vit.patch_embed.proj.weight").shape[-1]
+    known = known or {}
+    queries, classes = state["queries"], state["class_head.weight"]
+    patch_size = state["backbone.vit.patch_embed.proj.weight"].shape[-1]
     block = {key.removeprefix(f"{_BLOCKS}0."): value for key, value in state.items() if key.startswith(f"{_BLOCKS}0.")}
-    depth = 1 + max((int(key.split(".")[3]) for key in state if key.startswith(_BLOCKS)), default=-1)
-    dim = queries.shape[1]
+    depth, dim = _depth(state), queries.shape[1]
     dinov3, registers = "gamma_1" in block, state.get("backbone.vit.reg_token")
-    size = _nearest(dim, depth, dinov3, is_gated(block))
-    heads = (chosen.get("backbone_options") or {}).get("num_heads")
+    sizes = _PLAIN if not is_gated(block) else _DINOV3_GATED if dinov3 else _DINOV2_GATED
+    size = min(sizes, key=lambda size: (abs(size.dim - dim), abs(size.depth - depth)))
+    heads = (known.get("backbone_options") or {}).get("num_heads")
     if heads is None:
         heads = size.heads if (dim, depth) == (size.dim, size.depth) else None if complete else 1
-    if dinov3:
-        name = f"vit_{size.name}_patch16_dinov3" + ("_qkvb" if "attn.q_bias" in block else "")
-    else:
-        name = f"vit_{size.name}_patch14_" + ("reg4_dinov2" if registers is not None else "dinov2")
-    usual = min(_MASKED_BLOCKS.get(size.name, 3), depth)
-    network = {
-        "backbone": name,
-        "image_size": _image_size(state, patch_size, 0 if registers is not None else 1, chosen.get("image_size")),
-        "num_classes": classes.shape[0] - 1,
-        "num_queries": queries.shape[0],
-        "num_masked_blocks": num_masked_blocks or chosen.get("num_masked_blocks") or usual,
-        "patch_size": patch_size,
-        "backbone_options": _options(size, dim, depth, heads, block, registers, dinov3),
-    }
-    guessed = {"backbone_options"}
-    guessed |= {"num_masked_blocks"} if num_masked_blocks is None else set()
-    guessed |= {"image_size"} if "backbone.vit.pos_embed" not in state else set()
-    return network, frozenset(guessed)
-
-
-def _nearest(dim: int, depth: int, dinov3: bool, gated: bool) -> _Size:
-    sizes = _PLAIN if not gated else _DINOV3_GATED if dinov3 else _DINOV2_GATED
-    return min(sizes, key=lambda size: (abs(size.dim - dim), abs(size.depth - depth)))
-
-
-def _options(
-    size: _Size,
-    dim: int,
-    depth: int,
-    heads: int | None,
-    block: Mapping[str, Tensor],
-    registers: Tensor | None,
-    dinov3: bool,
-) -> dict[str, Any]:
-    """Arguments that turn timm's model of the nearest size into that of the weights; empty for a published size."""
-    options: dict[str, Any] = {}
     if heads is None:
         raise InputError(
             f"a backbone of width {dim} with {depth} blocks is of no published size, and its number of heads cannot be "
             "seen in its weights: give it, as in network.backbone_options={num_heads: 4}, or keep the eomt.json of its "
             "export beside it"
         )
-    if dim % heads:
-        raise InputError(f"a backbone of width {dim} cannot have {heads} heads: give another num_heads")
+    options: dict[str, Any] = {}
     if (dim, depth, heads) != (size.dim, size.depth, size.heads):
         options = {"embed_dim": dim, "depth": depth, "num_heads": heads}
     # timm builds the first matrix with int(width * ratio) rows.
@@ -121,17 +88,82 @@ def _options(
         options["mlp_ratio"] = ratio if int(dim * ratio) == rows else math.nextafter(ratio, math.inf)
     if registers is not None and registers.shape[1] != 4:
         options["num_reg_tokens" if dinov3 else "reg_tokens"] = registers.shape[1]
-    return options
+    if dinov3:
+        name = f"vit_{size.name}_patch16_dinov3" + ("_qkvb" if "attn.q_bias" in block else "")
+    else:
+        name = f"vit_{size.name}_patch14_" + ("reg4_dinov2" if registers is not None else "dinov2")
+    return {
+        "backbone": name,
+        "image_size": _image_size(state, patch_size, 0 if registers is not None else 1, known.get("image_size")),
+        "num_classes": classes.shape[0] - 1,
+        "num_queries": queries.shape[0],
+        "num_masked_blocks": known.get("num_masked_blocks") or min(_MASKED_BLOCKS.get(size.name, 3), depth),
+        "patch_size": patch_size,
+        "backbone_options": options,
+    }
 
 
-def _image_size(state: Mapping[str, Tensor], patch_size: int, prefix: int, chosen: list[int] | None) -> list[int]:
-    """[height, width] as chosen, unless the position embedding contradicts, which then is taken to be square."""
-    position = state.get("backbone.vit.pos_embed")
-    if position is None:
-        return chosen or [round(DEFAULT_IMAGE_SIZE / patch_size) * patch_size] * 2
-    patches = position.shape[1] - prefix
-    if chosen and chosen[0] // patch_size * (chosen[1] // patch_size) == patches:
-        return chosen
+def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the arguments of `EoMT`, which may come from a hostile file, before anything is built from them.
+
+    Raises:
+        InputError: if one is missing, unknown, or no plain value in its range.
+    """
+    spec = {"patch_size": 16, "backbone_options": {}} | dict(spec)
+    if isinstance(spec.get("image_size"), int):
+        spec["image_size"] = [spec["image_size"]] * 2
+    missing = [key for key in _RULES if spec.get(key) is None]
+    if missing:
+        raise InputError(
+            f"it does not say its network's {', '.join(missing)}: choose its task and model, or give "
+            f"network.{missing[0]}="
+        )
+    for key, value in spec.items():
+        if key not in _RULES or not _RULES[key](value):
+            raise InputError(f"no network has {key}={value}")
+    return {key: spec[key] for key in _RULES}
+
+
+def check_state(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> None:
+    """Raise InputError unless these are all weights of `EoMT(**spec)`, in its shapes."""
+    blocks, depth = _depth(state), spec["backbone_options"].get("depth")
+    if depth not in (None, blocks):
+        raise InputError(f"its network has {depth} blocks, its weights {blocks}")
+    # Shapes alone: no memory, no random numbers drawn.
+    with torch.device("meta"):
+        expected = EoMT(**spec).state_dict()
+    faults = [f"lacks {key}" for key in expected if key not in state]
+    faults += [f"has unknown {key}" for key in state if key not in expected]
+    faults += [
+        f"has {key} of {list(value.shape)}, not {list(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(f"other weights than its network's, {spec['backbone']}: it {', '.join(faults[:3])}{more}")
+
+
+def check_values(state: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless all weights are finite floating-point numbers of at least 16 bits."""
+    for key, value in state.items():
+        if not value.is_floating_point() or value.element_size() < 2:
+            raise InputError(f"{key} is of {value.dtype}, weights are of float32, float16 or bfloat16")
+        # An infinite or undefined entry shows in the extremes, which cost no memory.
+        if value.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(value)):
+            raise InputError(
+                f"{key} holds values that are infinite or no numbers: its training has diverged or the file is "
+                "damaged; take an earlier checkpoint or another copy"
+            )
+
+
+def _image_size(state: Mapping[str, Tensor], patch_size: int, prefix: int, known: list[int] | None) -> list[int]:
+    """[height, width] as known, unless the position embedding contradicts, which then is taken to be square."""
+    if POSITION not in state:
+        return known or [round(DEFAULT_IMAGE_SIZE / patch_size) * patch_size] * 2
+    patches = state[POSITION].shape[1] - prefix
+    if known and known[0] // patch_size * (known[1] // patch_size) == patches:
+        return known
     side = math.isqrt(patches)
     if side * side != patches:
         raise InputError(
@@ -141,7 +173,28 @@ def _image_size(state: Mapping[str, Tensor], patch_size: int, prefix: int, chose
     return [side * patch_size] * 2
 
 
-def _weight(state: Mapping[str, Tensor], key: str) -> Tensor:
-    if key not in state:
-        raise InputError(f"{key} is missing from the weights: the file is incomplete or of another model")
-    return state[key]
+def _depth(state: Mapping[str, Tensor]) -> int:
+    return 1 + max((int(key.split(".")[3]) for key in state if key.startswith(_BLOCKS)), default=-1)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 2**16
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= 8 and all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, str | bool | int | float)
+
+
+_RULES = {
+    "backbone": lambda value: isinstance(value, str),
+    "image_size": lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)),
+    "num_classes": _is_number,
+    "num_queries": _is_number,
+    "num_masked_blocks": _is_number,
+    "patch_size": _is_number,
+    "backbone_options": lambda value: (
+        isinstance(value, Mapping) and all(key in _OPTIONS and _is_plain(value[key]) for key in value)
+    ),
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,11 +13,12 @@ from torch import Tensor
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
+from eomt.weights.spec import POSITION
 from eomt.weights.weights import Weights
 
 LOADED, RESIZED, NEW, IGNORED = "loaded", "resized", "new", "ignored"
 _CLASS_HEAD = "class_head."
-_POSITION, _PATCH = "backbone.vit.pos_embed", "backbone.vit.patch_embed.proj.weight"
+_PATCH = "backbone.vit.patch_embed.proj.weight"
 # Parts in the table; every other weight is a part of its own.
 _PARTS = re.compile(r"^(backbone\.vit\.blocks|backbone\.vit\.patch_embed|class_head|mask_head|upscale\.\d+)\.")
 
@@ -62,7 +62,8 @@ def transfer(network: EoMT, classes: Classes, weights: Weights, strict: bool = F
     other_classes = None
     if weights.classes is None:
         other_classes = "the weights do not name their classes"
-    elif _meaning(weights.classes) != _meaning(classes):
+    # Ids and colours are the dataset's own matter.
+    elif (weights.classes.names, weights.classes.is_thing) != (classes.names, classes.is_thing):
         other_classes = "the classes are others"
     state: dict[str, Tensor] = {}
     outcomes: dict[str, list[tuple[str, str]]] = {}
@@ -104,12 +105,17 @@ def _fit(key: str, value: Tensor, source: Tensor, spec: Mapping, network: EoMT) 
     """
     size = network.spec["image_size"]
     # Equal shapes are not enough: [80, 40] and [40, 80] pixels have as many patches.
-    if key == _POSITION and (source.shape != value.shape or list(spec.get("image_size") or size) != size):
-        old, new = (
-            f"{'x'.join(map(str, s.get('image_size') or ['unknown']))} by {s['patch_size']}"
-            for s in (spec, network.spec)
+    if key == POSITION and (source.shape != value.shape or list(spec["image_size"]) != size):
+        old, new = (f"{'x'.join(map(str, s['image_size']))} by {s['patch_size']}" for s in (spec, network.spec))
+        grid = list(network.backbone.native_grid)
+        # Positions of prefix tokens, if there are any, stand before those of the patches.
+        resampled = resample_abs_pos_embed(
+            source,
+            grid,
+            [length // spec["patch_size"] for length in spec["image_size"]],
+            num_prefix_tokens=value.shape[1] - grid[0] * grid[1],
         )
-        return _resample_position(source, value, spec, network), RESIZED, f"from {old} to {new} pixels"
+        return resampled, RESIZED, f"from {old} to {new} pixels"
     if source.shape == value.shape:
         return source, LOADED, ""
     if key == "queries":
@@ -122,22 +128,12 @@ def _fit(key: str, value: Tensor, source: Tensor, spec: Mapping, network: EoMT) 
     return value, NEW, f"is {list(source.shape)} there and {list(value.shape)} here"
 
 
-def _resample_position(source: Tensor, value: Tensor, spec: Mapping, network: EoMT) -> Tensor:
-    new = list(network.backbone.native_grid)
-    # Positions of prefix tokens, if there are any, stand before those of the patches.
-    prefix = value.shape[1] - new[0] * new[1]
-    # Weights that do not say their image size are taken to be square.
-    side = math.isqrt(source.shape[1] - prefix)
-    old = [length // spec["patch_size"] for length in spec["image_size"]] if spec.get("image_size") else [side] * 2
-    return resample_abs_pos_embed(source, new, old, num_prefix_tokens=prefix)
-
-
 def _check_backbone(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Raise InputError unless the backbones have one architecture: sizes of images and patches may differ."""
     for key in sorted({key for key in (*given, *own) if key.startswith("backbone.")}):
         here, there = (list(state[key].shape) if key in state else None for state in (own, given))
         # The width of the position embedding matters, and the channels of the patch embedding.
-        part = {_POSITION: slice(2, 3), _PATCH: slice(0, 2)}.get(key, slice(None))
+        part = {POSITION: slice(2, 3), _PATCH: slice(0, 2)}.get(key, slice(None))
         if here is not None and there is not None and here[part] == there[part]:
             continue
         difference = f"{key} is {there} there and {here} here"
@@ -147,11 +143,6 @@ def _check_backbone(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> N
             f"weights= are of another backbone ({difference}): choose the model that they are of by model=, "
             "other weights, or weights=null"
         )
-
-
-def _meaning(classes: Classes) -> list[tuple[str, bool]]:
-    """The meaning of the class outputs; ids and colours are the dataset's own matter."""
-    return [(item.name, item.is_thing) for item in classes]
 
 
 def _part(key: str) -> str:

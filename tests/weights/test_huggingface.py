@@ -148,7 +148,7 @@ def test_classes_come_back_or_their_names():
         ({"hidden_act": "silu"}, "hidden_act=silu"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05"),
         ({"image_size": [32, 64]}, "image_size=.*squares only"),
-        ({"image_size": 48}, "9 patches, the position embedding 4"),
+        ({"image_size": 48}, "image_size=48, where the position embedding is of 32"),
     ],
 )
 def test_configurations_that_eomt_has_not_are_named(changes, words):
@@ -158,17 +158,22 @@ def test_configurations_that_eomt_has_not_are_named(changes, words):
         from_huggingface(state, {**config, **changes})
 
 
-def test_incomplete_weights_are_named():
-    network = tiny("vit_small_patch14_reg4_dinov2")
-    state, config, _ = to_huggingface(network.state_dict(), network.spec, None, None)
-    for key, words in {
-        "query.weight": "queries is missing",
-        "upscale_block.block.1.layernorm2d.weight": "num_upscale_blocks=1",
-        "embeddings.register_tokens": "num_register_tokens=0",
-        "layers.1.attention.k_proj.bias": r"lacks attention\.k_proj\.bias",
-    }.items():
-        with pytest.raises(InputError, match=words):
-            from_huggingface({k: v for k, v in state.items() if k != key}, config)
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("query.weight", "'queries'"),
+        ("upscale_block.block.0.layernorm2d.weight", r"lacks upscale\.0\.norm\.weight"),
+        ("embeddings.register_tokens", "no square|pos_embed|position"),
+        ("layers.1.attention.k_proj.bias", r"lacks attention\.k_proj\.bias"),
+    ],
+)
+def test_incomplete_weights_are_named(key, words, tmp_path):
+    folder = write_huggingface(tmp_path / "theirs", tiny("vit_small_patch14_reg4_dinov2"), CLASSES_OF_4, "panoptic")
+    state = load_file(folder / "model.safetensors")
+    del state[key]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(InputError, match=f"theirs.*{words}"):
+        read_weights(folder)
 
 
 def test_bias_of_dinov3_keys_is_zero_or_named():

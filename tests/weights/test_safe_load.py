@@ -53,14 +53,14 @@ def broken_files(folder):
         return own | {"network": own["network"] | changes}
 
     data = good.read_bytes()
-    yield write("empty.ckpt", b""), "it is empty"
+    yield write("empty.ckpt", b""), "it is empty.*another checkpoint of its run"
     yield write("text.bin", b"<html>not found</html>"), "neither safetensors' nor PyTorch's"
-    yield write("cut.ckpt", data[: len(data) // 2]), "truncated or damaged .* another checkpoint of its run"
+    yield write("cut.ckpt", data[: len(data) // 2]), "truncated, damaged"
     yield write("pickle.bin", pickle.dumps({"queries": 1})), "neither safetensors' nor PyTorch's"
-    yield write("cut.safetensors", safe.read_bytes()[:-9]), "truncated or damaged"
-    yield write("header.safetensors", struct.pack("<Q", 10**15) + safe.read_bytes()[8:]), "truncated or damaged"
+    yield write("cut.safetensors", safe.read_bytes()[:-9]), "truncated, damaged"
+    yield write("header.safetensors", struct.pack("<Q", 10**15) + safe.read_bytes()[8:]), "truncated, damaged"
     claim = json.dumps({"queries": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}).encode()
-    yield write("claim.safetensors", struct.pack("<Q", len(claim)) + claim + b"\0" * 8), "truncated or damaged"
+    yield write("claim.safetensors", struct.pack("<Q", len(claim)) + claim + b"\0" * 8), "truncated, damaged"
     with zipfile.ZipFile(good) as archive, zipfile.ZipFile(folder / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
         for entry in archive.namelist():
             bomb.writestr(entry, archive.read(entry))
@@ -73,33 +73,36 @@ def broken_files(folder):
     torch.save({"a": torch.zeros(1)}, folder / "other.bin")
     yield folder / "other.bin", "holds no EoMT: its weights are called a"
     yield checkpoint("repeated.ckpt", queries=torch.zeros(1).expand(10**9, 64)), "queries is no plain weight"
-    yield checkpoint("sparse.ckpt", queries=torch.eye(64).to_sparse()), "queries is no plain weight"
+    yield checkpoint("sparse.ckpt", queries=torch.eye(64).to_sparse()), "holds Python objects .*_rebuild_sparse_tensor"
     yield checkpoint("text.ckpt", queries="x"), "holds str under 'network.queries'"
     yield checkpoint("nan.ckpt", queries=torch.full((6, 64), float("nan"))), "queries holds values that are infinite"
     yield checkpoint("inf.ckpt", queries=torch.full((6, 64), float("inf"))), "queries holds values that are infinite"
-    yield checkpoint("shape.ckpt", queries=torch.zeros(7, 64)), r"queries is \[7, 64\], and \[6, 64\]"
+    yield checkpoint("shape.ckpt", queries=torch.zeros(7, 64)), r"queries of \[7, 64\], not \[6, 64\]"
     yield checkpoint("int.ckpt", queries=torch.zeros(6, 64, dtype=torch.int64)), "queries is of torch.int64"
     yield checkpoint("more.ckpt", surprise=torch.zeros(1)), "has unknown surprise"
     fewer = {key: value for key, value in saved.items() if "class_head" not in key}
     torch.save({"eomt": own, "state_dict": fewer}, folder / "fewer.ckpt")
-    yield folder / "fewer.ckpt", r"lacks class_head\.weight, class_head\.bias"
+    yield folder / "fewer.ckpt", r"lacks class_head\.weight, lacks class_head\.bias"
     torch.save({"eomt": own}, folder / "nothing.ckpt")
     yield folder / "nothing.ckpt", "holds dict under 'eomt', where a weight belongs"
     yield checkpoint("kind.ckpt", {k: v for k, v in own.items() if k != "kind"}), "its description lacks or garbles"
     yield checkpoint("rows.ckpt", own | {"classes": [1]}), "its description lacks or garbles"
-    yield checkpoint("deep.ckpt", network_part(backbone_options={"embed_dim": 64, "depth": 10**9})), "1000000000 blocks"
+    yield (
+        checkpoint("deep.ckpt", network_part(backbone_options={"embed_dim": 64, "depth": 10**9})),
+        "network has 1000000000 blocks",
+    )
     yield (
         checkpoint("wide.ckpt", network_part(num_queries=10**12)),
-        "num_queries is '1000000000000', which is no number",
+        "no network has num_queries=1000000000000",
     )
     yield checkpoint("vit.ckpt", network_part(backbone="hf-hub:someone/model")), "no model that timm knows"
     # timm's factory would unpickle this file.
     yield checkpoint("hidden.ckpt", network_part(backbone_options={"checkpoint_path": "evil.bin"})), "checkpoint_path"
-    yield export("brackets", "[" * 10**6), "is no JSON"
-    yield export("number", "7"), "holds int, where a JSON object belongs"
+    yield export("brackets", "[" * 10**6), "is no JSON object"
+    yield export("number", "7"), "is no JSON object .it holds int"
     yield export("lacking", {"kind": "panoptic"}), "its description lacks or garbles"
     yield index("away", {"weight_map": {"queries": "../safe/model.safetensors"}}), "no file of this folder"
-    yield index("gone", {"weight_map": {"queries": "model-1.safetensors"}}), "lacks model-1.safetensors"
+    yield index("gone", {"weight_map": {"queries": "model-1.safetensors"}}), "'model-1.safetensors', which is no file"
     yield index("odd", {"weight_map": [1]}), "has no weight_map"
     (folder / "run" / "checkpoints").mkdir(parents=True)
     yield folder / "run", r"is a run's folder: give .*best\.ckpt"
@@ -115,7 +118,7 @@ def test_whatever_is_wrong_is_one_line_that_names_it(tmp_path):
             read_weights(path)
         text = main.explain(caught.value)
         assert path.name in text, text
-        assert len(text) < 400, text
+        assert len(text) <= 1000, text
         count += 1
     assert count > 35
     assert not Path(__file__).with_suffix(".ran").exists()
@@ -125,7 +128,7 @@ def test_a_description_of_gigabytes_is_not_read(tmp_path):
     folder = write_folder(tmp_path / "export", small(7).state_dict())
     with (folder / "eomt.json").open("wb") as file:
         file.truncate(3 * 2**30)
-    with pytest.raises(InputError, match="has 3072 MiB, where a description has kilobytes"):
+    with pytest.raises(InputError, match="3072 MiB, where a description has kilobytes"):
         read_weights(folder)
 
 
@@ -164,7 +167,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is_and_whatever_the_file_is_called
         path = tmp_path / "damaged" / name
         path.write_bytes(damaged)
         for read in (read_weights, read_checkpoint):
-            with pytest.raises(InputError, match="truncated or damaged"):
+            with pytest.raises(InputError, match="truncated, damaged"):
                 read(path)
 
 
@@ -208,7 +211,7 @@ def test_descriptions_hold_plain_values_of_bounded_size(changes, words, tmp_path
     torch.save({"eomt": part_of(network) | changes, "state_dict": saved}, tmp_path / "x.ckpt")
     with pytest.raises(InputError, match=words) as caught:
         read_weights(tmp_path / "x.ckpt", kind="panoptic")
-    assert len(main.explain(caught.value)) < 400
+    assert len(main.explain(caught.value)) <= 1000
 
 
 class Call:
@@ -234,5 +237,5 @@ def test_no_file_of_a_few_bytes_fills_the_memory(call, sums, tmp_path):
         torch.save({"queries": call}, tmp_path / "x.bin")
     finally:
         torch.serialization.set_crc32_options(True)
-    with pytest.raises(InputError, match=r"x\.bin holds Python objects \((bytearray|Tensor|FloatTensor)\)"):
+    with pytest.raises(InputError, match=r"x\.bin holds Python objects \(\S+ (bytearray|Tensor|FloatTensor)\)"):
         read_weights(tmp_path / "x.bin")

@@ -12,7 +12,7 @@ from eomt.known_classes import ADE20K, COCO_PANOPTIC
 from eomt.model.eomt import EoMT
 from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
-from eomt.weights.validate import check_spec
+from eomt.weights.spec import check_spec
 from tests.weights.sources import SEVEN, part_of, small, write_folder, write_huggingface
 
 
@@ -71,7 +71,7 @@ def test_a_list_of_classes_is_whole(tmp_path):
     (theirs / "config.json").write_text(json.dumps(config))
     for folder in (ours, theirs):
         for classes in (None, Classes(SEVEN.items[:3])):
-            with pytest.raises(InputError, match="tells 3 classes apart, and its description names 2: mend its list"):
+            with pytest.raises(InputError, match="tells 3 classes apart, and 2 are named: mend that list"):
                 read_weights(folder, kind="panoptic", classes=classes)
 
 
@@ -80,7 +80,7 @@ def test_what_is_chosen_is_compared_with_what_is_said(tmp_path):
     folder = write_folder(tmp_path / "export", network.state_dict(), part_of(network))
     assert read_weights(folder, kind="panoptic", classes=SEVEN, network={"num_queries": 6, "image_size": 32}).kind
     for chosen, message in (
-        ({"kind": "semantic"}, "is of a panoptic model, and semantic was chosen"),
+        ({"kind": "semantic"}, "its model is panoptic, and semantic was chosen"),
         ({"classes": Classes(SEVEN.items[:3])}, "tells 7 classes apart, and 3 were chosen"),
         ({"classes": Classes(SEVEN.items[::-1])}, "trained on other classes"),
         ({"network": {"num_queries": 9}}, "num_queries is 6 there, and 9 was chosen"),
@@ -96,7 +96,7 @@ def test_what_is_chosen_is_compared_with_what_is_said(tmp_path):
 
 def test_the_options_of_a_backbone_are_sizes():
     spec = small().spec
-    assert check_spec(spec, "x") == spec
+    assert check_spec(spec) == spec
     for key in ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "file"):
         with pytest.raises(InputError, match=key):
-            check_spec(spec | {"backbone_options": {key: "evil.bin"}}, "x")
+            check_spec(spec | {"backbone_options": {key: "evil.bin"}})
