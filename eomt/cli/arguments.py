@@ -11,7 +11,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from eomt.cli.check import check_typed, path_names
+from eomt.cli.check import check_typed, keys_of_type
 from eomt.errors import InputError
 from eomt.weights.hub import is_hub_id
 
@@ -21,7 +21,8 @@ GROUPS = ("task", "model", "experiment")
 """The config groups that choose under which settings weights of another source are evaluated."""
 
 # Values of these keys are paths, whose characters Hydra's override grammar would read as its own.
-_PATH_KEYS = re.compile(rf"^\+{{0,2}}(hydra\.(run|sweep)\.dir|(\w+\.)*({'|'.join(path_names())}))$")
+_PATHS = "|".join(keys_of_type("a path") | keys_of_type("a folder to write to"))
+_PATH_KEYS = re.compile(rf"^\+{{0,2}}(hydra\.(run|sweep)\.dir|(\w+\.)*({_PATHS}))$")
 # A list of paths in which the user has quoted nothing.
 _LIST = re.compile(r"^\[[^'\"{}$]+\]$")
 # These are read from other folders later on.
@@ -69,7 +70,7 @@ def split_for_eval(arguments: Sequence[str]) -> list[str]:
         (kept if mine else settings).append(argument)
     for override in parsed(settings):
         if override.key_or_group not in GROUPS:
-            check_typed("train", override.key_or_group, override.value())
+            check_typed(override.key_or_group, override.value())
     return [*kept, f"settings=[{','.join(map(_quoted, settings))}]"] if settings else kept
 
 

@@ -205,7 +205,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         logging.getLogger(name).addFilter(_is_news)
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
-    plugins = [AtomicCheckpointIO(), *(settings.pop("plugins") or [])]
+    plugins = [AtomicCheckpointIO()]
     # Starting one process by hand where srun exists is nothing to warn of.
     warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     if SLURMEnvironment.detect():

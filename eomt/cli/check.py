@@ -8,37 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eomt.cli.settings import COMMANDS, NODES, SCORES, Data, Loss
-from eomt.cli.types import Section, shown, wanted
+from eomt.cli.nodes import NODES, Data, Loss
+from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, Run, Section
 from eomt.errors import InputError
-
-
-def check_typed(command: str, name: str, value: Any) -> None:
-    """Check one value of a command's configuration, as far as its type does not depend on other values.
-
-    Raises:
-        InputError: if it is of a wrong type or out of range.
-    """
-    section: type[Section] | None = COMMANDS[command]
-    *sections, last = name.split(".")
-    for part in sections:
-        section = _subsection(section, part) or {"data": Data, "loss": Loss}.get(part) if section else None
-    if section is None or last not in section.model_fields:
-        return
-    try:
-        section.__pydantic_validator__.validate_assignment(section.model_construct(), last, value)
-    except ValidationError:
-        raise InputError(f"{name}={shown(value)} must be {wanted(_properties(section)[last])}") from None
-
-
-def path_names() -> set[str]:
-    """The names of all keys whose values are paths."""
-    return {name for words in ("a path", "a folder to write to") for name in _names_of(words)}
-
-
-def write_names() -> set[str]:
-    """The names of all keys that say where files are written."""
-    return _names_of("a folder to write to") | {"filename"}
 
 
 def check_settings(command: str, settings: Mapping[str, Any]) -> None:
@@ -52,13 +24,29 @@ def check_settings(command: str, settings: Mapping[str, Any]) -> None:
         InputError: if a key is missing or unknown, or a value is of a wrong type or out of range; names the key, the
             value and what is wanted. `details` has all of them.
     """
-    lines = list(_faults(COMMANDS[command], settings, ()))
+    lines = list(_faults(COMMANDS[command], settings))
     for path, node in nodes(settings):
         if isinstance(node["_target_"], str) and node["_target_"] in NODES:
-            lines += _faults(NODES[node["_target_"]], node, path)
+            keys = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+            lines += _faults(NODES[node["_target_"]], keys, path)
     lines = lines or list(_unknown_scores(settings))
     if lines:
         raise InputError(lines[0], lines)
+
+
+def check_typed(name: str, value: Any) -> None:
+    """Check one value of a training's configuration, as far as its type does not depend on other values.
+
+    Raises:
+        InputError: if it is of a wrong type or out of range.
+    """
+    section: type[Section] | None = Run
+    *path, key = name.split(".")
+    for part in path:
+        section = section and (_subsection(section, part) or {"data": Data, "loss": Loss}.get(part))
+    if section and key in section.model_fields:
+        for line in _value_faults(section, key, value, tuple(path)):
+            raise InputError(line)
 
 
 def nodes(values: Any, path: tuple = ()) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
@@ -73,64 +61,105 @@ def nodes(values: Any, path: tuple = ()) -> Iterator[tuple[tuple, Mapping[str, A
             yield from nodes(value, (*path, index))
 
 
+def keys_of_type(words: str, parent: type[Section] = Section) -> set[str]:
+    """The names of all keys, in any section, whose type is called so in messages."""
+    found = set()
+    for section in parent.__subclasses__():
+        found |= {key for key, schema in _properties(section).items() if words in _wanted(schema)}
+        found |= keys_of_type(words, section)
+    return found
+
+
+def _subsection(section: type[Section], key: str) -> type[Section] | None:
+    """The section under a key, if it is one."""
+    annotation = section.model_fields[key].annotation if key in section.model_fields else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _faults(section: type[Section], values: Mapping[str, Any], path: tuple = ()) -> Iterator[str]:
+    """A line for each key of a section that is missing, unknown, or has no value of its type."""
+    for key, value in values.items():
+        inner = _subsection(section, key)
+        if inner and isinstance(value, Mapping):
+            yield from _faults(inner, value, (*path, key))
+        elif key in section.model_fields:
+            yield from _value_faults(section, key, value, path)
+        elif section.model_config["extra"] == "forbid":
+            yield f"{_dotted(*path, key)} is no key of the configuration"
+    for key, field in section.model_fields.items():
+        if field.is_required() and key not in values:
+            yield f"{_dotted(*path, key)} is missing in the configuration"
+
+
+def _value_faults(section: type[Section], key: str, value: Any, path: tuple = ()) -> Iterator[str]:
+    """A line if a key of a section has no value of its type."""
+    try:
+        setattr(section.model_construct(), key, value)
+    except ValidationError as error:
+        schema, name = _properties(section)[key], _dotted(*path, key)
+        entry = (*error.errors()[0]["loc"], None)[1]
+        if value is None and "examples" in schema:
+            yield f"{name} is not set: give {_wanted(schema)}, as in {name}={schema['examples'][0]}"
+        elif "additionalProperties" in str(schema) and isinstance(value, Mapping) and entry in value:
+            # Of a section of nodes, such as callbacks, the one that is wrong.
+            yield f"{name}.{entry}={_shown(value[entry])} must be a section that names its class by _target_, or null"
+        else:
+            yield f"{name}={_shown(value)} must be {_wanted(schema)}"
+
+
 @functools.cache
 def _properties(section: type[Section]) -> dict[str, Any]:
     """The JSON schema of each key of a section."""
-    return section.model_json_schema(by_alias=True)["properties"]
+    return section.model_json_schema()["properties"]
 
 
-def _names_of(words: str) -> set[str]:
-    """The names of all keys whose type is called so."""
-    return {n for section in _sections() for n, schema in _properties(section).items() if words in wanted(schema)}
+def _wanted(schema: Mapping[str, Any]) -> str:
+    """What a type's JSON schema asks for, in words."""
+    if "description" in schema:
+        return schema["description"]
+    choices = _choices(schema)
+    if choices:
+        *most, last = choices
+        return f"{', '.join(most)} or {last}" if most else last
+    if schema.get("type") == "array":
+        count = f"{schema['minItems']} values" if "maxItems" in schema else "values"
+        return f"a list of {count}, each {_wanted(schema.get('items', {}))}"
+    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+    limits = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "of more than",
+        "maximum": "at most",
+        "exclusiveMaximum": "less than",
+    }
+    bounds = [
+        f"{words} {schema[key]}" for key, words in limits.items() if schema.get(key, LARGEST_COUNT) != LARGEST_COUNT
+    ]
+    return " ".join([names.get(schema.get("type"), "a section of keys"), " and ".join(bounds)]).strip()
 
 
-def _sections(parent: type[Section] = Section) -> Iterator[type[Section]]:
-    for section in parent.__subclasses__():
-        yield section
-        yield from _sections(section)
+def _shown(value: Any) -> str:
+    """A value as it is typed, shortened."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list):
+        text = f"[{','.join(_shown(entry) for entry in value[:10])}]"
+    elif isinstance(value, Mapping):
+        text = "{" + ",".join(f"{name}: {_shown(entry)}" for name, entry in list(value.items())[:10]) + "}"
+    else:
+        text = str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _faults(model: type[Section], values: Any, path: tuple) -> Iterator[str]:
-    """A line for each key of a section that is missing, unknown, or has no value of its type."""
-    try:
-        model.model_validate(values)
-        return
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
-    seen = set()
-    for error in errors:
-        location, value, section = [], values, model
-        # Beyond keys of sections a location names members of unions and entries of lists.
-        for part in error["loc"]:
-            known = isinstance(value, Mapping) and part in value
-            if error["type"] != "missing" and not known:
-                break
-            location.append(part)
-            if not known:
-                break
-            fields = _properties(section) if section else {}
-            schema, value = fields.get(part, {}), value[part]
-            section = _subsection(section, part)
-        name = ".".join(str(part) for part in (*path, *location))
-        if name in seen:
-            continue
-        seen.add(name)
-        if error["type"] == "missing":
-            yield f"{name} is missing in the configuration"
-        elif error["type"] == "extra_forbidden":
-            yield f"{name} is no key of the configuration"
-        elif value is None and "examples" in schema:
-            yield f"{name} is not set: give {wanted(schema)}, as in {name}={schema['examples'][0]}"
-        else:
-            yield f"{name}={shown(value)} must be {wanted(schema)}"
+def _choices(schema: Mapping[str, Any]) -> list[str]:
+    """What a type allows, if it is a union or a list of values."""
+    if "anyOf" in schema:
+        return list(dict.fromkeys(words for part in schema["anyOf"] for words in _choices(part) or [_wanted(part)]))
+    return [_shown(value) for value in schema.get("enum", [schema["const"]] if "const" in schema else [])]
 
 
-def _subsection(section: type[Section] | None, name: str) -> type[Section] | None:
-    """The section under a key, if that is one."""
-    for field_name, field in section.model_fields.items() if section else ():
-        if name == (field.alias or field_name) and isinstance(field.annotation, type):
-            return field.annotation if issubclass(field.annotation, Section) else None
-    return None
+def _dotted(*path: Any) -> str:
+    return ".".join(map(str, path))
 
 
 def _unknown_scores(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -139,4 +168,4 @@ def _unknown_scores(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, node in (settings.get("callbacks") or {}).items():
         monitor = (node or {}).get("monitor")
         if scores and monitor is not None and monitor not in scores and not monitor.startswith("train/"):
-            yield f"callbacks.{name}.monitor={shown(monitor)} must be {', '.join(scores)} or null"
+            yield f"callbacks.{name}.monitor={_shown(monitor)} must be {', '.join(scores)} or null"

@@ -1,45 +1,122 @@
-"""All keys of all commands: types, ranges and meanings, without anything heavy to import.
-
-A section of the configuration is a `Section`. A node, which names its class by `_target_`, has the keys of the section
-that `NODES` has for that name; nodes of other classes have any.
-"""
+"""All keys of all commands with their types and ranges, without anything heavy to import; configs/ explains them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from eomt.cli.types import (
-    LARGEST_SIDE,
-    Count,
-    CountOrAll,
-    Duration,
-    Folder,
-    ImageSize,
-    Kind,
-    Limit,
-    Names,
-    Natural,
-    Node,
-    NotNegative,
-    OpenSection,
-    Options,
-    Path,
-    Paths,
-    Precision,
-    Section,
-    Seed,
-    Share,
-    Side,
-    Span,
-    Text,
-    Values,
-    Windows,
-    key,
-    named,
-    rising,
+# Sizes beyond these are typing errors, and end in exhausted memory.
+LARGEST_SIDE, LARGEST_COUNT = 2**16, 2**31 - 1
+
+
+def named(words: str, **rules: Any) -> Any:
+    """The rules of a type, and the words by which messages ask for it."""
+    return Field(description=words, **rules)
+
+
+def _fraction(value: Any) -> Any:
+    """Raise ValueError unless `value` is a number, or a text such as 1/6, of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("no number")
+    try:
+        fraction = Fraction(str(value))
+    except ZeroDivisionError as error:
+        raise ValueError("no number") from error
+    if not 0 <= fraction <= LARGEST_COUNT:
+        raise ValueError("out of range")
+    return fraction
+
+
+def _windows(windows: list) -> list:
+    """Raise ValueError unless each window has 0 <= start <= end, both fractions or both numbers of steps."""
+    if "auto" in windows[:-1]:
+        raise ValueError("auto is for the blocks that are left")
+    for start, end in (window for window in windows if window != "auto"):
+        if start > end or (end > 1 and (start.denominator != 1 or end.denominator != 1)):
+            raise ValueError("no window")
+    return windows
+
+
+def _positive(value: Any) -> Any:
+    if value <= 0:
+        raise ValueError("must be more than 0")
+    return value
+
+
+def _rising(values: list) -> list:
+    if values != sorted(values):
+        raise ValueError("must rise")
+    return values
+
+
+def _target(node: dict) -> dict:
+    if not isinstance(node.get("_target_"), str) or not isinstance(node.get("_partial_", True), bool):
+        raise ValueError("must name its class")
+    return node
+
+
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+CountOrAll = Annotated[int, Field(ge=-1, le=LARGEST_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Workers = Annotated[int, Field(ge=0, le=512)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+ImageSize = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Limit = Natural | Share
+Text = Annotated[str, named("a text that is not empty", min_length=1)]
+Path = Annotated[str, named("a path", min_length=1)]
+Folder = Annotated[str, named("a folder to write to", min_length=1)]
+Paths = Path | Annotated[list[Path], Field(min_length=1)]
+Names = Annotated[list[Any] | dict[Any, Any], named("a list of names, or {value: name}", min_length=1)]
+Values = int | list[int]
+Bound = Annotated[Any, BeforeValidator(_fraction), named("a number of at least 0, or a fraction such as 1/6")]
+Windows = Annotated[
+    list[Annotated[list[Bound], Field(min_length=2, max_length=2)] | Literal["auto"]],
+    AfterValidator(_windows),
+    named("a list of windows [start, end], 0 <= start <= end: fractions such as 1/6, or numbers of steps"),
+]
+Span = Annotated[Bound, AfterValidator(_positive), named("a number of more than 0, or a fraction such as 39120/39153")]
+ScaleRange = Annotated[
+    list[Annotated[float, Field(gt=0, le=100)]],
+    AfterValidator(_rising),
+    named("[low, high], 0 < low <= high <= 100", min_length=2, max_length=2),
+]
+Duration = Annotated[str, named("a time DD:HH:MM:SS", pattern=r"^\d+:\d\d:\d\d:\d\d$")]
+Kind = (
+    Literal["semantic", "instance", "panoptic"]
+    | Annotated[str, named("the dotted name of a task", pattern=r"^\w+(\.\w+)+$")]
 )
+Precision = Literal[32, 16, "32", "16", "bf16"]
+Device = Annotated[str, named("a device such as cpu, cuda or cuda:1", pattern=r"^[a-z]+(:\d+)?$")]
+Devices = (
+    Literal["auto", -1]
+    | Count
+    | Annotated[list[Natural], Field(min_length=1)]
+    | Annotated[str, named("device numbers such as '0,1'", pattern=r"^\d+(,\d+)*$")]
+)
+Options = Annotated[dict[str, Any], named("options by name, such as {depth: 8}")]
+Node = Annotated[dict[str, Any], AfterValidator(_target), named("a section that names its class by _target_")]
+
+
+class Section(BaseModel):
+    """A section of the configuration: every key is known, and no value is converted into another type."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), validate_assignment=True
+    )
+
+
+class OpenSection(Section):
+    """A section of a library's class, or of a task, which may have further keys and says so itself."""
+
+    model_config = ConfigDict(extra="allow")
+
 
 SCORES = {
     "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
@@ -54,340 +131,166 @@ SCORES = {
 
 
 class LoRA(Section):
-    rank: Annotated[int, Field(ge=0, le=LARGEST_SIDE)] = key("rank of the low-rank changes, such as 8; 0: none")
-    alpha: Annotated[float, Field(gt=0)] = key("the change is scaled by alpha / rank")
+    rank: Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
+    alpha: Positive
 
 
 class Model(Section):
-    backbone: Text = key("timm's name of a plain ViT")
-    patch_size: Side = key("side of a patch in pixels")
-    num_queries: Side = key("number of queries")
-    num_masked_blocks: Side = key("number of last blocks that the queries pass")
-    pretrained: bool | Path = key("pretrained weights of the backbone: true, false, or a file in timm's form")
-    backbone_options: Options = key("further arguments of timm's model, such as {embed_dim: 96, depth: 8}")
-    freeze_backbone: bool | Natural = key("true trains queries and heads alone; a number freezes so many first blocks")
-    lora: LoRA = key("low-rank changes that learn in place of the backbone")
+    backbone: Text
+    patch_size: Side
+    num_queries: Side
+    num_masked_blocks: Side
+    pretrained: bool | Path
+    backbone_options: Options
+    freeze_backbone: bool | Natural
+    lora: LoRA
 
 
 class Network(Section):
-    backbone: Text | None = key("timm's name of a plain ViT; null: as the weights say")
-    image_size: ImageSize | None = key("the network's input; null: as the weights say, or 640")
-    num_masked_blocks: Side | None = key("number of last blocks that the queries pass; null: as published")
-    backbone_options: Options | None = key("sizes of an unpublished backbone, such as {num_heads: 4}")
+    backbone: Text | None
+    image_size: ImageSize | None
+    num_masked_blocks: Side | None
+    backbone_options: Options | None
 
 
 class Annealing(Section):
-    windows: Literal["auto"] | Windows | None = key(
-        "when each masked block's attention mask is annealed; null: no attention masks"
-    )
-    span: Span = key("part of the run that fractions in windows refer to")
-    power: NotNegative = key("power of the annealing polynomial")
-    validate_masked: bool = key("validate under the current attention masks, as the original does")
+    windows: Literal["auto"] | Windows | None
+    span: Span
+    power: NotNegative
+    validate_masked: bool
 
 
 class Optim(Section):
-    lr: NotNegative = key("learning rate of the heads and of the last block")
-    weight_decay: NotNegative = key("AdamW's weight decay")
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = key("factor of the learning rate from a block to the one before")
-    decay_masked_blocks: bool = key("false keeps the blocks that the queries pass at the full rate")
-    warmup_steps: Annotated[list[Natural], Field(min_length=2, max_length=2)] = key("steps of heads, then of backbone")
-    schedule_power: NotNegative = key("power of the learning-rate polynomial")
-    max_skipped_steps: Natural = key("so many steps in a row that are not finite end the run")
+    lr: NotNegative
+    weight_decay: NotNegative
+    layer_decay: Factor
+    decay_masked_blocks: bool
+    warmup_steps: Annotated[list[Natural], Field(min_length=2, max_length=2)]
+    schedule_power: NotNegative
+    max_skipped_steps: Natural
 
 
 class Postprocess(OpenSection):
-    max_bytes: Count | None = key("bound on the memory of masks that are upsampled at a time")
-    top_k: Count | None = key("instance: predictions per image; null: 100")
-    score_threshold: Share | None = key("panoptic: least class probability; null: 0.8")
-    mask_threshold: Share | None = key("panoptic: least mask probability; null: 0.5")
-    overlap_threshold: Share | None = key("panoptic: least share of its mask that a segment keeps; null: 0.8")
+    max_bytes: Count | None
+    top_k: Count | None
+    score_threshold: Share | None
+    mask_threshold: Share | None
+    overlap_threshold: Share | None
 
 
 class Trainer(Section):
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = key("kind of device")
-    strategy: Text = key("how devices share the work, such as ddp or fsdp2")
-    devices: (
-        Literal["auto", -1]
-        | Count
-        | Annotated[list[Natural], Field(min_length=1)]
-        | Annotated[str, Field(pattern=r"^\d+(,\d+)*$"), named("device numbers such as '0,1'")]
-    ) = key("number of devices, or a list of them")
-    num_nodes: Count = key("number of machines")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+    strategy: Text
+    devices: Devices
+    num_nodes: Count
     precision: Literal[
         "16-mixed", "bf16-mixed", "32-true", "64-true", "16-true", "bf16-true", 16, 32, 64, "16", "bf16", "32", "64"
-    ] | None = key("of the computation; null: bf16-mixed on a GPU, 32-true elsewhere")  # fmt: skip
-    max_epochs: CountOrAll | None = key("epochs of the run; -1: no limit")
-    min_epochs: Natural | None = key("least number of epochs")
-    max_steps: CountOrAll = key("optimizer steps of the run; -1: no limit")
-    min_steps: Natural | None = key("least number of optimizer steps")
-    max_time: Duration | dict[str, Natural] | None = key("time after which the run ends")
-    fast_dev_run: bool | Natural = key("so many batches of everything, without checkpoints")
-    overfit_batches: Limit = key("train and validate on so many training batches")
-    limit_train_batches: Limit | None = key("training batches of an epoch, or their share")
-    limit_val_batches: Limit | None = key("batches of a validation, or their share")
-    limit_test_batches: Limit | None = key("not used")
-    limit_predict_batches: Limit | None = key("not used")
-    val_check_interval: Count | Annotated[float, Field(gt=0, le=1)] | Duration | None = key("validate so often")
-    check_val_every_n_epoch: Count | None = key("validate after so many epochs")
-    num_sanity_val_steps: CountOrAll | None = key("validation batches before the training")
-    log_every_n_steps: Natural | None = key("log after so many steps")
-    enable_checkpointing: bool | None = key("false writes no checkpoints")
-    enable_progress_bar: bool | None = key("false shows no progress bar")
-    enable_model_summary: bool | None = key("true prints Lightning's table of layers")
-    gradient_clip_val: NotNegative | None = key("largest norm of the gradient; null or 0: no limit")
-    gradient_clip_algorithm: Literal["norm", "value"] | None = key("clip the norm or each value")
-    deterministic: bool | Literal["warn"] | None = key("deterministic algorithms alone")
-    benchmark: bool | None = key("let cuDNN choose its algorithms by time")
-    inference_mode: bool = key("validate under torch.inference_mode")
-    profiler: Literal["simple", "advanced", "pytorch", "xla"] | None = key("Lightning's profiler")
-    detect_anomaly: bool = key("PyTorch's anomaly detection")
-    barebones: bool = key("Lightning without anything that costs time")
-    plugins: None = key("not used: plugins are set by the strategy")
-    sync_batchnorm: bool = key("not used: there is no batch norm")
-    reload_dataloaders_every_n_epochs: Natural = key("make data loaders anew after so many epochs")
-    default_root_dir: Folder | None = key("folder of what has no other")
-
-
-class Data(Section):
-    """`datasets.module.SegmentationData`."""
-
-    target: str = key("the data module's class", alias="_target_")
-    root: Path | None = key("folder of the dataset's archives or their extracted tree")
-    train: Node = key("reader of the training set")
-    val: Node = key("reader of the validation set")
-    batch_size: Side = key("images per device")
-    global_batch: Side = key("images per optimizer step; gradients are accumulated to reach it")
-    eval_batch_size: Side | None = key("images per device in validation; null: batch_size")
-    num_workers: Annotated[int, Field(ge=0, le=512)] = key("reading processes per device")
-    image_size: ImageSize = key("the network's input: a side, or [height, width]")
-    scale_range: Annotated[
-        list[Annotated[float, Field(gt=0, le=100)]],
-        Field(min_length=2, max_length=2),
-        AfterValidator(rising),
-        named("[low, high], 0 < low <= high <= 100"),
-    ] = key("range of the large-scale jitter")
-    augmentations: list[Node] = key("transforms of albumentations, applied to images and masks alike")
-    max_images: Count | None = key("use the first images of each set alone")
-    max_bad_images: Natural = key("unreadable training images that are replaced; more end the run")
-    timeout: Annotated[float, Field(gt=0, le=10**6)] = key("seconds to wait for a batch of the reading processes")
-    seed: Seed = key("of order and augmentation")
-    validate_on_train: bool = key("validate on the training set")
-    classes: Path | Names | None = key("file of class names, or a list of them, for both readers", default=None)
-    ignore: Values | None = key("label values that are void", default=None)
-    color_labels: bool = key("colours of the label PNGs stand for classes", default=False)
-
-
-class Reader(Section):
-    target: str = key("the reader's class", alias="_target_")
-    partial: bool = key("opened when it is needed", alias="_partial_", default=True)
-    root: Path | None = key("folder of the dataset")
-
-
-class SplitReader(Reader):
-    split: Literal["train", "val"] = key("which part of the dataset")
-
-
-class CocoReader(SplitReader):
-    images: Path | None = key("the images' archive or folder; null: COCO's own name", default=None)
-    annotations: Path | None = key("the JSON file; null: COCO's own name", default=None)
-
-
-class ShapesReader(SplitReader):
-    seed: Natural = key("of the drawings", default=0)
-    train_images: Count = key("number of training images", default=1800)
-    val_images: Count = key("number of validation images", default=200)
-    size: Annotated[int, Field(ge=32, le=LARGEST_SIDE)] = key("side of an image in pixels", default=96)
-
-
-class FolderReader(Reader):
-    images: Path = key("folder or archive of images, below root")
-    labels: Path = key("folder or archive of label PNGs, below root")
-    classes: Path | Names | None = key("file of class names, or a list of them")
-    ignore: Values | None = key("label values that are void")
-    color_labels: bool = key("colours of the label PNGs stand for classes")
-
-
-class Loss(Section):
-    target: str = key("the loss's class", alias="_target_")
-    num_points: Annotated[int, Field(ge=1, le=2**22)] = key("points on which masks are compared")
-    oversample_ratio: Annotated[float, Field(ge=1, le=1000)] = key("candidates per point")
-    importance_ratio: Share = key("share of points that are chosen by uncertainty")
-    mask_weight: NotNegative = key("of the mask term")
-    dice_weight: NotNegative = key("of the dice term")
-    class_weight: NotNegative = key("of the class term")
-    no_object_weight: NotNegative = key("of 'no object' in the class term")
-    global_normaliser: bool = key("true: a step of any number of devices is that of one big batch")
-    ignore_void: bool = key("true leaves void out of the mask terms")
-
-
-class Callback(Section):
-    target: str = key("the callback's class", alias="_target_")
-
-
-class Best(Callback):
-    monitor: Text | None = key("score by which a checkpoint is the best; null: the task's")
-    mode: Literal["max", "min"] = key("whether more or less is better")
-
-
-class Last(Callback):
-    folder: Folder = key("folder of last.ckpt")
-    every_n_steps: Count = key("optimizer steps between checkpoints")
-    keep_previous: bool = key("keep the checkpoint before as previous.ckpt")
-
-
-class Average(Callback):
-    decay: Annotated[float, Field(gt=0, lt=1)] | None = key("of the weights' average, such as 0.9999; null: none")
-
-
-class EarlyStopping(Callback):
-    patience: Count | None = key("validations without a better score that end the run; null: none")
-    min_delta: NotNegative = key("what a better score is better by")
-    monitor: Text | None = key("the score; null: the task's")
-    mode: Literal["max", "min"] = key("whether more or less is better")
-
-
-class InFolder(Callback):
-    folder: Folder = key("the run folder")
-
-
-class Pictures(InFolder):
-    count: Natural = key("validation images that are drawn")
-
-
-class Progress(Callback):
-    refresh_rate: Natural = key("batches between updates", default=10)
-
-
-class Logger(OpenSection):
-    target: str = key("the logger's class", alias="_target_", default=None)
-    save_dir: Folder = key("folder of the log", default=None)
-
-
-class WandbLogger(Logger):
-    project: Text | None = key("project at Weights & Biases", default=None)
-    name: Text | None = key("name of the run", default=None)
-    id: Text | None = key("id of a run that is resumed", default=None)
-    offline: bool = key("true: nothing is sent", default=None)
-
-
-_SHAPES, _READERS = "datasets.shapes.dataset.shapes_", "datasets.readers."
-_CALLBACKS, _LOGGERS = "eomt.training.callbacks.", "lightning.pytorch.loggers."
-NODES: dict[str, type[Section]] = {
-    "datasets.module.SegmentationData": Data,
-    f"{_READERS}ade20k.Ade20kPanoptic": SplitReader,
-    f"{_READERS}ade20k.Ade20kSemantic": SplitReader,
-    f"{_READERS}cityscapes.CityscapesSemantic": SplitReader,
-    f"{_READERS}coco.CocoInstance": CocoReader,
-    f"{_READERS}coco.CocoPanoptic": CocoReader,
-    f"{_READERS}folder.FolderSemantic": FolderReader,
-    f"{_SHAPES}instance": ShapesReader,
-    f"{_SHAPES}panoptic": ShapesReader,
-    f"{_SHAPES}semantic": ShapesReader,
-    "eomt.loss.mask_classification.MaskClassificationLoss": Loss,
-    "eomt.training.checkpoint.BestCheckpoint": Best,
-    "eomt.training.checkpoint.LastCheckpoint": Last,
-    f"{_CALLBACKS}WeightAverage": Average,
-    f"{_CALLBACKS}EarlyStop": EarlyStopping,
-    f"{_CALLBACKS}MetricsFile": InFolder,
-    f"{_CALLBACKS}PredictionPictures": Pictures,
-    f"{_CALLBACKS}CurvePlot": InFolder,
-    f"{_CALLBACKS}Progress": Progress,
-    f"{_LOGGERS}CSVLogger": Logger,
-    f"{_LOGGERS}TensorBoardLogger": Logger,
-    f"{_LOGGERS}WandbLogger": WandbLogger,
-}
-"""The classes that configurations of this project name, and the keys that each takes."""
-
-
-class Run(Section):
-    """The keys of train.py, which check_data.py takes, too."""
-
-    task_name: Text = key("name of the task, and of the folder of its runs")
-    kind: Kind = key("of segmentation")
-    seed: Seed = key("of weights, data order, augmentation, masks and loss points")
-    ckpt: Path | None = key("a checkpoint to resume from; weights of another source start a new run")
-    weights: Path | None = key("weights to start from")
-    strict: bool = key("refuse weights that do not fit as they are")
-    delta_base: Path | None = key("the pretrained DINOv3 that delta weights are relative to; null: Meta's")
-    trust_code: bool = key("import custom classes that a checkpoint names")
-    prefetch: bool = key("only fetch pretrained weights and build the data's index")
-    matmul_precision: Literal["highest", "high", "medium"] = key("of float32 matrix products on a GPU")
-    compile: bool | None = key("torch.compile; null: on a GPU")
-    activation_checkpointing: bool = key("recompute blocks in the backward pass: less memory, more time")
-    run_folder: Folder = key("where the run's files go")
-    data: Node = key("data, see configs/train.yaml")
-    model: Model = key("the network")
-    loss: Node = key("the loss")
-    annealing: Annealing = key("of attention masks")
-    optim: Optim = key("optimizer and learning rates")
-    postprocess: Postprocess = key("from logits to predictions")
-    trainer: Trainer = key("Lightning's Trainer")
-    callbacks: dict[str, Node | None] = key("what happens beside the training")
-    logger: dict[str, Node | None] | None = key("where numbers are logged")
+    ] | None  # fmt: skip
+    max_epochs: CountOrAll | None
+    min_epochs: Natural | None
+    max_steps: CountOrAll
+    min_steps: Natural | None
+    max_time: Duration | dict[str, Natural] | None
+    fast_dev_run: bool | Natural
+    overfit_batches: Limit
+    limit_train_batches: Limit | None
+    limit_val_batches: Limit | None
+    val_check_interval: Count | Factor | Duration | None
+    check_val_every_n_epoch: Count | None
+    num_sanity_val_steps: CountOrAll | None
+    log_every_n_steps: Natural | None
+    enable_checkpointing: bool | None
+    enable_progress_bar: bool | None
+    enable_model_summary: bool | None
+    gradient_clip_val: NotNegative | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    deterministic: bool | Literal["warn"] | None
+    benchmark: bool | None
+    inference_mode: bool
+    profiler: Literal["simple", "advanced", "pytorch", "xla"] | None
+    detect_anomaly: bool
+    default_root_dir: Folder | None
 
 
 class Scored(Section):
     """What an evaluation takes from a run's configuration."""
 
-    kind: Kind = key("of segmentation")
-    seed: Seed = key("of dropped masks, where these are validated")
-    compile: bool | None = key("torch.compile; null: on a GPU")
-    matmul_precision: Literal["highest", "high", "medium"] = key("of float32 matrix products on a GPU")
-    data: Node = key("data, see configs/train.yaml")
-    annealing: Annealing = key("of attention masks")
-    postprocess: Postprocess = key("from logits to predictions")
-    trainer: Trainer = key("Lightning's Trainer")
+    kind: Kind
+    seed: Seed
+    compile: bool | None
+    matmul_precision: Literal["highest", "high", "medium"]
+    data: Node
+    annealing: Annealing
+    postprocess: Postprocess
+    trainer: Trainer
+
+
+class Run(Scored):
+    """The keys of train.py."""
+
+    task_name: Text
+    ckpt: Path | None
+    weights: Path | None
+    strict: bool
+    delta_base: Path | None
+    trust_code: bool
+    prefetch: bool
+    activation_checkpointing: bool
+    run_folder: Folder
+    model: Model
+    loss: Node
+    optim: Optim
+    callbacks: dict[str, Node | None]
+    logger: dict[str, Node | None] | None
 
 
 class Eval(Section):
-    ckpt: Path = key("the weights", examples=["RUN/checkpoints/best.ckpt"])
-    delta_base: Path | None = key("the pretrained DINOv3 that delta weights are relative to; null: Meta's")
-    trust_code: bool = key("import custom classes that the checkpoint names")
-    save_predictions: bool = key("write the official result files")
-    unpadded: bool = key("leave patches out that only show padding")
-    pictures: Natural = key("predictions that are drawn")
-    run_folder: Folder = key("where the results go")
-    settings: list[Text] = key("overrides of the checkpoint's settings, filled in from the command line")
+    ckpt: Path = Field(examples=["RUN/checkpoints/best.ckpt"])
+    delta_base: Path | None
+    trust_code: bool
+    save_predictions: bool
+    unpadded: bool
+    pictures: Natural
+    run_folder: Folder
+    settings: list[Text]
 
 
 class CheckData(Run):
-    split: Literal["train", "val"] | None = key("which set; null: both")
-    pictures: Natural = key("rows of each contact sheet")
-    shown: Natural = key("findings of each kind that the log shows")
+    split: Literal["train", "val"] | None
+    pictures: Natural
+    shown: Natural
 
 
 class Weights(Section):
     """The keys that predict.py and export.py share."""
 
-    ckpt: Path = key("the weights", examples=["RUN/checkpoints/best.ckpt"])
-    overwrite: bool = key("replace earlier results")
-    kind: Kind | None = key("of segmentation, where the weights do not say")
-    classes: Path | Names | None = key("file of class names, or a list of them, where the weights do not say")
-    network: Network = key("what the weights do not say of their network")
-    delta_base: Path | None = key("the pretrained DINOv3 that delta weights are relative to; null: Meta's")
-    batch_size: Side = key("inputs that the network takes at a time")
+    ckpt: Path = Field(examples=["RUN/checkpoints/best.ckpt"])
+    overwrite: bool
+    kind: Kind | None
+    classes: Path | Names | None
+    network: Network
+    delta_base: Path | None
+    batch_size: Side
 
 
 class Predict(Weights):
-    images: Paths = key("a file, a folder, a pattern in quotes, or a list of these", examples=["photos"])
-    out: Folder = key("folder of the results")
-    trust_code: bool = key("import a custom task that the weights name")
-    device: Annotated[str, Field(pattern=r"^[a-z]+(:\d+)?$"), named("a device such as cpu, cuda or cuda:1")] | None = (
-        key("where the network runs; null: a GPU if there is one")
-    )
-    precision: Precision | None = key("of the computation; null: bf16 on a GPU, 32 on a CPU")
-    unpadded: bool = key("leave patches out that only show padding")
-    num_workers: Annotated[int, Field(ge=0, le=512)] = key("threads that read images")
-    threshold: Share | None = key("leave segments of lower scores out")
-    postprocess: Postprocess = key("from logits to predictions; null: as the weights say")
+    images: Paths = Field(examples=["photos"])
+    out: Folder
+    trust_code: bool
+    device: Device | None
+    precision: Precision | None
+    unpadded: bool
+    num_workers: Workers
+    threshold: Share | None
+    postprocess: Postprocess
 
 
 class Export(Weights):
-    format: Literal["eomt", "hf", "original", "onnx", "torch_export"] = key("what is written")
-    out: Folder = key("the folder to write", examples=["DIR"])
-    precision: Precision = key("of the weights")
-    dynamic_batch: bool = key("a graph for any number of images")
-    images: Paths | None = key("images on which the graph is compared, too")
+    format: Literal["eomt", "hf", "original", "onnx", "torch_export"]
+    out: Folder = Field(examples=["DIR"])
+    precision: Precision
+    dynamic_batch: bool
+    images: Paths | None
 
 
 # "scored" is what eval.py makes of the checkpoint's configuration and what was typed.

@@ -9,8 +9,9 @@ from typing import Any
 from hydra.errors import HydraException
 
 from eomt.cli.arguments import GROUPS, parsed
-from eomt.cli.check import nodes, write_names
-from eomt.cli.settings import NODES, SCORES
+from eomt.cli.check import keys_of_type, nodes
+from eomt.cli.nodes import NODES
+from eomt.cli.settings import SCORES
 from eomt.errors import InputError
 
 # A transform of albumentations by its class: that package's functions, which read files, begin in lower case.
@@ -59,7 +60,11 @@ def check_overrides(overrides: Sequence[str]) -> None:
 def _is_plain(override: str) -> bool:
     key, equals, _ = override.partition("=")
     last = key.rpartition(".")[2]
-    if not (equals and _KEY.fullmatch(key)) or key.startswith("hydra") or last in write_names():
+    if (
+        not (equals and _KEY.fullmatch(key))
+        or key.startswith("hydra")
+        or last in {"filename", *keys_of_type("a folder to write to")}
+    ):
         return False
     try:
         (entry,) = parsed([override])

@@ -1,0 +1,162 @@
+"""The classes that configurations name by `_target_`, and the keys that each takes; custom classes take any."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from eomt.cli.settings import (
+    LARGEST_SIDE,
+    Count,
+    Folder,
+    ImageSize,
+    Names,
+    Natural,
+    Node,
+    NotNegative,
+    OpenSection,
+    Path,
+    ScaleRange,
+    Section,
+    Seed,
+    Share,
+    Side,
+    Text,
+    Values,
+    Workers,
+)
+
+
+class Data(Section):
+    """`datasets.module.SegmentationData`."""
+
+    root: Path | None
+    train: Node
+    val: Node
+    batch_size: Side
+    global_batch: Side
+    eval_batch_size: Side | None
+    num_workers: Workers
+    image_size: ImageSize
+    scale_range: ScaleRange
+    augmentations: list[Node]
+    max_images: Count | None
+    max_bad_images: Natural
+    timeout: Annotated[float, Field(gt=0, le=10**6)]
+    seed: Seed
+    validate_on_train: bool
+    classes: Path | Names | None = None
+    ignore: Values | None = None
+    color_labels: bool = False
+
+
+class Reader(Section):
+    root: Path | None
+
+
+class SplitReader(Reader):
+    split: Literal["train", "val"]
+
+
+class CocoReader(SplitReader):
+    images: Path | None = None
+    annotations: Path | None = None
+
+
+class ShapesReader(SplitReader):
+    seed: Natural = 0
+    train_images: Count = 1800
+    val_images: Count = 200
+    size: Annotated[int, Field(ge=32, le=LARGEST_SIDE)] = 96
+
+
+class FolderReader(Reader):
+    images: Path
+    labels: Path
+    classes: Path | Names | None
+    ignore: Values | None
+    color_labels: bool
+
+
+class Loss(Section):
+    num_points: Annotated[int, Field(ge=1, le=2**22)]
+    oversample_ratio: Annotated[float, Field(ge=1, le=1000)]
+    importance_ratio: Share
+    mask_weight: NotNegative
+    dice_weight: NotNegative
+    class_weight: NotNegative
+    no_object_weight: NotNegative
+    global_normaliser: bool
+    ignore_void: bool
+
+
+class Best(Section):
+    monitor: Text | None
+    mode: Literal["max", "min"]
+
+
+class Last(Section):
+    folder: Folder
+    every_n_steps: Count
+    keep_previous: bool
+
+
+class Average(Section):
+    decay: Annotated[float, Field(gt=0, lt=1)] | None
+
+
+class EarlyStopping(Best):
+    patience: Count | None
+    min_delta: NotNegative
+
+
+class InFolder(Section):
+    folder: Folder
+
+
+class Pictures(InFolder):
+    count: Natural
+
+
+class Progress(Section):
+    refresh_rate: Natural = 10
+
+
+class Logger(OpenSection):
+    save_dir: Folder = None
+
+
+class WandbLogger(Logger):
+    project: Text | None = None
+    name: Text | None = None
+    id: Text | None = None
+    offline: bool = None
+
+
+_SHAPES, _READERS = "datasets.shapes.dataset.shapes_", "datasets.readers."
+_CALLBACKS, _LOGGERS = "eomt.training.callbacks.", "lightning.pytorch.loggers."
+NODES: dict[str, type[Section]] = {
+    "datasets.module.SegmentationData": Data,
+    f"{_READERS}ade20k.Ade20kPanoptic": SplitReader,
+    f"{_READERS}ade20k.Ade20kSemantic": SplitReader,
+    f"{_READERS}cityscapes.CityscapesSemantic": SplitReader,
+    f"{_READERS}coco.CocoInstance": CocoReader,
+    f"{_READERS}coco.CocoPanoptic": CocoReader,
+    f"{_READERS}folder.FolderSemantic": FolderReader,
+    f"{_SHAPES}instance": ShapesReader,
+    f"{_SHAPES}panoptic": ShapesReader,
+    f"{_SHAPES}semantic": ShapesReader,
+    "eomt.loss.mask_classification.MaskClassificationLoss": Loss,
+    "eomt.training.checkpoint.BestCheckpoint": Best,
+    "eomt.training.checkpoint.LastCheckpoint": Last,
+    f"{_CALLBACKS}WeightAverage": Average,
+    f"{_CALLBACKS}EarlyStop": EarlyStopping,
+    f"{_CALLBACKS}MetricsFile": InFolder,
+    f"{_CALLBACKS}PredictionPictures": Pictures,
+    f"{_CALLBACKS}CurvePlot": InFolder,
+    f"{_CALLBACKS}Progress": Progress,
+    f"{_LOGGERS}CSVLogger": Logger,
+    f"{_LOGGERS}TensorBoardLogger": Logger,
+    f"{_LOGGERS}WandbLogger": WandbLogger,
+}
