@@ -89,7 +89,7 @@ def test_scores_are_those_of_the_metrics():
         ("trainer.gradient_clip_val=-1", "a number of at least 0 or null"),
         ("data.scale_range=5", "[low, high], 0 < low <= high <= 100"),
         ("data.scale_range=[2,1]", "[low, high], 0 < low <= high <= 100"),
-        ("data.image_size=null", "a whole number of at least 1 and at most 65536 or a list of 2 values, each a whole number"),
+        ("data.image_size=null", "a whole number of at least 1 and at most 65536 or a list of 2 values, each"),
         ("seed=99999999999", "a whole number of at least 0 and at most 4294967295"),
         ("callbacks.pictures.count=abc", "a whole number of at least 0"),
         ("callbacks.best.monitor=foo", "pq, sq, rq, pq_things, sq_things, rq_things, pq_stuff, sq_stuff, rq_stuff or"),
