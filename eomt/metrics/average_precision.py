@@ -23,10 +23,8 @@ from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances
 from eomt.targets import ImageTargets
 
-# Axes of COCOeval's tables. Area ranges: all, small, medium, large. Detections per image and class: 1, 10, 100.
-AP50, AP75 = 0, 5
-ALL, SMALL, MEDIUM, LARGE = range(4)
-ONE, TEN, HUNDRED = range(3)
+NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+NAMES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 _CHUNK = 64  # masks that are expanded to pixels at a time
 
 
@@ -56,7 +54,7 @@ class AveragePrecision:
     def reset(self) -> None:
         """Forget all images."""
         self._images: dict[int | str, _Image] = {}
-        self._curves: tuple[np.ndarray, np.ndarray] | None = None
+        self._evaluated: tuple[np.ndarray, np.ndarray] | None = None
 
     def update(self, instances: Instances, targets: ImageTargets, image_id: int | str) -> None:
         """Add one image.
@@ -84,7 +82,7 @@ class AveragePrecision:
             _rows(size, codes, targets.labels, areas, "iscrowd", targets.crowd),
             _rows(size, found, instances.labels, instances.areas, "score", instances.scores),
         )
-        self._curves = None
+        self._evaluated = None
 
     def compute(self) -> dict[str, Tensor]:
         """The twelve numbers of all ranks' images in percent, float64 scalars on the host. All ranks must call it.
@@ -94,52 +92,37 @@ class AveragePrecision:
             ar100 (recall with that many detections per image and class), ar_small, ar_medium, ar_large. NaN where no
             class has an object.
         """
-        precision, recall = (torch.from_numpy(table) for table in self._evaluated())
-        scores = {
-            "ap": precision[..., ALL],
-            "ap50": precision[AP50, ..., ALL],
-            "ap75": precision[AP75, ..., ALL],
-            "ap_small": precision[..., SMALL],
-            "ap_medium": precision[..., MEDIUM],
-            "ap_large": precision[..., LARGE],
-            "ar1": recall[:, :, ALL, ONE],
-            "ar10": recall[:, :, ALL, TEN],
-            "ar100": recall[:, :, ALL, HUNDRED],
-            "ar_small": recall[:, :, SMALL, HUNDRED],
-            "ar_medium": recall[:, :, MEDIUM, HUNDRED],
-            "ar_large": recall[:, :, LARGE, HUNDRED],
-        }
-        return {name: 100 * values.nanmean() for name, values in scores.items()}
+        return dict(zip(NAMES, torch.from_numpy(self._joined()[0]), strict=True))
 
     def per_class(self) -> list[dict[str, Any]]:
         """The classes that have an object: id, name, ap and ap50 (percent). Every rank must call it."""
-        precision = self._evaluated()[0][..., ALL]
+        precision = self._joined()[1]
+        seen = np.flatnonzero(~np.isnan(precision[0, 0]))
         return [
             {
-                "id": item.id,
-                "name": item.name,
-                "ap": float(100 * precision[:, :, k].mean()),
-                "ap50": float(100 * precision[AP50, :, k].mean()),
+                "id": self.classes[k].id,
+                "name": self.classes[k].name,
+                "ap": float(precision[:, :, k].mean()),
+                "ap50": float(precision[0, :, k].mean()),
             }
-            for k, item in enumerate(self.classes)
-            if not np.isnan(precision[0, 0, k])
+            for k in seen.tolist()
         ]
 
-    def _evaluated(self) -> tuple[np.ndarray, np.ndarray]:
-        """Precision [T, R, C, A] with at most 100 detections, and recall [T, C, A, M], of all ranks' images; NaN where
-        a class has no object. T thresholds, R recalls, C classes, A area ranges, M limits of detections."""
-        if self._curves is None:
+    def _joined(self) -> tuple[np.ndarray, np.ndarray]:
+        """The twelve numbers, and precision [T, R, C] of T IoU thresholds, R recalls and C classes, in percent; NaN
+        where there is no object. Of all ranks' images."""
+        if self._evaluated is None:
             ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
             if ranks == 1:
-                self._curves = self._evaluate(self._images)
+                self._evaluated = self._evaluate(self._images)
             else:
                 # One rank alone evaluates: a dataset's rows take up to a gigabyte.
                 gathered: list[Any] | None = [None] * ranks if dist.get_rank() == 0 else None
                 dist.gather_object(self._images, gathered)
-                curves = [self._evaluate({k: v for part in gathered for k, v in part.items()}) if gathered else None]
-                dist.broadcast_object_list(curves)
-                self._curves = curves[0]
-        return self._curves
+                found = [self._evaluate({k: v for part in gathered for k, v in part.items()}) if gathered else None]
+                dist.broadcast_object_list(found)
+                self._evaluated = found[0]
+        return self._evaluated
 
     def _evaluate(self, images: dict[int | str, _Image]) -> tuple[np.ndarray, np.ndarray]:
         if self.library == "hotcoco":
@@ -169,10 +152,11 @@ class AveragePrecision:
             evaluation = COCOeval(*sides, "segm")
             evaluation.evaluate()
             evaluation.accumulate()
-        precision, recall = (
-            np.where(table < 0, np.nan, table) for table in (evaluation.eval["precision"], evaluation.eval["recall"])
-        )
-        return precision[..., HUNDRED], recall
+            evaluation.summarize()
+        # All areas, at most 100 detections; -1 stands for nothing to score.
+        tables = np.array(evaluation.stats), np.array(evaluation.eval["precision"])[..., 0, 2]
+        scores, precision = (100 * np.where(table < 0, np.nan, table) for table in tables)
+        return scores, precision
 
 
 def _rows(
