@@ -112,7 +112,7 @@ def contact_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
     )
 
 
-def border_distance(ids: np.ndarray) -> np.ndarray:
+def _border_distance(ids: np.ndarray) -> np.ndarray:
     """Chessboard distance of each pixel of a map [H, W] to the nearest pixel of another segment, or beyond the map's
     edge: int64 [H, W].
     """
@@ -146,7 +146,7 @@ def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: 
     # On a coarse map: a name need not be placed to the pixel.
     stride = max(1, max(ids.shape) // 160)
     coarse = ids[stride // 2 :: stride, stride // 2 :: stride]
-    depth = border_distance(coarse) * stride
+    depth = _border_distance(coarse) * stride
     areas = np.bincount(coarse.ravel(), minlength=len(texts) + 1)[1:]
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture, "RGBA")

@@ -7,11 +7,7 @@ import torch.nn.functional as F
 
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.matching import matching_cost
-from eomt.loss.points import (
-    LossPoints,
-    sample_all_targets,
-    sample_known,
-)
+from eomt.loss.points import LossPoints, sample_all_targets, sample_known
 from eomt.model.outputs import QueryOutput, sample_maps
 from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
 from tests.golden_numbers import golden_json, golden_tensors
@@ -168,21 +164,6 @@ def test_what_is_in_void_does_not_decide_the_matching(half_void):
     logits[..., 4:] += 3
     torch.testing.assert_close(cost(known), before)
     assert not torch.allclose(cost(None), counted)
-
-
-def test_without_void_leaving_it_out_changes_nothing(recorded):
-    output, targets, _ = recorded
-    full = targets._replace(ids=targets.ids.clone())
-    full.ids[:, 0][full.ids[:, 0] == 0] = 99  # of no segment that is asked for, but no void either
-    points = MaskClassificationLoss(num_points=100).draw(1, 20, targets.counts, (0, 1, 2))[0]
-    inside = [
-        LossPoints(*(0.1 + 0.8 * part for part in (points.match, points.candidates, points.extra)))
-    ]  # at the edge, the outside is not known
-    plain, ignoring = (
-        MaskClassificationLoss(num_points=100, ignore_void=void)([output], full, inside)[0] for void in (False, True)
-    )
-    for name, value in plain.items():
-        torch.testing.assert_close(ignoring[name], value)
 
 
 @pytest.mark.parametrize("counts", [(3, 5), (0, 40)])

@@ -86,7 +86,7 @@ def test_equals_pycocotools_on_official_annotations(coco, library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_equals_pycocotools_on_random_objects(seed, library):
     generator = np.random.default_rng(seed)
     classes = Classes(tuple(SegmentClass(3 * k, f"c{k}", (0, 0, 0), True) for k in range(3)))
@@ -215,14 +215,6 @@ def test_ranges_without_an_object_are_nan(library):
     assert scores["ar_large"].isnan()
     metric.reset()
     assert metric.compute()["ap"].isnan()
-
-
-def test_the_datasets_own_areas_decide_on_the_range():
-    metric = AveragePrecision(one_class())
-    areas = torch.tensor([5000.0], dtype=torch.float64)
-    metric.update(as_instances((20, 20), square(), [0], [0.5]), as_targets((20, 20), square(), [0], [False], areas), 1)
-    assert metric.compute()["ap_small"].isnan()
-    assert metric.compute()["ap_medium"].item() == pytest.approx(100)
 
 
 def test_other_sizes_are_refused():

@@ -5,13 +5,7 @@ import pytest
 import torch
 
 from eomt.classes import Classes, SegmentClass
-from eomt.postprocess.draw import (
-    border_distance,
-    contact_sheet,
-    draw_segments,
-    segment_colors,
-    side_by_side,
-)
+from eomt.postprocess.draw import contact_sheet, draw_segments, segment_colors, side_by_side
 
 CLASSES = Classes(
     (
@@ -107,17 +101,6 @@ def test_small_images_are_enlarged_by_a_whole_factor(size, factor):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     picture = draw_segments(image, np.zeros(size, np.int64), [], CLASSES)
     assert np.array_equal(picture, np.kron(image, np.ones((factor, factor, 1), np.uint8)))
-
-
-def test_border_distance_is_the_chessboards():
-    ids = np.random.default_rng(0).integers(0, 3, (4, 5)).repeat(6, axis=0).repeat(5, axis=1)
-    found = border_distance(ids)
-    padded = np.pad(ids, 1, constant_values=-1)
-    places = np.indices(padded.shape).reshape(2, -1).T
-    for y, x in np.ndindex(ids.shape):
-        others = np.abs(places[padded.ravel() != ids[y, x]] - (y + 1, x + 1))
-        assert found[y, x] == others.max(axis=1).min()
-    assert found.max() >= 5
 
 
 def test_side_by_side_shows_every_picture_whole():

@@ -1,28 +1,11 @@
 """One class per pixel against the original's recorded scores and labels, and its bound on memory."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from eomt.postprocess.geometry import Placement, cover_size, resize_maps, window_starts
+from eomt.postprocess.geometry import Placement, resize_maps, window_starts
 from eomt.postprocess.semantic import score_windows, semantic_segmentation
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = json.loads((GOLDEN / "postprocess.json").read_text())["semantic_cases"]
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return load_file(GOLDEN / "postprocess.safetensors")
-
-
-def placed(height, width, size):
-    return Placement(height, width, *cover_size(height, width, size))
+from tests.postprocess.cases import SETTINGS, added_memory, covering, golden
 
 
 def random_windows(placement, size, queries=12, classes=7, seed=0):
@@ -39,22 +22,22 @@ def semantic_scores(masks, classes, placement, size, max_bytes=2**29):
     return resize_maps(score_windows(masks, weights, placement, size, max_bytes), placement[:2])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["index"]))
-def test_scores_and_labels_are_the_originals(golden, case):
+@pytest.mark.parametrize("case", SETTINGS["semantic_cases"], ids=lambda case: str(case["index"]))
+def test_scores_and_labels_are_the_originals(case):
     prefix, size = f"semantic.{case['index']}.", (case["window"], case["window"])
     arguments = (
-        golden[prefix + "mask_logits"],
-        golden[prefix + "class_logits"],
-        placed(case["height"], case["width"], size),
+        golden()[prefix + "mask_logits"],
+        golden()[prefix + "class_logits"],
+        covering(case["height"], case["width"], size),
         size,
     )
-    assert (semantic_scores(*arguments) - golden[prefix + "scores"]).abs().max() < 1e-5
+    assert (semantic_scores(*arguments) - golden()[prefix + "scores"]).abs().max() < 1e-5
     result = semantic_segmentation(*arguments)
-    expected = golden[prefix + "labels"]
+    expected = golden()[prefix + "labels"]
     assert result.ids.dtype == torch.int32
     assert torch.equal(result.labels[result.ids.long() - 1], expected.long())
     assert torch.equal(result.labels, expected.unique().long())
-    winning = golden[prefix + "scores"].amax(0)
+    winning = golden()[prefix + "scores"].amax(0)
     for k, label in enumerate(result.labels):
         assert result.scores[k] == pytest.approx(winning[expected == label].mean().clamp(max=1).item(), abs=1e-5)
 
@@ -62,7 +45,7 @@ def test_scores_and_labels_are_the_originals(golden, case):
 @pytest.mark.parametrize(("height", "width"), [(61, 83), (90, 30), (24, 24), (400, 313)])
 def test_the_size_of_chunks_only_matters_to_rounding(height, width):
     size = (24, 24)
-    placement = placed(height, width, size)
+    placement = covering(height, width, size)
     masks, classes = random_windows(placement, size)
     whole = semantic_scores(masks, classes, placement, size)
     result = semantic_segmentation(masks, classes, placement, size)
@@ -97,7 +80,7 @@ def test_scores_are_at_most_one():
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4481), (4481, 1), (3, 2000), (10, 100)])
 def test_extreme_sizes_leave_no_gap(height, width):
     size = (8, 8)
-    placement = placed(height, width, size)
+    placement = covering(height, width, size)
     masks, classes = random_windows(placement, size, queries=3, classes=4)
     scores = semantic_scores(masks, classes, placement, size)
     assert scores.shape == (4, height, width)
@@ -112,7 +95,7 @@ def test_extreme_sizes_leave_no_gap(height, width):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_computed_in_full(dtype):
     size = (24, 24)
-    placement = placed(40, 70, size)
+    placement = covering(40, 70, size)
     masks, classes = (logits.to(dtype) for logits in random_windows(placement, size))
     full = semantic_segmentation(masks.float(), classes.float(), placement, size)
     with torch.autocast("cpu", torch.bfloat16):
@@ -121,36 +104,17 @@ def test_half_precision_logits_are_computed_in_full(dtype):
     assert half.scores.dtype == torch.float32
 
 
-def test_the_logits_are_left_alone():
-    # At the window's size nothing is upsampled, so nothing is copied on the way.
-    masks, classes = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 5)
-    before = masks.clone(), classes.clone()
-    semantic_segmentation(masks, classes, Placement(8, 8, 8, 8), (8, 8))
-    assert torch.equal(masks, before[0])
-    assert torch.equal(classes, before[1])
-
-
-PEAK = """
-import resource, sys, torch
-from eomt.postprocess.geometry import Placement, cover_size
+LARGE = """
+import torch
 from eomt.postprocess.semantic import semantic_segmentation
-height, width, size = 2000, 2600, (128, 128)
+from tests.postprocess.cases import covering
 masks, classes = torch.randn(2, 20, 32, 32), torch.randn(2, 20, 151)
 def run(height, width):
-    placement = Placement(height, width, *cover_size(height, width, size))
-    semantic_segmentation(masks, classes, placement, size, max_bytes=32 * 2**20)
-run(32, 40)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(height, width)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((peak - before) / (2**20 if sys.platform == "linux" else 2**30))
+    semantic_segmentation(masks, classes, covering(height, width, (128, 128)), (128, 128), max_bytes=32 * 2**20)
 """
 
 
 @pytest.mark.slow
 def test_many_classes_of_a_large_image_add_little():
     # The scores of 150 classes at 2000 x 2600 would take 2.9 GiB, as much again where they are compared.
-    result = subprocess.run(
-        [sys.executable, "-c", PEAK], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
-    )
-    assert float(result.stdout) < 0.3
+    assert added_memory(LARGE, (32, 40), (2000, 2600)) < 0.3
