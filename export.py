@@ -20,26 +20,24 @@ def main(cfg: DictConfig) -> None:
     """
     cfg = checked("export", cfg)
     from eomt.class_list import read_classes
-    from eomt.export.export import check_form, export, metrics_of
-    from eomt.export.files import check_out
+    from eomt.export.export import check_request, export, metrics_of
     from eomt.inference.predict_files import find_images
     from eomt.tasks import task_of
     from eomt.weights.load import read_weights
 
     # Before the weights are read, which may take long.
-    check_out(cfg["out"], cfg["overwrite"])
-    form = {"format": cfg["format"], "precision": str(cfg["precision"])}
-    form["images"] = [] if cfg["images"] is None else find_images(cfg["images"], cfg["out"])[1]
-    check_form(**form)
+    request = {key: cfg[key] for key in ("format", "out", "overwrite")} | {"precision": str(cfg["precision"])}
+    request["images"] = [] if cfg["images"] is None else find_images(cfg["images"], cfg["out"])[1]
+    check_request(**request)
     if cfg["kind"] is not None:
         task_of(cfg["kind"])
     chosen = {"kind": cfg["kind"], "network": cfg["network"], "backbone": cfg["delta_base"]}
     if cfg["classes"] is not None:
         chosen["classes"] = read_classes(cfg["classes"], Path.cwd(), key="classes")
     weights = read_weights(cfg["ckpt"], **chosen)
-    form["batch"] = None if cfg["dynamic_batch"] else cfg["batch_size"]
-    form["run"], form["metrics"] = metrics_of(cfg["ckpt"])
-    check = export(weights, out=cfg["out"], overwrite=cfg["overwrite"], **form)
+    batch = None if cfg["dynamic_batch"] else cfg["batch_size"]
+    run, metrics = metrics_of(cfg["ckpt"])
+    check = export(weights, batch=batch, run=run, metrics=metrics, **request)
     if check is not None:
         log.info("compared with PyTorch: %s", check)
     log.info("%s: %s", cfg["format"], cfg["out"])

@@ -1,10 +1,12 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,35 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `out`, which takes the place of `out` once the block has succeeded.
+
+    Its files are then on the disk, and as readable as the folder. Where the block fails, `out` stays as it was.
+    """
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        mode = temporary.stat().st_mode & 0o666
+        for path in temporary.iterdir():
+            path.chmod(mode)  # safetensors lets the owner alone read what it writes
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if out.exists():
+            out.rename(old)
+        try:
+            temporary.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def sync_folder(folder: str | Path) -> None:
     """Make new names in a folder outlast a power cut, where the file system can."""
     with contextlib.suppress(OSError):
@@ -45,3 +76,33 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write an indented JSON file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+class ArchiveFile(io.FileIO):
+    """A file for PyTorch's writer of archives, which would end the process where a write fails.
+
+    Used in a `with` statement, at whose end the failure is raised.
+
+    Raises:
+        OSError: if the disk is full or a quota used up.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "wb")
+        self._failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write all of it, unless an earlier write has failed."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self._failure is None and rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._failure = error
+        return size
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        if self._failure is not None:
+            raise self._failure

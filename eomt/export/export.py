@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from eomt.errors import InputError
-from eomt.export.files import ArchiveFile, check_out, replacing_folder
 from eomt.export.graph import Check, check_graph, write_onnx, write_torch_export
 from eomt.export.model_card import model_card
 from eomt.export.redact import redact
-from eomt.files import write_json
+from eomt.files import ArchiveFile, replacing_folder, write_json
 from eomt.inference.load_image import load_image
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
@@ -27,6 +27,10 @@ from eomt.weights.weights import Weights
 
 FORMATS = ("eomt", "hf", "original", "onnx", "torch_export")
 _DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
+_CARD = "README.md"
+_GRAPHS = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+# Files of exports; a folder that holds anything else is not replaced.
+_FILES = {*WHOLE, *_GRAPHS.values(), "model.onnx.data", EXPORT, CONFIG, PROCESSOR, _CARD}
 
 
 def export(
@@ -65,8 +69,7 @@ def export(
         InputError: if an argument is none of these, `out` is taken or cannot be written, or a graph differs from
             PyTorch.
     """
-    check_form(format, precision, images)
-    path = check_out(out, overwrite)
+    path = check_request(format, precision, images, out, overwrite)
     config, overrides = redact(weights.config, weights.overrides, run)
     metrics = dict(metrics or {})
     state = _rounded(weights.state, _DTYPES[precision])
@@ -80,36 +83,59 @@ def export(
         "metrics": metrics,
     }
     check = None
-    with replacing_folder(path) as folder:
-        if format == "eomt":
-            save_file(state, folder / WHOLE[0], {"format": "pt"})
-        elif format == "hf":
-            parts = to_huggingface(state, weights.network, weights.classes, weights.kind)
-            save_file(_own_memory(parts[0]), folder / WHOLE[0], {"format": "pt"})
-            write_json(folder / CONFIG, parts[1])
-            write_json(folder / PROCESSOR, parts[2])
-        elif format == "original":
-            with ArchiveFile(folder / WHOLE[1]) as file:
-                torch.save(_own_memory(to_original(state, weights.network)), file)
-        else:
-            check = _write_graph(folder, format, weights, state, precision, batch, images)
-        if format != "hf":
-            write_json(folder / EXPORT, description)
-        card = model_card(weights, config, metrics, format, precision, batch, path.name)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with replacing_folder(path) as folder:
+            if format == "eomt":
+                save_file(state, folder / WHOLE[0], {"format": "pt"})
+            elif format == "hf":
+                parts = to_huggingface(state, weights.network, weights.classes, weights.kind)
+                save_file(_own_memory(parts[0]), folder / WHOLE[0], {"format": "pt"})
+                write_json(folder / CONFIG, parts[1])
+                write_json(folder / PROCESSOR, parts[2])
+            elif format == "original":
+                with ArchiveFile(folder / WHOLE[1]) as file:
+                    torch.save(_own_memory(to_original(state, weights.network)), file)
+            else:
+                check = _write_graph(folder / _GRAPHS[format], weights, state, precision, batch, images)
+            if format != "hf":
+                write_json(folder / EXPORT, description)
+            card = model_card(weights, config, metrics, format, precision, batch, path.name)
+            (folder / _CARD).write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"out={out} cannot be written ({reason}): free some space or choose another folder") from error
     return check
 
 
-def check_form(format: str, precision: str, images: Sequence[Path]) -> None:
-    """Raise InputError unless `export` takes these, which do not depend on the weights."""
+def check_request(format: str, precision: str, images: Sequence[Path], out: str | Path, overwrite: bool) -> Path:
+    """Check the arguments of `export` that do not depend on the weights.
+
+    Returns:
+        The folder to write, as an absolute path.
+
+    Raises:
+        InputError: if `export` does not take them, or `out` is a file, or holds anything but an export, or holds one
+            and `overwrite` is not set.
+    """
     if format not in FORMATS:
         raise InputError(f"format={format} is none of {', '.join(FORMATS)}")
     if precision not in _DTYPES or (format, precision) == ("onnx", "bf16"):
         raise InputError(f"precision={precision} cannot be had in format={format}: choose 32 or 16")
-    if images and format not in ("onnx", "torch_export"):
+    if images and format not in _GRAPHS:
         raise InputError(
             f"images= are for format=onnx and torch_export, whose graphs are compared on them, not {format}"
         )
+    # Links are followed: renaming would otherwise replace the link.
+    path = Path(out).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"out={out} is a file: give a folder")
+    names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    foreign = [name for name in names if name not in _FILES]
+    if foreign:
+        raise InputError(f"out={out} holds {foreign[0]}, which no export wrote: choose another folder")
+    if names and overwrite is not True:
+        raise InputError(f"out={out} has an export already: choose another folder, or set overwrite=true")
+    return path
 
 
 def metrics_of(source: str | Path) -> tuple[Path | None, dict[str, Any]]:
@@ -123,9 +149,9 @@ def metrics_of(source: str | Path) -> tuple[Path | None, dict[str, Any]]:
     if path.parent.name == "checkpoints":
         run = path.absolute().parent.parent
         return run, _scores(run / "metrics.json")
-    if not path.is_dir() and path.name not in WHOLE:
-        return None, {}
-    metrics = _scores((path if path.is_dir() else path.parent) / EXPORT).get("metrics")
+    if path.name in WHOLE and not path.is_dir():
+        path = path.parent
+    metrics = _scores(path / EXPORT).get("metrics")
     return None, metrics if isinstance(metrics, dict) else {}
 
 
@@ -134,8 +160,7 @@ def _scores(path: Path) -> dict[str, Any]:
 
 
 def _write_graph(
-    folder: Path,
-    format: str,
+    path: Path,
     weights: Weights,
     state: dict[str, Tensor],
     precision: str,
@@ -148,11 +173,9 @@ def _write_graph(
     # Not by the task, which may be code that the weights name.
     geometry = WINDOWS if weights.kind == "semantic" else FIT_AND_PAD
     inputs = (geometry.prepare(load_image(image), network.image_size)[0] for image in images)
-    if format == "torch_export":
-        run = write_torch_export(written, folder / "model.pt2", batch)
-        return check_graph(written, run, batch, inputs, half=precision != "32")
-    run = write_onnx(written, folder / "model.onnx", batch)
-    return check_graph(network, run, batch, inputs, half=precision == "16")
+    if path.suffix == ".onnx":
+        return check_graph(network, write_onnx(written, path, batch), batch, inputs, half=precision == "16")
+    return check_graph(written, write_torch_export(written, path, batch), batch, inputs, half=precision != "32")
 
 
 def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

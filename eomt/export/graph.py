@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eomt.errors import InputError
-from eomt.export.files import ArchiveFile
+from eomt.files import ArchiveFile
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
 
@@ -167,14 +167,10 @@ def _dynamic_shapes(batch: int | None) -> tuple | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' remarks, which tell a user nothing that can be acted upon."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -43,11 +43,10 @@ def model_card(
         batch: images that an exported graph takes at a time; None for any number.
         name: the name of the exported folder.
     """
-    network, task = weights.network, str(config.get("task_name") or weights.kind)
+    network, classes, task = weights.network, weights.classes, str(config.get("task_name") or weights.kind)
     height, width = network["image_size"]
     scores = {key: value for key, value in metrics.items() if key not in ("step", "mask_free")}
-    dinov3 = "dinov3" in network["backbone"]
-    licence, words = _licence(dinov3, config)
+    licence, words = _licence(network["backbone"], config)
     # Scores of another step are shown, but they are not results of these weights.
     own = {key: value for key, value in scores.items() if isinstance(value, int | float)}
     own = own if metrics.get("step") == weights.step else {}
@@ -59,14 +58,29 @@ def model_card(
         eval_results=[EvalResult("image-segmentation", task, task, key, value) for key, value in own.items()] or None,
         **licence,
     )
+    things, reader = sum(classes.is_thing), _value(config, "data", "train", "_target_")
+    kinds = "" if weights.kind == "semantic" else f" ({things} things, {len(classes) - things} stuff)"
+    batch_size, rate = _value(config, "data", "global_batch"), _value(config, "optim", "lr")
+    training = f"{weights.step} steps" + (f" of {batch_size} images, learning rate {rate}" if config else "")
+    facts = {
+        "task": task,
+        "segmentation": weights.kind,
+        "classes": f"{len(classes)}{kinds}",
+        "data": f"`{reader}`" if reader else "unknown",
+        "backbone": f"{network['backbone']}, patch {network['patch_size']}",
+        "image size": f"{height} x {width}",
+        "queries": f"{network['num_queries']}, in the last {network['num_masked_blocks']} blocks",
+        "training": training if config or weights.step else "unknown",
+        "weights": {"32": "float32", "16": "float16", "bf16": "bfloat16"}[precision],
+    }
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         kind=weights.kind,
-        facts=_facts(weights, config, precision),
+        facts=facts,
         format=format,
         folder=name,
-        transformers_model=MODEL_TYPES[DINOV3 if dinov3 else DINOV2],
+        transformers_model=MODEL_TYPES[DINOV3 if "dinov3" in network["backbone"] else DINOV2],
         batch="B" if batch is None else batch,
         height=height,
         width=width,
@@ -76,35 +90,13 @@ def model_card(
         step=weights.step,
         weights_licence=words,
         data_terms=next((terms for start, terms in _DATA_TERMS.items() if task.startswith(start)), "see its terms"),
-        classes=", ".join(weights.classes.names),
+        classes=", ".join(classes.names),
         config=json.dumps(config, indent=1) if config else None,
     )
     return str(card)
 
 
-def _facts(weights: Weights, config: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    network, count = weights.network, len(weights.classes)
-    things = sum(weights.classes.is_thing)
-    reader = _value(config, "data", "train", "_target_")
-    training = f"{weights.step} steps"
-    if config:
-        training += (
-            f" of {_value(config, 'data', 'global_batch')} images, learning rate {_value(config, 'optim', 'lr')}"
-        )
-    return {
-        "task": config.get("task_name") or weights.kind,
-        "segmentation": weights.kind,
-        "classes": f"{count}" if weights.kind == "semantic" else f"{count} ({things} things, {count - things} stuff)",
-        "data": f"`{reader}`" if reader else "unknown",
-        "backbone": f"{network['backbone']}, patch {network['patch_size']}",
-        "image size": "{} x {}".format(*network["image_size"]),
-        "queries": f"{network['num_queries']}, in the last {network['num_masked_blocks']} blocks",
-        "training": training if config or weights.step else "unknown",
-        "weights": {"32": "float32", "16": "float16", "bf16": "bfloat16"}[precision],
-    }
-
-
-def _licence(dinov3: bool, config: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+def _licence(backbone: str, config: Mapping[str, Any]) -> tuple[dict[str, str], str]:
     """The licence of the weights, as the card's metadata and in words.
 
     It depends on the weights that training started from: a pretrained backbone, unless the configuration says random
@@ -115,16 +107,16 @@ def _licence(dinov3: bool, config: Mapping[str, Any]) -> tuple[dict[str, str], s
     others = bool(config.get("weights") or (random and config.get("ckpt")))
     if random and not others:
         return {}, "trained from random weights: no licence of pretrained weights applies"
-    if dinov3:
+    if "dinov3" in backbone:
         licence = {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENCE}
-        backbone = f"DINOv3 weights, which are under Meta's [DINOv3 License]({DINOV3_LICENCE}), not Apache-2.0"
+        pretrained = f"DINOv3 weights, which are under Meta's [DINOv3 License]({DINOV3_LICENCE}), not Apache-2.0"
     else:
         licence = {} if others else {"license": "apache-2.0"}
-        backbone = "DINOv2 weights, Apache-2.0"
+        pretrained = "DINOv2 weights, Apache-2.0"
     if not others:
-        return licence, f"derived from {backbone}"
+        return licence, f"derived from {pretrained}"
     words = f"training started from other weights (`{source}`), whose licence applies; they may be derived from "
-    return licence, words + backbone
+    return licence, words + pretrained
 
 
 def _value(config: Any, *keys: str) -> Any:
