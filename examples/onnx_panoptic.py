@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from eomt.classes import Classes
+from eomt.errors import InputError
 from eomt.inference.load_image import load_image
 from eomt.inference.result import Result
 from eomt.model.outputs import Logits
@@ -66,4 +67,7 @@ if __name__ == "__main__":
         sys.exit(
             "error: give an exported folder and an image: python examples/onnx_panoptic.py DIR IMAGE [PICTURE.png]"
         )
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -174,7 +174,7 @@ def build_loggers(cfg: DictConfig) -> list:
             loggers.append(instantiate(settings))
         except InstantiationException as error:
             if isinstance(error.__cause__, ModuleNotFoundError):
-                raise InputError(f"logger={name} is not installed: pip install -e '.[train,{name}]'") from None
+                raise InputError(f"logger={name} is not installed: pip install {name}") from None
             raise
     return loggers
 
