@@ -75,14 +75,14 @@ def fit_and_pad(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
         size: height and width of the network's input.
 
     Returns:
-        uint8 [3, height, width], and the placement that `undo_fit` needs.
+        uint8 [1, 3, height, width], and the placement that `undo_fit` needs.
 
     Raises:
         InputError: if an array is not uint8 [h, w, 3], or the image has no pixel.
     """
     scaled, placement = _resize(image, size, fit_size)
-    padded = torch.zeros(3, *size, dtype=torch.uint8)
-    padded[:, : placement.scaled_height, : placement.scaled_width] = scaled
+    padded = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    padded[0, :, : placement.scaled_height, : placement.scaled_width] = scaled
     return padded, placement
 
 
@@ -240,11 +240,6 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _fit_one(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Placement]:
-    padded, placement = fit_and_pad(image, size)
-    return padded[None], placement
-
-
 def _view_one(inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     return inputs[0, :, : placement.scaled_height, : placement.scaled_width]
 
@@ -256,7 +251,7 @@ def _view_windows(inputs: Tensor, placement: Placement, size: tuple[int, int]) -
     return view
 
 
-FIT_AND_PAD = Geometry(_fit_one, _view_one)
+FIT_AND_PAD = Geometry(fit_and_pad, _view_one)
 WINDOWS = Geometry(cut_windows, _view_windows)
 
 

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
+from scipy.ndimage import find_objects
 from torch import Tensor
+
+_EMPTY = (slice(0, 0), slice(0, 0))
 
 
 class Segmentation(NamedTuple):
@@ -43,17 +46,9 @@ class Segmentation(NamedTuple):
 
     def boxes(self) -> np.ndarray:
         """int64 [S, 4]: left, top, width and height in pixels; 0 for a segment without pixels."""
-        height, width = self.size
-        ids, count = self.ids.numpy(force=True), len(self.labels) + 1
-        sides = []
-        for length, place in ((width, np.arange(width)), (height, np.arange(height)[:, None])):
-            # Pixels of each segment in each column, or row.
-            pixels = np.bincount((ids + count * place).ravel(), minlength=length * count)
-            present = pixels.reshape(length, count)[:, 1:] > 0
-            start, end = present.argmax(0), length - present[::-1].argmax(0)
-            sides.append(np.where(present.any(0), (start, end - start), 0))
-        (left, wide), (top, high) = sides
-        return np.stack([left, top, wide, high], axis=1).astype(np.int64)
+        found = find_objects(self.ids.numpy(force=True), max_label=len(self.labels))
+        boxes = [(x.start, y.start, x.stop - x.start, y.stop - y.start) for y, x in ((box or _EMPTY) for box in found)]
+        return np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
     def above(self, threshold: float) -> Segmentation:
         """The segments with a score of at least `threshold`, renumbered in their order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import zlib
@@ -83,9 +82,6 @@ class ResultWriter:
 
         Returns:
             The path of the result.
-
-        Raises:
-            InputError: if two images share a file name, so that one's PNG has replaced the other's.
         """
         self._rows.close()
         path = self.folder / self.result
@@ -99,14 +95,7 @@ class ResultWriter:
                     key, text = line.rstrip("\n").split("\t", 1)
                     image_id, file_name = json.loads(key)
                     rows.setdefault(image_id, (file_name, text))
-        image_ids = sorted(rows, key=lambda image_id: rows[image_id][0])
-        for one, other in itertools.pairwise(image_ids):
-            if self.pictures and rows[one][0] == rows[other][0]:
-                raise InputError(
-                    f"images {one} and {other} share the name {rows[one][0]} in {self._pictures}: "
-                    "give them different file names"
-                )
-        document = self._document([rows[image_id][1] for image_id in image_ids])
+        document = self._document([text for _, text in sorted(rows.values(), key=lambda row: row[0])])
         if document:
             with replacing(path) as draft:
                 draft.write_text(document)

@@ -59,7 +59,7 @@ def test_fit_size_rounds_half_to_even_and_never_leaves_the_input():
 
 def test_fit_and_pad_puts_the_scaled_image_top_left():
     image = random_image(30, 50)
-    padded, placement = fit_and_pad(image, (64, 40))
+    (padded,), placement = fit_and_pad(image, (64, 40))
     assert placement == Placement(30, 50, 24, 40)
     assert padded.dtype == torch.uint8
     assert padded.shape == (3, 64, 40)
@@ -71,7 +71,7 @@ def test_fit_and_pad_puts_the_scaled_image_top_left():
 def test_pil_and_grey_images_are_taken():
     image = random_image(20, 31)
     assert torch.equal(fit_and_pad(image, (16, 16))[0], fit_and_pad(Image.fromarray(image), (16, 16))[0])
-    grey = fit_and_pad(Image.fromarray(image[:, :, 0]), (16, 16))[0]
+    (grey,), _ = fit_and_pad(Image.fromarray(image[:, :, 0]), (16, 16))
     assert torch.equal(grey[0], grey[1])
 
 
@@ -169,7 +169,7 @@ def network_of(name):
 
 def inputs_of(*shapes):
     made = [fit_and_pad(random_image(*shape, seed), (64, 64)) for seed, shape in enumerate(shapes)]
-    return torch.stack([image for image, _ in made]), [placement for _, placement in made]
+    return torch.cat([image for image, _ in made]), [placement for _, placement in made]
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -138,17 +138,6 @@ def test_images_of_one_name_in_two_folders_stay_apart(kind, tmp_path):
         assert np.array_equal(np.array(Image.open(tmp_path / "out" / kind / name)), values[truth.ids.long()])
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"), [(PanopticWriter, r"a_1\.png"), (SemanticWriter, r"a/1\.png in .*semantic")]
-)
-def test_two_images_of_one_name_are_refused(kind, words, tmp_path):
-    writer = kind(tmp_path, CLASSES)
-    writer.add(random_segmentation(0), "a/1.jpg", 10)
-    writer.add(random_segmentation(1), "a/1.png", 11)
-    with pytest.raises(InputError, match=f"images 10 and 11 share the name {words}"):
-        writer.close()
-
-
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write results to .*file/results"):
