@@ -29,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -38,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hydra import compose, initialize_config_dir
 
 from datasets.files.decode import decode_id_map, decode_label_map, decode_rgb
-from datasets.loader import TrainingSet, use_one_thread
+from datasets.loader import TrainingSet
 from datasets.module import SegmentationData
 from datasets.sampler import SampleKey
 from datasets.transforms import TrainTransform
@@ -138,7 +139,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--profile", action="store_true", help="only where the time of a training sample goes")
     options = parser.parse_args()
-    use_one_thread(0)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     data = open_data(options.task, options.root)
     transform = TrainTransform(data.image_size, data.scale_range, data.augmentations)
     training = TrainingSet(data.reader("train"), transform, seed=0)

@@ -38,12 +38,14 @@ class TrainBatch(NamedTuple):
         names: B names.
         step_counts: the number of segments of each image that this rank contributes to the batch's optimizer step,
             in this batch and those accumulated with it; set by the loader.
+        skipped: a message for each unreadable image that others replace.
     """
 
     images: Tensor
     targets: BatchTargets
     names: tuple[str, ...]
     step_counts: tuple[int, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 class EvalItem(NamedTuple):
@@ -80,9 +82,9 @@ class EvalBatch(NamedTuple):
 
 def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
     """Stack transformed images; planes and segments are padded to the largest of the batch."""
-    images, targets, names, _ = zip(*items, strict=True)
+    images, targets, names, skipped = zip(*items, strict=True)
     # In a worker this stacks right into the memory that is shared with the main process.
-    return TrainBatch(default_collate(images), collate_targets(targets), names)
+    return TrainBatch(default_collate(images), collate_targets(targets), names, skipped=sum(skipped, ()))
 
 
 def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
+from datasets.batch import EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
 from datasets.files.source import read_with_retry
 from datasets.readers.base import Reader
 from datasets.sampler import EpochBatchSampler, SampleKey
@@ -162,8 +162,8 @@ class BatchLoader(DataLoader):
                 **options,
             )
 
-    def batches(self) -> Iterator[tuple[Any, tuple[str, ...]]]:
-        """Batches, each with the messages about images that were replaced in it.
+    def __iter__(self) -> Iterator[Any]:
+        """Batches.
 
         Raises:
             InputError: if a sample is an error, a batch takes longer than `timeout`, or a worker ends. PyTorch
@@ -205,10 +205,6 @@ class EvaluationLoader(BatchLoader):
         order = range(len(dataset) + missing)
         super().__init__(dataset, collate_eval, num_workers, timeout, batch_size=batch_size, sampler=order)
 
-    def __iter__(self) -> Iterator[EvalBatch]:
-        for batch, _ in self.batches():
-            yield batch
-
 
 class ResumableLoader(BatchLoader):
     """Batches of a `TrainingSet`; stops and resumes anywhere.
@@ -240,49 +236,35 @@ class ResumableLoader(BatchLoader):
         accumulated = batch_sampler.accumulated
         super().__init__(dataset, collate_train, num_workers, timeout, accumulated, batch_sampler=batch_sampler)
         self.replaced = 0
-        self._limit = min(limit or len(batch_sampler), len(batch_sampler))
-        self._epoch = 0
-        self._done = 0
-        self._resumed = False
         self.max_bad_images = max_bad_images
-        self._bad: list[str] = []
+        self._limit = min(limit or len(batch_sampler), len(batch_sampler))
+        self._epoch = self._done = 0
+        self._bad: set[str] = set()
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        """The rest of the epoch after `load_state_dict`, otherwise the next whole epoch."""
-        if self._done and not self._resumed:
-            self._end_epoch()
-        self._resumed = False
-        self.batch_sampler.start_at(self._epoch, self._done)
-        for batch, skipped in self._with_step_counts():
-            self._report(skipped)
-            self._done += 1
-            # Before the last batch is handed out: Lightning knows the length and never asks for the end.
-            if self._done == self._limit:
-                self._end_epoch()
-            yield batch
-
-    def _with_step_counts(self) -> Iterator[tuple[TrainBatch, tuple[str, ...]]]:
-        """Batches with the segment counts of their optimizer step, for losses that are normalised over a step.
+        """The rest of the epoch, with the segment counts of each optimizer step.
 
         Takes a step's batches together; the workers have read them ahead anyway.
         """
-        batches, done, accumulated = self.batches(), self._done, self.batch_sampler.accumulated
+        self.batch_sampler.start_at(self._epoch, self._done)
+        batches, done, accumulated = super().__iter__(), self._done, self.batch_sampler.accumulated
         while step := list(islice(batches, min(accumulated - done % accumulated, self._limit - done))):
             done += len(step)
-            counts = tuple(count for batch, _ in step for count in batch.targets.counts)
-            for batch, skipped in step:
-                yield batch._replace(step_counts=counts), skipped
-
-    def _end_epoch(self) -> None:
-        self._epoch += 1
-        self._done = 0
+            counts = tuple(count for batch in step for count in batch.targets.counts)
+            for batch in step:
+                self._report(batch.skipped)
+                self._done += 1
+                # Before the last batch is handed out: Lightning knows the length and never asks for the end.
+                if self._done == self._limit:
+                    self._epoch, self._done = self._epoch + 1, 0
+                yield batch._replace(step_counts=counts)
 
     def _report(self, skipped: Sequence[str]) -> None:
         for message in skipped:
             self.replaced += 1
             if message in self._bad:
                 continue
-            self._bad.append(message)
+            self._bad.add(message)
             if len(self._bad) > self.max_bad_images:
                 raise InputError(
                     f"{len(self._bad)} training images cannot be read, more than data.max_bad_images="
@@ -312,7 +294,6 @@ class ResumableLoader(BatchLoader):
                 f"order ({'; '.join(changed)}): resume with the same values, or from the end of an epoch"
             )
         self._epoch, self._done = state["epoch"], state["batches"]
-        self._resumed = True
 
 
 def _with_name(name: str, error: InputError) -> str:
@@ -320,25 +301,18 @@ def _with_name(name: str, error: InputError) -> str:
     return str(error) if name in str(error) else f"{name}: {error}"
 
 
-def _collate(collate: Callable[[Sequence], Any], items: Sequence) -> tuple[Any, tuple[str, ...]] | InputError:
-    """The batch and the messages about replaced images; or the first item that is an error."""
+def _collate(collate: Callable[[Sequence], Any], items: Sequence) -> Any:
+    """The batch; or the first item that is an error."""
     error = next((item for item in items if isinstance(item, InputError)), None)
-    if error is not None:
-        return error
-    return collate(items), tuple(message for item in items for message in getattr(item, "skipped", ()))
+    return collate(items) if error is None else error
 
 
 def start_worker(worker: int) -> None:
-    """Give a worker process a process group and a thread of its own.
+    """Give a worker process a process group of its own and one thread.
 
     SIGTERM and Ctrl-C go to the run's whole process group, but a run that finishes its step and saves still needs
-    its workers, which end when it does.
+    its workers, which end when it does. There are as many workers as the user wants busy cores.
     """
     os.setpgid(0, 0)
-    use_one_thread(worker)
-
-
-def use_one_thread(worker: int) -> None:
-    """Compute on one thread: there are as many workers as the user wants busy cores."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -91,7 +91,7 @@ def _check_images(
     tally = report.tallies[split] = Tally(reader.classes)
     usable = []
     loader = BatchLoader(ExaminedImages(reader), list, data.num_workers, data.timeout, batch_size=_TOGETHER)
-    found = (image for batch, _ in loader.batches() for image in batch)
+    found = (image for batch in loader for image in batch)
     for index, image in enumerate(tqdm(found, f"reading {split}", len(reader), unit=" images", dynamic_ncols=True)):
         name = reader.name(index)
         if isinstance(image, Fault):
