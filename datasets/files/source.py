@@ -125,6 +125,10 @@ class IndexedFiles:
         self.source = source
         self._index = index
         self._column = name
+        self._count = len(index.column(f"{name}_member"))
+
+    def __len__(self) -> int:
+        return self._count
 
     def name(self, number: int) -> str:
         """The file's path within the source."""
@@ -138,8 +142,7 @@ class IndexedFiles:
 
     def compared(self) -> tuple[set[str], set[str]]:
         """Names in messages of these files, and of all that the source holds."""
-        count = len(self._index.column(f"{self._column}_member"))
-        used = {self.source.describe(self.name(number)) for number in range(count)}
+        used = {self.source.describe(self.name(number)) for number in range(len(self))}
         return used, {self.source.describe(name) for name in self.source.members()}
 
 

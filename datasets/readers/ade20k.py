@@ -8,9 +8,9 @@ import numpy as np
 
 from datasets.files.archive import find_source
 from datasets.files.decode import decode_id_map
-from datasets.files.source import Folder, Source
+from datasets.files.source import Folder, IndexedFiles
 from datasets.readers.base import check_size, open_root
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles, targets_from_runs
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files, targets_from_runs
 from eomt.errors import InputError
 from eomt.known_classes import ADE20K
 from eomt.targets import ImageTargets, runs
@@ -41,7 +41,7 @@ class Ade20kSemantic(LabelMaps):
     """
 
     def __init__(self, root: str | Path | None, split: str = "train"):
-        super().__init__(_paired(root, split), ADE20K, _TABLE)
+        super().__init__(*_paired(root, split), ADE20K, _TABLE)
 
 
 class Ade20kPanoptic(LabelMaps):
@@ -65,10 +65,10 @@ class Ade20kPanoptic(LabelMaps):
     """
 
     def __init__(self, root: str | Path | None, split: str = "train"):
-        super().__init__(_paired(root, split, instances=True), ADE20K, _TABLE)
+        super().__init__(*_paired(root, split, instances=True), ADE20K, _TABLE)
 
     def _targets(self, index: int, size: tuple[int, int], image: str) -> ImageTargets:
-        (semantic, where), (instances, where_instances) = (self._files.truth(kind, index) for kind in (0, 1))
+        (semantic, where), (instances, where_instances) = (files.read(index) for files in self._truths)
         semantic, instances = self._table.decode(semantic, where), decode_id_map(instances, where_instances)
         check_size(semantic.shape, size, where, image)
         check_size(instances.shape, size, where_instances, image)
@@ -103,33 +103,23 @@ def _check_instances(ids: np.ndarray, categories: np.ndarray, where: str) -> Non
         )
 
 
-def _paired(root: str | Path | None, split: str, instances: bool = False) -> PairedFiles:
+def _paired(root: str | Path | None, split: str, instances: bool = False) -> tuple[IndexedFiles, list[IndexedFiles]]:
     """Pair images with their semantic PNGs and, if wanted, their instance PNGs."""
     if split not in _FOLDERS:
         raise InputError(f"ADE20K has the splits train and val, not {split!r}")
-    folder = _FOLDERS[split]
-    root = open_root(root, f"{_NAME}.zip")
-    challenge = _challenge(root)
+    folder, root = _FOLDERS[split], open_root(root, f"{_NAME}.zip")
+    challenge = find_source(root, _NAME)
+    if challenge is None and all((root / name).is_dir() for name in ("images", "annotations")):
+        challenge = Folder(root)
+    if challenge is None:
+        raise InputError(f"data.root: {root} lacks {_NAME}.zip or {_NAME}/; download it, no need to unpack it")
     truths = [(challenge.below(f"annotations/{folder}"), ".png")]
     if instances:
-        truths.append((_instances(root).below(folder), ".png"))
-    return PairedFiles(challenge.below(f"images/{folder}"), [".jpg"], truths)
-
-
-def _challenge(root: Path) -> Source:
-    found = find_source(root, _NAME)
-    if found is None and all((root / name).is_dir() for name in ("images", "annotations")):
-        found = Folder(root)
-    if found is None:
-        raise InputError(f"data.root: {root} lacks {_NAME}.zip or {_NAME}/; download it, no need to unpack it")
-    return found
-
-
-def _instances(root: Path) -> Source:
-    found = find_source(root, _INSTANCES) or find_source(root / _NAME, _INSTANCES)
-    if found is None:
-        raise InputError(
-            f"data.root: {root} lacks {_INSTANCES}.zip or {_INSTANCES}/: download {_INSTANCES}.tar of the "
-            "scene-parsing benchmark and extract it, or pack its folder as a zip"
-        )
-    return found
+        found = find_source(root, _INSTANCES) or find_source(root / _NAME, _INSTANCES)
+        if found is None:
+            raise InputError(
+                f"data.root: {root} lacks {_INSTANCES}.zip or {_INSTANCES}/: download {_INSTANCES}.tar of the "
+                "scene-parsing benchmark and extract it, or pack its folder as a zip"
+            )
+        truths.append((found.below(folder), ".png"))
+    return pair_files(challenge.below(f"images/{folder}"), [".jpg"], truths)

@@ -7,11 +7,11 @@ from pathlib import Path
 from datasets.files.archive import ZipArchive
 from datasets.files.source import Folder, Source
 from datasets.readers.base import open_root
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from eomt.errors import InputError
 from eomt.known_classes import CITYSCAPES
 
-_IMAGES, _LABELS = "leftImg8bit", "gtFine"
+_NAMES = ("leftImg8bit", "gtFine")
 
 
 class CityscapesSemantic(LabelMaps):
@@ -32,28 +32,22 @@ class CityscapesSemantic(LabelMaps):
     def __init__(self, root: str | Path | None, split: str = "train"):
         if split not in ("train", "val"):
             raise InputError(f"Cityscapes has the splits train and val, not {split!r}")
-        images, labels = _find(open_root(root, f"{_archive(_IMAGES)} and {_archive(_LABELS)}"))
-        files = PairedFiles(
-            images.below(split), [f"_{_IMAGES}.png"], [(labels.below(split), f"_{_LABELS}_labelIds.png")]
-        )
+        root = open_root(root, " and ".join(map(_archive, _NAMES)))
+        found = [_find(root, name) for name in _NAMES]
+        missing = [f"{_archive(name)} or {name}/" for name, source in zip(_NAMES, found, strict=True) if source is None]
+        if missing:
+            raise InputError(f"data.root: {root} lacks {' and '.join(missing)}; download it, no need to unpack it")
+        images, labels = (source.below(split) for source in found)
+        files = pair_files(images, ["_leftImg8bit.png"], [(labels, "_gtFine_labelIds.png")])
         class_of = dict.fromkeys(range(256), VOID) | {label_id: k for k, label_id in enumerate(CITYSCAPES.ids)}
-        super().__init__(files, CITYSCAPES, LabelTable(class_of, "download the archive again"))
+        super().__init__(*files, CITYSCAPES, LabelTable(class_of, "download the archive again"))
 
 
 def _archive(name: str) -> str:
     return f"{name}_trainvaltest.zip"
 
 
-def _find(root: Path) -> list[Source]:
-    """Find the sources of images and labels."""
-    found, missing = [], []
-    for name in (_IMAGES, _LABELS):
-        if (root / _archive(name)).is_file():
-            found.append(ZipArchive(root / _archive(name), name))
-        elif (root / name).is_dir():
-            found.append(Folder(root / name))
-        else:
-            missing.append(f"{_archive(name)} or {name}/")
-    if missing:
-        raise InputError(f"data.root: {root} lacks {' and '.join(missing)}; download it, no need to unpack it")
-    return found
+def _find(root: Path, name: str) -> Source | None:
+    if (root / _archive(name)).is_file():
+        return ZipArchive(root / _archive(name), name)
+    return Folder(root / name) if (root / name).is_dir() else None

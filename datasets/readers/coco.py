@@ -43,11 +43,10 @@ class _CocoReader:
         self._index = open_index(key, lambda: build_index(self._json.chunks, self._json.describe(), source, masks))
         self._images = IndexedFiles(source, self._index, "image")
         self._masks = IndexedFiles(masks, self._index, "mask") if masks else None
-        self._count = len(self._index.column("image_id"))
         self.classes = Classes.from_list(self._index.meta["categories"])
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._images)
 
     def name(self, index: int) -> str:
         return self._images.name(index)
@@ -219,12 +218,9 @@ def _find(
     found = ((json, json.masks() if masks else None) for json in _jsons(folder, annotations, archive))
     json, pngs = next((pair for pair in found if pair[1] or not masks), (None, None))
     stem = annotations.removesuffix(".json")
-    if custom:
-        needs = f"{annotations} with its PNGs in {stem}.zip or {stem}/" if masks else annotations
-    elif masks:
-        needs = f"{archive} with annotations/{stem}.json and .zip (or that JSON with its PNGs extracted)"
-    else:
-        needs = f"{archive} with annotations/{stem}.json (or that JSON extracted)"
+    needs = annotations if custom else f"{archive} with annotations/{stem}.json"
+    if masks:
+        needs += f" and its PNGs in {stem}.zip or {stem}/"
     wanted = {f"{images}.zip or {images}/": source, needs: json}
     missing = " and ".join(what for what, thing in wanted.items() if thing is None)
     if missing:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files.archive import find_source
-from datasets.files.source import Source
+from datasets.files.source import IndexedFiles, Source
 from datasets.readers.base import open_root
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from eomt.class_list import FORMS, is_list, read_classes
 from eomt.classes import Classes, is_color, is_whole
 from eomt.errors import InputError
@@ -55,11 +55,11 @@ class FolderSemantic(LabelMaps):
     ):
         root = open_root(root, "folders or archives of images and of label PNGs")
         photos, truth = _find(root, "images", images), _find(root, "labels", labels)
-        files = PairedFiles(photos, IMAGE_ENDINGS, [(truth, ".png")])
+        files, truths = pair_files(photos, IMAGE_ENDINGS, [(truth, ".png")])
         if classes is None:
-            raise InputError(_ask_for_classes(files, color_labels))
+            raise InputError(_ask_for_classes(truths[0], color_labels))
         listed = read_classes(classes, root, color_labels)
-        super().__init__(files, listed, _table(listed, ignore, color_labels))
+        super().__init__(files, truths, listed, _table(listed, ignore, color_labels))
 
 
 def _find(root: Path, key: str, name: str) -> Source:
@@ -113,11 +113,11 @@ def _void_colors(ignore: int | Sequence | None) -> list[Sequence[int]]:
     return colors
 
 
-def _ask_for_classes(files: PairedFiles, color_labels: bool) -> str:
+def _ask_for_classes(labels: IndexedFiles, color_labels: bool) -> str:
     """Message for missing classes, with the values of the first label files."""
     table = LabelTable({}, "", color_labels)
-    count = min(len(files), _SAMPLE)
-    found = np.unique(np.concatenate([runs(table.decode(*files.truth(0, k)))[0] for k in range(count)]))
+    count = min(len(labels), _SAMPLE)
+    found = np.unique(np.concatenate([runs(table.decode(*labels.read(k)))[0] for k in range(count)]))
     first = [int(value) for value in found[:2]]
     if color_labels:
         colors = [[value & 255, value >> 8 & 255, value >> 16] for value in first]

@@ -73,41 +73,44 @@ class LabelMaps:
     counts the images from 1 in the order of their names, and `name` is the path of the image.
 
     Args:
-        files: images with one label PNG each.
+        images, truths: what `pair_files` found; the first truths are the label PNGs.
         classes: at most 32767 of them.
         table: the classes of the PNGs' values.
     """
 
-    def __init__(self, files: PairedFiles, classes: Classes, table: LabelTable):
+    def __init__(self, images: IndexedFiles, truths: Sequence[IndexedFiles], classes: Classes, table: LabelTable):
         most = np.iinfo(np.int16).max  # segments of an image: targets number them in int16
         if len(classes) > most:
             raise InputError(f"the dataset has {len(classes)} classes, more than {most}")
         self.classes = classes
-        self._files = files
+        self._images = images
+        self._truths = truths
         self._table = table
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._images)
 
     def has_targets(self) -> np.ndarray:
         return np.ones(len(self), dtype=bool)
 
     def name(self, index: int) -> str:
-        return self._files.name(index)
+        return self._images.name(index)
 
     def image_id(self, index: int) -> int:
         return index + 1
 
     def files(self) -> tuple[set[str], set[str]]:
-        """The files that are used, and all that lie beside them."""
-        return self._files.files()
+        """The files of images and ground truth that are used, and all that lie beside them."""
+        used, there = zip(*(files.compared() for files in (self._images, *self._truths)), strict=True)
+        return set().union(*used), set().union(*there)
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
-        image, where = self._files.image(index)
+        data, where = self._images.read(index)
+        image = decode_rgb(data, where)
         return image, self._targets(index, image.shape[:2], where)
 
     def _targets(self, index: int, size: tuple[int, int], image: str) -> ImageTargets:
-        data, where = self._files.truth(0, index)
+        data, where = self._truths[0].read(index)
         pixels = self._table.decode(data, where)
         check_size(pixels.shape, size, where, image)
         values, lengths = runs(pixels)
@@ -132,8 +135,10 @@ def targets_from_runs(
     return targets_from_id_map(id_map, numbers[found], labels[first[found]])
 
 
-class PairedFiles:
-    """Images in the order of their names, each with one file from every source of ground truth.
+def pair_files(
+    images: Source, image_endings: Sequence[str], truths: Sequence[tuple[Source, str]]
+) -> tuple[IndexedFiles, list[IndexedFiles]]:
+    """Find images, in the order of their names, and the file of each in every source of ground truth.
 
     An image and its ground truth have the same relative path, but for their endings. Their locations are found
     once and kept in an index: see `datasets.files.index`.
@@ -146,47 +151,13 @@ class PairedFiles:
     Raises:
         InputError: if there is no image, two images differ in nothing but their endings, or one lacks a file.
     """
-
-    def __init__(self, images: Source, image_endings: Sequence[str], truths: Sequence[tuple[Source, str]]):
-        endings = tuple(image_endings)
-        state = blake2b(repr((endings, [ending for _, ending in truths])).encode(), digest_size=16)
-        for source in (images, *(source for source, _ in truths)):
-            state.update(source.fingerprint())
-        index = open_index(
-            f"pairs-{_VERSION}-{state.hexdigest()}", lambda: (_pair_columns(images, endings, truths), {})
-        )
-        self._count = len(index.column("image_member"))
-        self._images = IndexedFiles(images, index, "image")
-        self._truths = [IndexedFiles(source, index, f"truth{kind}") for kind, (source, _) in enumerate(truths)]
-
-    def __len__(self) -> int:
-        return self._count
-
-    def name(self, index: int) -> str:
-        """The image's path within its source."""
-        return self._images.name(index)
-
-    def image(self, index: int) -> tuple[np.ndarray, str]:
-        """Read an image: uint8 [H, W, 3], red, green, blue, writable; and its name in messages.
-
-        Raises:
-            InputError: if it cannot be read.
-        """
-        data, where = self._images.read(index)
-        return decode_rgb(data, where), where
-
-    def truth(self, kind: int, index: int) -> tuple[bytes, str]:
-        """The contents of the image's file from the source `truths[kind]`, and its name in messages.
-
-        Raises:
-            InputError: if it cannot be read.
-        """
-        return self._truths[kind].read(index)
-
-    def files(self) -> tuple[set[str], set[str]]:
-        """The files of images and ground truth that are used, and all that lie beside them."""
-        sets = [files.compared() for files in (self._images, *self._truths)]
-        return set().union(*(used for used, _ in sets)), set().union(*(there for _, there in sets))
+    endings = tuple(image_endings)
+    state = blake2b(repr((endings, [ending for _, ending in truths])).encode(), digest_size=16)
+    for source in (images, *(source for source, _ in truths)):
+        state.update(source.fingerprint())
+    index = open_index(f"pairs-{_VERSION}-{state.hexdigest()}", lambda: (_pair_columns(images, endings, truths), {}))
+    found = [IndexedFiles(source, index, f"truth{kind}") for kind, (source, _) in enumerate(truths)]
+    return IndexedFiles(images, index, "image"), found
 
 
 def _pair_columns(

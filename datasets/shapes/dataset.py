@@ -31,7 +31,7 @@ from pycocotools import mask as coco_mask
 from datasets.files.archive import ZipArchive, find_source
 from datasets.files.index import cache_errors, cache_folder
 from datasets.readers.coco import CocoInstance, CocoPanoptic
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from datasets.shapes.draw import Scene, draw_scene
 from datasets.shapes.kinds import STUFF, THINGS
 from eomt.classes import Classes
@@ -96,10 +96,10 @@ def shapes_semantic(
     images, archive = find_source(folder, name), folder / _SEMANTIC
     if images is None or not archive.is_file():
         raise InputError(f"data.root: {folder} lacks {name}.zip or {_SEMANTIC}: set data.root=null to have them drawn")
-    files = PairedFiles(images, [".jpg"], [(ZipArchive(archive, f"semantic_{name}"), ".png")])
+    files = pair_files(images, [".jpg"], [(ZipArchive(archive, f"semantic_{name}"), ".png")])
     classes = Classes.from_categories(CATEGORIES)
     class_of = {0: VOID} | {k + 1: k for k in range(len(classes))}
-    return LabelMaps(files, classes, LabelTable(class_of, "set data.root=null to have the dataset drawn anew"))
+    return LabelMaps(*files, classes, LabelTable(class_of, "set data.root=null to have the dataset drawn anew"))
 
 
 def shapes_instance(

@@ -153,7 +153,7 @@ def test_custom_json(tmp_path, panoptic, packed, absolute):
     write_folder(tmp_path / "truth", {"all.json": json.dumps(panoptic.json).encode()})
     path = tmp_path / "truth" / "all.json" if absolute else "truth/all.json"
     names = {"images": "train", "annotations": str(path)}
-    with pytest.raises(InputError, match=r"lacks .*truth/all\.json with its PNGs in .*truth/all\.zip or .*truth/all/;"):
+    with pytest.raises(InputError, match=r"lacks .*truth/all\.json and its PNGs in .*truth/all\.zip or .*truth/all/;"):
         CocoPanoptic(tmp_path, **names)
     if packed:
         write_zip(tmp_path / "truth" / "all.zip", panoptic.masks)
@@ -195,7 +195,7 @@ def test_missing_files(tmp_path, instances, panoptic):
     fails(r"data\.root is not set", CocoInstance, None)
     fails(r"no is no folder; it must hold train2017\.zip and annotations_trainv", CocoInstance, tmp_path / "no")
     images = r"lacks val2017\.zip or val2017/ and "
-    instance = r"annotations_trainval2017\.zip with annotations/instances_val2017\.json .*`annotations`"
+    instance = r"annotations_trainval2017\.zip with annotations/instances_val2017\.json;.*`annotations`"
     fails(images + instance, CocoInstance, tmp_path, "val")
     fails(images + r"panoptic_anno.*zip with annotations/panoptic_val2017\.json", CocoPanoptic, tmp_path, "val")
     fails(r"lacks train\.zip or train/ and truth/train\.json;", custom, tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets.files.source import Folder
-from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, PairedFiles
+from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from eomt.classes import Classes
 from eomt.errors import InputError
 from tests.label_files import check_classes, label_png, photo, write_folder
@@ -17,10 +17,10 @@ def open_maps(tmp_path, monkeypatch):
     def open_(values, class_of, dtype=np.uint8):
         height, width = np.shape(values)
         root = write_folder(tmp_path, {"a/x.jpg": photo(height, width), "b/x.png": label_png(values, dtype)})
-        files = PairedFiles(Folder(root / "a"), [".jpg"], [(Folder(root / "b"), ".png")])
+        files = pair_files(Folder(root / "a"), [".jpg"], [(Folder(root / "b"), ".png")])
         count = max(class_of.values()) + 1
         classes = Classes.from_categories([{"id": k, "name": str(k)} for k in range(count)])
-        return LabelMaps(files, classes, LabelTable(class_of, "mend it"))
+        return LabelMaps(*files, classes, LabelTable(class_of, "mend it"))
 
     return open_
 
@@ -42,4 +42,4 @@ def test_values_without_a_class_are_named(open_maps):
 def test_more_classes_than_targets_can_number():
     classes = Classes.from_categories({"id": k, "name": str(k)} for k in range(32768))
     with pytest.raises(InputError, match="32768 classes, more than 32767"):
-        LabelMaps(None, classes, None)
+        LabelMaps(None, [], classes, None)
