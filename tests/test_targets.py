@@ -75,13 +75,6 @@ def test_id_map_without_wanted_segments():
     assert targets.masks().shape == (0, 4, 5)
 
 
-def test_ground_truth_is_copied_from_the_id_map():
-    id_map = np.array([[1, 2]], dtype=np.int16)
-    targets = targets_from_id_map(id_map, [1, 2], [0, 0])
-    targets.ids.zero_()
-    assert id_map.tolist() == [[1, 2]]
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_overlapping_masks_come_back(seed):
     masks = random_masks(seed, 12)

@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datasets.module import SegmentationData
-from datasets.readers.coco import CocoPanoptic
 from eomt.errors import InputError
 from eomt.postprocess.geometry import FIT_AND_PAD
 from eomt.targets import targets_from_id_map
@@ -175,23 +174,6 @@ def test_a_step_is_whole_at_the_end_of_an_epoch(tmp_path):
     assert run.current_epoch == 2
     names = np.array([names for names, *_ in model.trained]).reshape(2, 12)
     assert all(len(set(epoch)) == 12 for epoch in names)
-
-
-def test_coco_through_workers(shared_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
-    train, val = (partial(CocoPanoptic, shared_data / "coco", split) for split in ("train", "val"))
-    module = data(train, val, image_size=96, num_workers=1)
-    module.setup("fit")
-    names = set()
-    for batch in module.train_dataloader():
-        names.update(batch.names)
-        for ids, labels, count in zip(batch.targets.ids, batch.targets.labels, batch.targets.counts, strict=True):
-            assert set(ids.unique().tolist()) - {0} == set(range(1, count + 1))
-            assert ((labels[:count] >= 0) & (labels[:count] < 133)).all()
-    assert len(names) == 8
-    evaluated = list(module.val_dataloader())
-    assert sum(len(batch.names) for batch in evaluated) == 8
-    assert any(targets.crowd.any() for batch in evaluated for targets in batch.targets)
 
 
 def test_the_first_images_alone():

@@ -201,14 +201,6 @@ def test_published_chances():
         assert all(end - start == min(64, side) for (start, end), side in zip(crop.window, crop.scaled, strict=True))
 
 
-def test_scale_range():
-    transform = TrainTransform((64, 64), scale_range=(0.5, 0.75))
-    image, targets = np.zeros((64, 64, 3), np.uint8), targets_from_id_map(np.ones((64, 64), int), [1], [0])
-    sides = [int((transform(image, targets, (s,))[1].ids[0] == 1).any(1).sum()) for s in range(60)]
-    assert min(sides) in (32, 33)
-    assert max(sides) in (46, 47)
-
-
 def test_crowds_are_dropped_and_overlaps_kept():
     masks = np.zeros((3, 40, 40), dtype=bool)
     masks[0, :30], masks[1, 10:], masks[2, 20:, 20:] = True, True, True

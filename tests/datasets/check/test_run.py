@@ -200,53 +200,6 @@ def test_all_faults_of_an_instance_json_are_named(tmp_path, monkeypatch):
     assert report["classes"] == []
 
 
-def test_all_faults_of_a_panoptic_set_are_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("EOMT_CACHE", str(tmp_path / "cache"))
-    segment = {"id": 5, "category_id": 1, "bbox": [0, 0, 64, 48], "area": 64 * 48}
-    ids = np.full((48, 64, 3), (5, 0, 0))
-    other = np.copy(ids)
-    other[:4] = (6, 0, 0)
-
-    def write(split, images, annotations, files, maps):
-        annotations = [{"image_id": k, "file_name": f"{k}.png", "segments_info": s} for k, s in annotations]
-        write_coco(tmp_path, split, images, annotations, files)
-        write_folder(tmp_path / f"{split}_maps", maps)
-        (tmp_path / f"{split}.json").rename(tmp_path / f"{split}_maps.json")
-
-    names = ("fine.jpg", "cut.jpg", "size.jpg", "unknown.jpg", "empty.jpg")
-    files = {name: photo(48, 64, seed) for seed, name in enumerate(names)}
-    files |= {"cut.jpg": files["cut.jpg"][:200], "size.jpg": photo(48, 60)}
-    segments = [(k, [segment]) for k in range(1, 4)] + [(4, [segment, segment | {"id": 7}])]
-    segments.append((0, [segment | {"area": 9}]))
-    maps = {f"{k}.png": label_png(other if k == 3 else ids) for k in range(5)}
-    write("train", [image_row(k, name) for k, name in enumerate(names)], segments, files, maps)
-    wrong = [(0, [segment, segment]), (1, [segment | {"category_id": 8}]), (1, []), (6, []), (3, [segment | {"id": 0}])]
-    write("val", [image_row(k, f"{k}.jpg") for k in range(4)], wrong, {"unused.jpg": b""}, {"0.png": b"", "1.png": b""})
-    keys = [
-        f"data.{s}.{k}={s}{e}" for s in ("train", "val") for k, e in (("images", ""), ("annotations", "_maps.json"))
-    ]
-    report, message = checked(tmp_path / "run", "task=coco_panoptic", "model=tiny", f"data.root='{tmp_path}'", *keys)
-    unreadable = found(report, "unreadable")
-    assert unreadable.keys() == {"cut.jpg", "size.jpg", "unknown.jpg", "empty.jpg"}
-    for name, what in (("cut", "cannot be decoded"), ("size", "60x48"), ("unknown", "id 6"), ("empty", "id 7")):
-        assert what in unreadable[f"{name}.jpg"]
-    faults = "\n".join(lines(report, "not_opened", "val"))
-    for what in (
-        "more than once in this image",
-        "category id 8",
-        "more than one annotation",
-        "image id 6",
-        "no PNG col",
-    ):
-        assert what in faults
-    for name in ("0.jpg", "1.jpg", "2.jpg", "3.jpg", "6.png", "3.png"):
-        assert f"{name} is missing" in faults
-    assert found(report, "area").keys() == {"fine.jpg"}
-    assert report["sets"]["train"]["images"] == 1
-    assert f"found {4 + len(lines(report, 'not_opened', 'val'))} errors" in message
-    assert (tmp_path / "run" / "contact_train.png").is_file()
-
-
 @pytest.mark.slow
 def test_a_folder_by_the_command_line_with_two_workers(tmp_path, monkeypatch):
     """It exits with status 1 and one line of error."""

@@ -7,7 +7,6 @@ import pytest
 
 from datasets.readers.cityscapes import CityscapesSemantic
 from datasets.readers.label_maps import VOID
-from eomt.known_classes import CITYSCAPES as CLASSES
 from tests import label_files
 from tests.label_files import check_classes, label_png, photo, write_folder, write_zip
 
@@ -47,15 +46,6 @@ def test_layouts(tmp_path, zipped):
     for k in range(2):
         check_classes(data.read(k)[1], TRAIN_IDS)
     assert len(CityscapesSemantic(tmp_path, "train")) == 1
-
-
-def test_classes():
-    assert len(CLASSES) == 19
-    assert CLASSES.ids == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
-    assert [item.name for item in CLASSES if item.is_thing] == [
-        *("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
-    ]
-    assert (CLASSES[0].color, CLASSES[18].color) == ((128, 64, 128), (119, 11, 32))
 
 
 def fails(match, root, split="val"):

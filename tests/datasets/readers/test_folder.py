@@ -2,9 +2,6 @@
 
 import io
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,17 +69,6 @@ def test_own_folders_and_archives(tmp_path, own, zipped):
     sent = pickle.dumps(open_own(tmp_path))
     assert len(sent) < 5000
     check_own(pickle.loads(sent), own)
-
-
-@pytest.mark.slow
-def test_a_spawned_process_reads_the_same(tmp_path, own):
-    data = open_own(own.write(tmp_path, zipped=True))
-    (tmp_path / "reader").write_bytes(pickle.dumps(data))
-    code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).read(0)[1].ids.tolist())"
-    run = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "reader"], cwd=Path(__file__).parents[3], capture_output=True, text=True
-    )
-    assert run.stdout.strip() == str(data.read(0)[1].ids.tolist()), run.stderr
 
 
 def test_what_systems_leave_behind_is_not_read(tmp_path, own):

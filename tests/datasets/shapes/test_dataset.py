@@ -1,14 +1,9 @@
 """The built-in dataset: its files, and how they come into the cache."""
 
-import io
-import json
 import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 
 from datasets.readers.label_maps import VOID
 from datasets.shapes import dataset as shapes
@@ -26,68 +21,6 @@ def root(tmp_path_factory):
     return ensure_shapes(**SMALL, folder=tmp_path_factory.mktemp("shapes"))
 
 
-def read_json(root, archive, name):
-    return json.loads(zipfile.ZipFile(root / archive).read(name))
-
-
-def read_image(archive, name):
-    return np.asarray(Image.open(io.BytesIO(archive.read(name))))
-
-
-def panoptic_maps(root, split):
-    """Each annotation of a split with its decoded id map."""
-    name = "panoptic_annotations_trainval2017.zip"
-    rows = read_json(root, name, f"annotations/panoptic_{split}2017.json")["annotations"]
-    nested = zipfile.ZipFile(root / name).read(f"annotations/panoptic_{split}2017.zip")
-    with zipfile.ZipFile(io.BytesIO(nested)) as maps:
-        for row in rows:
-            colors = read_image(maps, f"panoptic_{split}2017/{row['file_name']}").astype(np.int64)
-            yield row, colors @ [1, 256, 65536]
-
-
-def test_panoptic_files_say_what_the_scene_is(root):
-    for split in ("train", "val"):
-        for index, (row, ids) in enumerate(panoptic_maps(root, split)):
-            scene = shape_scene(SMALL["seed"], split, index, SMALL["size"])
-            assert set(np.unique(ids)) - {0} == {s["id"] for s in row["segments_info"]}
-            pairs = zip(row["segments_info"], scene.segments, strict=True)
-            for number, (s, drawn) in enumerate(pairs, start=1):
-                mask = ids == s["id"]
-                assert np.array_equal(mask, scene.ids == number)
-                assert (s["category_id"], s["iscrowd"]) == (drawn.category_id, drawn.crowd)
-                rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-                assert s["area"] == coco_mask.area(rle)
-                assert s["bbox"] == coco_mask.toBbox(rle).tolist()
-
-
-def test_images_are_the_scenes_up_to_jpeg(root):
-    document = read_json(root, "panoptic_annotations_trainval2017.zip", "annotations/panoptic_train2017.json")
-    with zipfile.ZipFile(root / "train2017.zip") as archive:
-        assert len(archive.namelist()) == len(document["images"]) == SMALL["train_images"]
-        for index, entry in enumerate(document["images"]):
-            image = read_image(archive, f"train2017/{entry['file_name']}")
-            drawn = shape_scene(SMALL["seed"], "train", index, SMALL["size"]).image
-            assert image.shape == (entry["height"], entry["width"], 3) == drawn.shape
-            assert np.abs(image.astype(int) - drawn).mean() < 4
-
-
-def test_official_tool_reads_the_instances_and_they_are_the_panoptic_things(root, tmp_path):
-    file = tmp_path / "instances.json"
-    archive = zipfile.ZipFile(root / "annotations_trainval2017.zip")
-    file.write_bytes(archive.read("annotations/instances_train2017.json"))
-    coco = COCO(file)
-    assert coco.getCatIds() == [kind.id for kind in THINGS]
-    assert any(row["iscrowd"] for row in coco.anns.values())
-    for row, ids in panoptic_maps(root, "train"):
-        things = [s for s in row["segments_info"] if s["category_id"] in THING_IDS]
-        rows = coco.imgToAnns.get(row["image_id"], [])
-        for s, instance in zip(things, rows, strict=True):
-            assert np.array_equal(coco.annToMask(instance), ids == s["id"])
-            assert {k: instance[k] for k in ("category_id", "iscrowd", "bbox", "area")} == {
-                k: s[k] for k in ("category_id", "iscrowd", "bbox", "area")
-            }
-
-
 def test_equal_seed_gives_equal_bytes_and_more_images_leave_the_first_as_they_are(root, tmp_path):
     again = ensure_shapes(**SMALL, folder=tmp_path)
     assert again.name == root.name
@@ -98,10 +31,8 @@ def test_equal_seed_gives_equal_bytes_and_more_images_leave_the_first_as_they_ar
     pictures = [zipfile.ZipFile(folder / "train2017.zip") for folder in (root, fewer, other)]
     for name in pictures[1].namelist():
         assert pictures[0].read(name) == pictures[1].read(name) != pictures[2].read(name)
-    rows, some = (list(panoptic_maps(folder, "train")) for folder in (root, fewer))
-    assert [row for row, _ in some] == [row for row, _ in rows[:2]]
-    ids = [{row["image_id"] for row, _ in panoptic_maps(root, split)} for split in ("train", "val")]
-    assert not ids[0] & ids[1]
+    images = [set(zipfile.ZipFile(root / f"{split}2017.zip").namelist()) for split in ("train", "val")]
+    assert not {name[-10:] for name in images[0]} & {name[-10:] for name in images[1]}
 
 
 def test_a_folder_is_written_once_and_lies_in_the_cache(root, tmp_path, monkeypatch):
@@ -163,7 +94,7 @@ def test_the_readers_of_coco_read_what_was_drawn(open_, kinds, root, tmp_path, m
         for index in range(len(reader)):
             image, targets = reader.read(index)
             scene = shape_scene(SMALL["seed"], split, index, SMALL["size"])
-            assert image.shape == scene.image.shape
+            assert np.abs(image.astype(int) - scene.image).mean() < 4  # JPEG's loss
             read = {
                 (reader.classes.ids[label], bool(crowd), mask.numpy().tobytes())
                 for label, crowd, mask in zip(targets.labels, targets.crowd, targets.masks(), strict=True)

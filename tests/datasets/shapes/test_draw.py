@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets.shapes.dataset import shape_scene
-from datasets.shapes.draw import MIN_AREA, MIN_VISIBLE, Segment, _Canvas
+from datasets.shapes.draw import MIN_AREA
 from datasets.shapes.kinds import STUFF, THINGS
 
 THING_IDS = {kind.id for kind in THINGS}
@@ -48,25 +48,6 @@ def test_every_segment_is_visible_and_stuff_is_one_segment_per_kind(scenes):
         assert (area[1:] >= MIN_AREA).all()
         stuff = [s.category_id for s in scene.segments if s.category_id not in THING_IDS]
         assert len(stuff) == len(set(stuff))
-
-
-def test_things_leave_each_other_visible_and_slivers_become_void():
-    canvas = _Canvas(np.random.default_rng(0), 80, 90, 96)
-    canvas.lay_stuff()
-    for _ in range(40):
-        canvas.add_thing()
-    visible = np.bincount(canvas.ids.ravel(), minlength=len(canvas.segments) + 1)[1:]
-    assert len(canvas.segments) > 10
-    assert (visible >= MIN_VISIBLE * np.array(canvas.areas)).all()
-    sliver = (slice(0, 1), slice(0, MIN_AREA - 1))
-    canvas.segments.insert(0, Segment(THINGS[0].id))
-    canvas.ids[canvas.ids > 0] += 1
-    canvas.ids[sliver] = 1
-    scene = canvas.finish()
-    assert (scene.ids[sliver] == 0).all()
-    assert scene.segments == [
-        s for number, s in enumerate(canvas.segments, start=1) if (canvas.ids == number).sum() >= MIN_AREA
-    ]
 
 
 def test_picture_and_ground_truth_agree_and_two_pairs_of_kinds_share_their_hue(scenes):
