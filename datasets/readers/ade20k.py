@@ -53,8 +53,7 @@ class Ade20kPanoptic(LabelMaps):
 
     Segments are the stuff classes of the semantic PNG, by class, and after them the things of the instance PNG, by
     instance id: red is the thing's class as 1..100, the k-th that is not stuff, green its id, 0 for none. An
-    instance hides stuff. A pixel of a thing's class without an instance is void. There are no crowds. An instance
-    PNG in which an id has more than one class is refused: the published ones have none.
+    instance hides stuff. A pixel of a thing's class without an instance is void. There are no crowds.
 
     Args:
         root: the folder.
@@ -78,29 +77,15 @@ class Ade20kPanoptic(LabelMaps):
         green, red, values = pixels >> 24, pixels >> 16 & 255, pixels & 0xFFFF
         classes = self._table.classes(values, where)
         is_thing = green > 0
-        _check_instances(green[is_thing], red[is_thing], where_instances)
+        if (is_thing & ((red < 1) | (red > len(_THINGS)))).any():
+            raise InputError(
+                f"{where_instances} has instances (green) of a category (red) that is none of 1 to {len(_THINGS)}: "
+                "it is damaged or no instance annotation of ADE20K; fetch it again"
+            )
         stuff = np.where(_IS_STUFF[classes], classes, VOID)
         labels = np.where(is_thing, _THINGS[np.where(is_thing, red - 1, 0)], stuff)
-        return targets_from_runs(np.where(is_thing, len(ADE20K) + green, stuff), labels, lengths, size)
-
-
-def _check_instances(ids: np.ndarray, categories: np.ndarray, where: str) -> None:
-    """Raise InputError unless each id has one category, 1..100."""
-    remedy = "it is damaged or no instance annotation of ADE20K; fetch it again"
-    wrong = np.flatnonzero((categories < 1) | (categories > len(_THINGS)))
-    if len(wrong):
-        raise InputError(
-            f"{where} has the instance {ids[wrong[0]]} (green) of the category {categories[wrong[0]]} (red), which is "
-            f"none of 1 to {len(_THINGS)}: {remedy}"
-        )
-    pairs = np.unique(ids << 8 | categories)
-    twice = np.flatnonzero(np.diff(pairs >> 8) == 0)
-    if len(twice):
-        one, other = pairs[twice[0] : twice[0] + 2]
-        raise InputError(
-            f"{where} has the instance {one >> 8} (green) with the categories {one & 255} and {other & 255} (red): "
-            f"{remedy}"
-        )
+        instances = len(ADE20K) + (green << 8 | red)
+        return targets_from_runs(np.where(is_thing, instances, stuff), labels, lengths, size)
 
 
 def _paired(root: str | Path | None, split: str, instances: bool = False) -> tuple[IndexedFiles, list[IndexedFiles]]:

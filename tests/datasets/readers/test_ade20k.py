@@ -156,9 +156,8 @@ def test_missing_files(tmp_path, ade):
     ("semantic", "red", "green", "message"),
     [
         (151, 1, 1, r"2016/annotations/validation/ADE_val_00000002\.png has the value 151, but no class for it: a sem"),
-        (1, 0, 9, r"instance/validation/ADE_val_00000002\.png has the instance 9 \(green\) of the category 0 \(red\)"),
-        (1, 101, 9, r"has the instance 9 \(green\) of the category 101 \(red\), which is none of 1 to 100"),
-        (1, [[1, 1], [2, 1]], 9, r"has the instance 9 \(green\) with the categories 1 and 2 \(red\)"),
+        (1, 0, 9, r"instance/validation/ADE_val_00000002\.png has instances \(green\) of a category \(red\) that"),
+        (1, 101, 9, r"that is none of 1 to 100"),
     ],
 )
 def test_bad_values(tmp_path, ade, semantic, red, green, message):
