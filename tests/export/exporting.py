@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from torch import Tensor
 
 import export as entry
 from eomt.classes import Classes
@@ -12,8 +11,8 @@ from eomt.cli.arguments import quote_paths
 from eomt.model.eomt import EoMT
 from eomt.weights.weights import Weights
 from tests.running import CONFIGS
+from tests.weights.sources import SEVEN
 
-SEVEN = Classes.from_categories([{"id": k, "name": f"class {k}", "isthing": k % 2} for k in range(7)])
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
@@ -32,9 +31,3 @@ def dinov3_network() -> EoMT:
     """A tiny DINOv3 network for `SEVEN` classes."""
     torch.manual_seed(1)
     return EoMT("vit_small_patch16_dinov3_qkvb", 32, len(SEVEN), 6, 1, 8, TINY).eval()
-
-
-def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Equal keys, dtypes and bits."""
-    assert one.keys() == other.keys()
-    assert [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])] == []

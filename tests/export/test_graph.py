@@ -15,9 +15,10 @@ from eomt.export import graph
 from eomt.export.export import export
 from eomt.inference.segmenter import Segmenter
 from eomt.tasks import task_of
-from tests.export.exporting import SEVEN, dinov3_network, run, weights_of
+from tests.export.exporting import dinov3_network, run, weights_of
 from tests.random_networks import CLASSES, OPTIONS, assert_same, random_image, random_network, write_checkpoint
 from tests.running import ROOT
+from tests.weights.sources import SEVEN
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,8 @@ def write_huggingface(folder: Path, network: EoMT, classes: Classes | None = Non
 
 
 def assert_equal(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Equal keys and bit-equal tensors."""
+    """Equal keys, dtypes and bits."""
     assert state.keys() == expected.keys()
     for key, value in expected.items():
+        assert state[key].dtype == value.dtype, key
         assert torch.equal(state[key], value), key

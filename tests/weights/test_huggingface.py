@@ -28,21 +28,22 @@ DINOV3 = {"intermediate_size": 192, "layer_norm_eps": 1e-5}
 # transformers' configuration and the backbone that it means.
 MODELS = {
     "dinov2": ("Eomt", {}, "vit_small_patch14_reg4_dinov2"),
-    "patch 8": ("Eomt", {"patch_size": 8, "num_upscale_blocks": 1}, "vit_small_patch14_reg4_dinov2"),
-    "narrow mlp": ("Eomt", {"mlp_ratio": 2, "num_register_tokens": 2}, "vit_small_patch14_reg4_dinov2"),
-    "giant": ("Eomt", {"use_swiglu_ffn": True}, "vit_giant_patch14_reg4_dinov2"),
-    "odd giant": (
+    "odd sizes": (
+        "Eomt",
+        {"patch_size": 8, "num_upscale_blocks": 1, "mlp_ratio": 2, "num_register_tokens": 2},
+        "vit_small_patch14_reg4_dinov2",
+    ),
+    "giant": (
         "Eomt",
         {"use_swiglu_ffn": True, "hidden_size": 40, "num_attention_heads": 2},
         "vit_giant_patch14_reg4_dinov2",
     ),
-    "dinov3": ("EomtDinov3", DINOV3, "vit_small_patch16_dinov3_qkvb"),
-    "no biases": ("EomtDinov3", {**DINOV3, "query_bias": False, "value_bias": False}, "vit_small_patch16_dinov3"),
-    "other rope": (
+    "dinov3": (
         "EomtDinov3",
         {**DINOV3, "rope_parameters": {"rope_type": "default", "rope_theta": 30.0}},
         "vit_small_patch16_dinov3_qkvb",
     ),
+    "no biases": ("EomtDinov3", {**DINOV3, "query_bias": False, "value_bias": False}, "vit_small_patch16_dinov3"),
 }
 CLASSES_OF_4 = Classes.from_categories(
     {"id": 3 * k + 1, "name": f"class {k}", "isthing": k < 3, "color": [k, 2 * k, 0]} for k in range(4)

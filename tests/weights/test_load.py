@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -64,30 +63,6 @@ def test_a_kind_is_text(kind, tmp_path):
     ours = write_folder(tmp_path / "ours", network.state_dict(), part_of(network) | {"kind": kind})
     with pytest.raises(InputError, match="ours: its description lacks or garbles"):
         read_weights(ours)
-
-
-def test_a_segmenter_of_any_source_gives_the_same_result(tmp_path):
-    network = small(7, init_values=1.0)
-    with torch.no_grad():
-        network.class_head.weight.mul_(40)
-        network.mask_head[-1].weight.mul_(10)
-    state, spec = network.state_dict(), network.spec
-    torch.save(to_original(state, spec), tmp_path / "original.bin")
-    sources = [
-        (write_folder(tmp_path / "export", state, part_of(network)), {}),
-        (write_huggingface(tmp_path / "hf", network, SEVEN, "panoptic"), {}),
-        (tmp_path / "original.bin", {"kind": "panoptic", "classes": SEVEN, "network": spec}),
-    ]
-    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    results = []
-    for source, said in sources:
-        segmenter = Segmenter.load(source, "cpu", **said, score_threshold=0.0, overlap_threshold=0.0)
-        assert segmenter.classes == SEVEN
-        results.append(segmenter(image))
-    assert len(results[0]) > 0
-    for result in results[1:]:
-        assert np.array_equal(result.map, results[0].map)
-        assert np.array_equal(result.labels, results[0].labels)
 
 
 def test_predict_takes_what_a_file_does_not_say(tmp_path, monkeypatch):

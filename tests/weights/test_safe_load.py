@@ -1,7 +1,7 @@
 """Damaged and hostile files: each is one line that names the file, and nothing in it runs."""
 
 import json
-import pickle
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -15,10 +15,17 @@ from eomt.weights.checkpoint import read_checkpoint
 from eomt.weights.load import read_weights
 from tests.weights.sources import part_of, small, write_folder
 
+RAN = Path(__file__).with_suffix(".ran")
 
-class Evil:
+
+class Call:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
     def __reduce__(self):
-        return (open, (str(Path(__file__).with_suffix(".ran")), "w"))
+        return self.call
 
 
 def broken_files(folder):
@@ -56,7 +63,6 @@ def broken_files(folder):
     yield write("empty.ckpt", b""), "it is empty.*another checkpoint of its run"
     yield write("text.bin", b"<html>not found</html>"), "neither safetensors' nor PyTorch's"
     yield write("cut.ckpt", data[: len(data) // 2]), "truncated, damaged"
-    yield write("pickle.bin", pickle.dumps({"queries": 1})), "neither safetensors' nor PyTorch's"
     yield write("cut.safetensors", safe.read_bytes()[:-9]), "truncated, damaged"
     yield write("header.safetensors", struct.pack("<Q", 10**15) + safe.read_bytes()[8:]), "truncated, damaged"
     claim = json.dumps({"queries": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}).encode()
@@ -66,7 +72,7 @@ def broken_files(folder):
             bomb.writestr(entry, archive.read(entry))
         bomb.writestr("good/data/999", b"\0" * 10**7)
     yield folder / "bomb.ckpt", "compressed archive"
-    torch.save({"eomt": own, "state_dict": saved, "more": Evil()}, folder / "evil.ckpt")
+    torch.save({"eomt": own, "state_dict": saved, "more": Call(open, str(RAN), "w")}, folder / "evil.ckpt")
     yield folder / "evil.ckpt", "could run code"
     torch.save([1, 2], folder / "list.bin")
     yield folder / "list.bin", "no weights by name, but list"
@@ -76,10 +82,9 @@ def broken_files(folder):
     yield checkpoint("sparse.ckpt", queries=torch.eye(64).to_sparse()), "holds Python objects .*_rebuild_sparse_tensor"
     yield checkpoint("text.ckpt", queries="x"), "holds str under 'network.queries'"
     yield checkpoint("nan.ckpt", queries=torch.full((6, 64), float("nan"))), "queries holds values that are infinite"
-    yield checkpoint("inf.ckpt", queries=torch.full((6, 64), float("inf"))), "queries holds values that are infinite"
     yield checkpoint("shape.ckpt", queries=torch.zeros(7, 64)), r"queries of \[7, 64\], not \[6, 64\]"
     yield checkpoint("int.ckpt", queries=torch.zeros(6, 64, dtype=torch.int64)), "queries is of torch.int64"
-    yield checkpoint("more.ckpt", surprise=torch.zeros(1)), "has unknown surprise"
+    yield checkpoint("more.ckpt", **{"x" * 100_000: torch.zeros(1)}), "has unknown x"
     fewer = {key: value for key, value in saved.items() if "class_head" not in key}
     torch.save({"eomt": own, "state_dict": fewer}, folder / "fewer.ckpt")
     yield folder / "fewer.ckpt", r"lacks class_head\.weight, lacks class_head\.bias"
@@ -120,8 +125,8 @@ def test_whatever_is_wrong_is_one_line_that_names_it(tmp_path):
         assert path.name in text, text
         assert len(text) <= 1000, text
         count += 1
-    assert count > 35
-    assert not Path(__file__).with_suffix(".ran").exists()
+    assert count > 30
+    assert not RAN.exists()
 
 
 def test_a_description_of_gigabytes_is_not_read(tmp_path):
@@ -149,23 +154,24 @@ def test_a_records_claims_are_not_believed(tmp_path):
             read_weights(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt", "mine.bin"])
-def test_a_flipped_bit_is_noticed_wherever_it_is_and_whatever_the_file_is_called(name, tmp_path):
-    network = small(7)
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    """Also in a file that was whole when it was read before."""
+    network, path = small(7), tmp_path / "mine.bin"
     saved = {f"network.{key}": value for key, value in network.state_dict().items()}
-    content = {"eomt": part_of(network), "state_dict": saved, "optimizer_states": [{"moment": torch.ones(1000)}]}
-    torch.save(content, tmp_path / name)
-    whole = (tmp_path / name).read_bytes()
-    with zipfile.ZipFile(tmp_path / name) as archive:
-        entries = [entry for entry in archive.infolist() if entry.file_size]
-    for entry in entries:
+    torch.save(
+        {"eomt": part_of(network), "state_dict": saved, "optimizer_states": [{"moment": torch.ones(1000)}]}, path
+    )
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        contents = {entry: archive.read(entry) for entry in archive.infolist() if entry.file_size}
+    assert read_checkpoint(path)
+    for number, (entry, content) in enumerate(contents.items()):
         # The data stand before the next entry's header; any byte near the middle of an entry is one of them.
-        at = whole.index(zipfile.ZipFile(tmp_path / name).read(entry)[:64], entry.header_offset + 30)
+        at = whole.index(content[:64], entry.header_offset + 30)
         damaged = bytearray(whole)
         damaged[at + entry.file_size // 2] ^= 1
-        (tmp_path / "damaged").mkdir(exist_ok=True)
-        path = tmp_path / "damaged" / name
         path.write_bytes(damaged)
+        os.utime(path, ns=(number, number))
         for read in (read_weights, read_checkpoint):
             with pytest.raises(InputError, match="truncated, damaged"):
                 read(path)
@@ -212,16 +218,6 @@ def test_descriptions_hold_plain_values_of_bounded_size(changes, words, tmp_path
     with pytest.raises(InputError, match=words) as caught:
         read_weights(tmp_path / "x.ckpt", kind="panoptic")
     assert len(main.explain(caught.value)) <= 1000
-
-
-class Call:
-    """An object whose pickle calls a function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize(

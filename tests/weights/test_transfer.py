@@ -1,5 +1,7 @@
 """Weights of one network in another: what is taken, resized, new, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from eomt.errors import InputError
 from eomt.model.eomt import EoMT
 from eomt.weights.transfer import Transfer, table, transfer
 from eomt.weights.weights import Weights
+from tests.weights.sources import assert_equal
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "sky", "isthing": 0}]
 CLASSES = Classes.from_categories(CATEGORIES)
@@ -43,24 +46,23 @@ def test_the_same_network_is_loaded_as_it_is():
     source, target = network(0), network(1)
     rows = transfer(target, CLASSES, weights_of(source), strict=True)
     assert set(outcomes(rows).values()) == {"loaded"}
-    for key, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[key], value), key
+    assert_equal(target.state_dict(), source.state_dict())
 
 
 @pytest.mark.parametrize(
-    "categories",
+    ("trained", "reason"),
     [
-        CATEGORIES[:2],
-        [CATEGORIES[0] | {"name": "cow"}, *CATEGORIES[1:]],
-        [*CATEGORIES[:2], CATEGORIES[2] | {"isthing": 1}],
+        ([{"id": 1, "name": "cow"}, *CATEGORIES[1:]], "the classes are others"),
+        ([*CATEGORIES[:2], CATEGORIES[2] | {"isthing": 1}], "the classes are others"),
+        (CATEGORIES[:2], "the classes are others"),
+        (None, "the weights do not name their classes"),
     ],
 )
-def test_other_classes_take_a_new_class_head(categories):
-    classes = Classes.from_categories(categories)
-    source, target = network(0), network(1, num_classes=len(classes))
+def test_other_classes_take_a_new_class_head(trained, reason):
+    source, target = network(0, num_classes=len(trained or CLASSES)), network(1)
     before = target.class_head.weight.clone()
-    rows = transfer(target, classes, weights_of(source))
-    assert Transfer("class_head", "new", "the classes are others") in rows
+    rows = transfer(target, CLASSES, weights_of(source, trained and Classes.from_categories(trained)))
+    assert Transfer("class_head", "new", reason) in rows
     assert set(outcomes(rows).values()) == {"loaded", "new"}
     assert torch.equal(target.class_head.weight, before)
     assert torch.equal(target.queries, source.queries)
@@ -72,16 +74,12 @@ def test_ids_and_colours_of_classes_do_not_matter():
     assert outcomes(rows)["class_head"] == "loaded"
 
 
-def test_unnamed_classes_take_a_new_class_head():
-    rows = transfer(network(1), CLASSES, weights_of(network(0), classes=None))
-    assert Transfer("class_head", "new", "the weights do not name their classes") in rows
-
-
 def test_queries_are_cut_or_extended():
     source = network(0)
     fewer, more = network(1, num_queries=4), network(2, num_queries=9)
     rows = transfer(fewer, CLASSES, weights_of(source))
     assert Transfer("queries", "resized", "the first 4 of 6") in rows
+    assert "queries                   resized   the first 4 of 6\n" in table(rows)
     assert torch.equal(fewer.queries, source.queries[:4])
     new = more.queries[6:].clone()
     rows = transfer(more, CLASSES, weights_of(source))
@@ -129,10 +127,10 @@ def test_another_patch_size():
 @pytest.mark.parametrize("options", [{"embed_dim": 48}, {"depth": 4}, {"depth": 2}])
 def test_another_backbone_is_refused_in_one_line_and_nothing_is_written(options):
     target = network(1, backbone_options=OPTIONS | options)
-    before = {key: value.clone() for key, value in target.state_dict().items()}
+    before = copy.deepcopy(target.state_dict())
     with pytest.raises(InputError, match=r"\Aweights= are of another backbone .* weights=null\Z"):
         transfer(target, CLASSES, weights_of(network(0)))
-    assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
+    assert_equal(target.state_dict(), before)
 
 
 def test_strict_refuses_and_says_why():
@@ -150,11 +148,3 @@ def test_half_precision_becomes_single():
     transfer(target, CLASSES, Weights("half", half, source.spec, classes=CLASSES), strict=True)
     assert target.queries.dtype == torch.float32
     assert torch.equal(target.queries, source.queries.half().float())
-
-
-def test_the_table_names_each_part_once():
-    rows = transfer(network(1, num_queries=4), CLASSES, weights_of(network(0)))
-    text = table(rows)
-    assert len(text.splitlines()) == len(rows) == len({row.part for row in rows})
-    assert "backbone.vit.blocks" in text
-    assert "the first 4 of 6" in text
