@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -136,6 +137,8 @@ class BatchLoader(DataLoader):
         options: further ones of DataLoader.
     """
 
+    on_dead_worker: ClassVar[Callable | None] = None
+
     def __init__(
         self,
         dataset: Dataset,
@@ -173,6 +176,8 @@ class BatchLoader(DataLoader):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*worker processes in total.*")
                 batches = super().__iter__()
+            if self.num_workers:
+                _notice_dead_workers()
             while (batch := next(batches, None)) is not None:
                 if isinstance(batch, InputError):
                     # A new one: an error that its own frame holds keeps the workers alive until garbage is
@@ -294,6 +299,18 @@ class ResumableLoader(BatchLoader):
                 f"order ({'; '.join(changed)}): resume with the same values, or from the end of an epoch"
             )
         self._epoch, self._done = state["epoch"], state["batches"]
+
+
+def _notice_dead_workers() -> None:
+    """Keep PyTorch's handler of SIGCHLD in place, which reports a dead worker at once instead of after `timeout`.
+
+    PyTorch installs it once in a process, but Lightning puts back what it found before, at the end of every run.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler):
+        BatchLoader.on_dead_worker = handler
+    elif BatchLoader.on_dead_worker is not None:
+        signal.signal(signal.SIGCHLD, BatchLoader.on_dead_worker)
 
 
 def _with_name(name: str, error: InputError) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.running import ROOT, SMALL
+from tests.running import ROOT, SMALL, configured
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -35,6 +35,17 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def options(shapes: Path) -> tuple[str, ...]:
     """Overrides that train a tiny network on `shapes` for two epochs."""
     return (*SMALL, f"data.root='{shapes}'", "trainer.max_epochs=2")
+
+
+@pytest.fixture(scope="session")
+def run(options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two epochs of three steps."""
+    import train
+
+    folder = tmp_path_factory.mktemp("run")
+    # So short a run is sure of nothing; without the threshold there are predictions to compare.
+    train.main(configured(folder, *options, "postprocess.score_threshold=0"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,8 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
             OmegaConf.save(cfg, temporary, resolve=True)
     compile_network(module, trainer, cfg.compile)
     trainer.fit(module, data, ckpt_path=resume)
+    if resume and trainer.global_step == checkpoint["global_step"]:
+        log.info("no step was left to train: the run of ckpt= had ended at step %d", trainer.global_step)
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.
         trainer.validate(module, data, verbose=False)

@@ -20,10 +20,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from eomt.classes import Classes
-from eomt.errors import InputError
+from eomt.errors import InputError, Stopped
 from eomt.files import replacing, sync_folder
 from eomt.training.slurm import ENDING, batch_job
-from eomt.training.stop import Agreement, StopSignals, stopped
+from eomt.training.stop import Agreement, StopSignals
 from eomt.weights.checkpoint import CONTINUATION, PREVIOUS, TRAINED, read_checkpoint
 from eomt.weights.safe_load import FORMAT
 from eomt.weights.weights import check_same_classes
@@ -83,6 +83,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: str | Path, every_n_steps: int = 1000, keep_previous: bool = True):
         self.path = Path(folder) / "last.ckpt"
+        self._new = self.path.with_name(".last.ckpt")
         self.every_n_steps = every_n_steps
         self.keep_previous = keep_previous
         self.step: int | None = None
@@ -90,7 +91,6 @@ class LastCheckpoint(Checkpoint):
         self._agreement: Agreement | None = None
         self._steps_done = 0
         self._between_steps = True
-        self._before_validation = False
         self._written: int | None = None
         self._stopping = 0
 
@@ -142,9 +142,7 @@ class LastCheckpoint(Checkpoint):
             self.signals.install(*ENDING)
         elif not trainer.sanity_checking:
             if self._between_steps:
-                self._before_validation = True
                 self._write(trainer)
-                self._before_validation = False
             self._finish(trainer)
 
     def on_validation_batch_end(
@@ -172,7 +170,7 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict
     ) -> None:
-        if self._before_validation:
+        if trainer.validating:
             # Lightning resumes with a validation only if one of its batches was started and not finished, and has no
             # public way to say so; from any other state it would leave this validation out.
             batches = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
@@ -189,10 +187,6 @@ class LastCheckpoint(Checkpoint):
         if Path(trainer.ckpt_path).resolve() == self.path.resolve():
             self.step = checkpoint.get("global_step")
 
-    @property
-    def _new(self) -> Path:
-        return self.path.with_name(f".{self.path.name}")
-
     def _write(self, trainer: lightning.Trainer) -> None:
         """Write the state to a file beside `last.ckpt`, whose place it takes in `_finish`."""
         if not trainer.fast_dev_run:
@@ -205,15 +199,18 @@ class LastCheckpoint(Checkpoint):
         Lightning logs the numbers of a step after the step's last hook. They belong to its checkpoint, since a
         resumed run does not log them again; so the file takes its name in the next hook.
         """
-        if self._written is not None:
-            self._take_name(trainer)
+        self._take_name(trainer)
         if self._stopping and self.step == trainer.global_step:
             self._agreement.close()
             # No rank leaves before the checkpoint has its name.
             trainer.strategy.barrier()
-            raise stopped(self._stopping, trainer.global_step, self.path)
+            name = "Ctrl-C" if self._stopping == signal.SIGINT else signal.Signals(self._stopping).name
+            words = f"stopped by {name} after step {self.step}; resume by: python train.py ckpt={self.path}"
+            raise Stopped(words, self._stopping)
 
     def _take_name(self, trainer: lightning.Trainer) -> None:
+        if self._written is None:
+            return
         unlogged = None
         try:
             for logger in trainer.loggers:
@@ -251,7 +248,8 @@ class BestCheckpoint(Checkpoint):
         self.score: float | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if not any(isinstance(callback, LastCheckpoint) for callback in trainer.callbacks):
+        self._last = next((callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint)), None)
+        if self._last is None:
             raise InputError("callbacks.best keeps copies of last.ckpt, which callbacks.last=null does not write")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -261,9 +259,8 @@ class BestCheckpoint(Checkpoint):
         if score is None or not self._is_better(float(score)):
             return
         self.score = float(score)
-        last = next(callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))
-        if trainer.is_global_zero and last.step == trainer.global_step and last.path.is_file():
-            keep_as(last.path, "best.ckpt")
+        if trainer.is_global_zero and self._last.step == trainer.global_step and self._last.path.is_file():
+            keep_as(self._last.path, "best.ckpt")
 
     def _is_better(self, score: float) -> bool:
         if self.score is None or math.isnan(self.score):

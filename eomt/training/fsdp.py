@@ -12,23 +12,29 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
-from torch.distributed import DeviceMesh, init_device_mesh
+from torch import Tensor
+from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from eomt.errors import InputError
-from eomt.model.eomt import EoMT
 from eomt.training.module import EoMTModule
 from eomt.weights.checkpoint import read_checkpoint
 
 
 class ShardedModule(EoMTModule):
-    """`EoMTModule` with sharded weights."""
+    """`EoMTModule` with sharded weights: each block is gathered for as long as it computes; embeddings, norm, queries
+    and heads from the start of a step to its end.
+    """
 
     def configure_model(self) -> None:
-        device = self.trainer.strategy.root_device.type
-        shard(self.network, init_device_mesh(device, (self.trainer.world_size,)))
+        if isinstance(self.network, FSDPModule):
+            return  # a second call
+        mesh = init_device_mesh(self.trainer.strategy.root_device.type, (self.trainer.world_size,))
+        for block in self.network.backbone.blocks:
+            fully_shard(block, mesh=mesh)
+            register_fsdp_forward_method(block, "run")
+        fully_shard(self.network, mesh=mesh)
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
@@ -88,23 +94,7 @@ class ShardedStrategy(ModelParallelStrategy):
             optimizer.load_state_dict({**saved, "state": state})
 
 
-def shard(network: EoMT, mesh: DeviceMesh) -> None:
-    """Shard a network's weights in place: each block is gathered for as long as it computes; embeddings, norm, queries
-    and heads from the start of a step to its end.
-
-    Args:
-        network: the network, with the same weights on all ranks; one that is sharded already stays as it is.
-        mesh: one-dimensional, all ranks.
-    """
-    if isinstance(network, FSDPModule):
-        return
-    for block in network.backbone.blocks:
-        fully_shard(block, mesh=mesh)
-        register_fsdp_forward_method(block, "run")
-    fully_shard(network, mesh=mesh)
-
-
-def share_like(value: Any, like: nn.Parameter | Tensor | None) -> Any:
+def share_like(value: Any, like: Tensor | None) -> Any:
     """Return this rank's share of a whole tensor, sharded as `like`; other values are returned as they are."""
     if not (isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape):
         return value

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.loss.mask_classification import MaskClassificationLoss
+from eomt.loss.mask_classification import MaskClassificationLoss, num_matched
 from eomt.model.eomt import EoMT
 from eomt.model.lora import add_lora
 from eomt.model.outputs import Logits
@@ -22,11 +22,10 @@ from eomt.postprocess.geometry import Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Annealing, mask_probability, resolve_windows
+from eomt.training.callbacks.progress import describe
 from eomt.training.nonfinite import NonFiniteSteps, total_norm
-from eomt.training.normalisers import step_normalisers
 from eomt.training.optim import Recipe, freeze_backbone, total_steps
 from eomt.training.seeding import ImageKey, draw_dropped_masks, point_seeds, training_keys, validation_keys
-from eomt.training.summary import describe
 from eomt.weights.safe_load import FORMAT
 
 DEFAULT_RECIPE = Recipe()
@@ -168,12 +167,30 @@ class EoMTModule(lightning.LightningModule):
         outputs = self.network(batch.images, self._dropped_masks(keys) if self.windows else None)
         seeds = point_seeds(self.seed, keys)
         points = self.loss.draw(len(outputs), self.network.num_queries, counts, seeds, self.device)
-        normalisers = step_normalisers(self.loss, self.network.num_queries, batch, self.trainer)
-        terms = self.loss(outputs, batch.targets, points, *normalisers)
+        terms = self.loss(outputs, batch.targets, points, *self._normalisers(batch))
         total = self.loss.total(terms)
         self.nonfinite.watch(batch.names, terms)
         self._log_step(total, terms, len(counts))
         return total
+
+    def _normalisers(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Return the divisors of the loss's sums over masks and over classes.
+
+        As published: the number of matched masks, averaged over ranks, at least 1; and None, this batch's class
+        weights. With `loss.global_normaliser`, those of the whole step: Lightning takes the mean over accumulated
+        batches and ranks where a big batch has the sum, so each gets a share.
+        """
+        queries, ranks = self.network.num_queries, self.trainer.world_size
+        if not self.loss.global_normaliser:
+            return self._over_ranks(num_matched(queries, batch.targets.counts), "mean").clamp(min=1), None
+        parts = ranks * self.trainer.accumulate_grad_batches
+        matched = self._over_ranks(num_matched(queries, batch.step_counts), "sum")
+        weights = self.loss.class_weight_sum(queries, len(batch.step_counts) * ranks, matched)
+        return matched.clamp(min=1) / parts, weights / parts
+
+    def _over_ranks(self, number: int, reduction: str) -> Tensor:
+        """Reduce a number of each rank, on the device: no host waits for it."""
+        return self.trainer.strategy.reduce(torch.full((), float(number), device=self.device), reduce_op=reduction)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -208,11 +225,9 @@ class EoMTModule(lightning.LightningModule):
     def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
         values = {"loss": total.detach()}
         values |= {f"loss_{name}": sum(output[name].detach() for output in terms) for name in terms[0]}
-        if self.trainer.world_size > 1:
-            # The mean over all ranks' images, in one reduction.
-            mean = self.trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean")
-            values = dict(zip(values, mean.unbind(), strict=True))
-        values = {f"train/{name}": value for name, value in values.items()}
+        # The mean over all ranks' images, in one reduction.
+        mean = self.trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean")
+        values = {f"train/{name}": value for name, value in zip(values, mean.unbind(), strict=True)}
         rates = {"head": 0.0, "backbone": 0.0}
         for group in self.optimizers().param_groups:
             rates[group["stage"]] = max(rates[group["stage"]], group["lr"])

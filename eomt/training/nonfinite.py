@@ -14,10 +14,7 @@ from eomt.errors import InputError
 log = logging.getLogger("eomt")
 
 MAX_NAMES = 8
-"""Images or parameters that a message names."""
-
-Terms = Sequence[Mapping[str, Tensor]]
-"""The loss terms of each output: scalars by name."""
+"""Images, loss terms or parameters that a message names."""
 
 
 class NonFiniteSteps:
@@ -42,11 +39,14 @@ class NonFiniteSteps:
         self.max_in_a_row = max_in_a_row
         self.skipped = 0
         self.in_a_row = 0
-        self._seen: list[tuple[Sequence[str], Terms]] = []
+        self._names: list[str] = []
+        self._terms: list[tuple[str, Tensor]] = []
 
-    def watch(self, names: Sequence[str], terms: Terms) -> None:
-        """Remember the images and loss terms of a batch until its optimizer step. Nothing is read."""
-        self._seen.append((names, [{name: term.detach() for name, term in output.items()} for output in terms]))
+    def watch(self, names: Sequence[str], terms: Sequence[Mapping[str, Tensor]]) -> None:
+        """Remember the images and loss terms (scalars by name, per output) of a batch. Nothing is read."""
+        self._names += names
+        for number, output in enumerate(terms):
+            self._terms += [(f"{name} (output {number})", term.detach()) for name, term in output.items()]
 
     def passes(self, norm: Tensor, network: nn.Module, step: int, scaler: GradScaler | None = None) -> bool:
         """Decide whether an optimizer step is done; count and name one that is not. All ranks call it together.
@@ -61,11 +61,14 @@ class NonFiniteSteps:
         Raises:
             InputError: at the last of `max_in_a_row` steps.
         """
-        seen, self._seen = self._seen, []
+        names, terms, self._names, self._terms = self._names, self._terms, [], []
         if norm.isfinite():
             self.in_a_row = 0
             return True
-        everyone = _gather((_bad_terms([terms for _, terms in seen]), [name for names, _ in seen for name in names]))
+        bad = list(dict.fromkeys(name for name, term in terms if not term.isfinite()))
+        everyone = [(bad, names)] * (distributed.get_world_size() if distributed.is_initialized() else 1)
+        if distributed.is_initialized():
+            distributed.all_gather_object(everyone, (bad, names))
         rank = next((rank for rank, (bad, _) in enumerate(everyone) if bad), None)
         if rank is None and scaler is not None and scaler.get_scale() > 1:
             return False
@@ -75,7 +78,7 @@ class NonFiniteSteps:
             # The gradient is the same on all ranks: unless a loss tells whose it is, all images may be the cause.
             what, names = _bad_gradients(network), [name for _, part in everyone for name in part]
         else:
-            what, names = everyone[rank]
+            what, names = f"loss {_some(everyone[rank][0])}", everyone[rank][1]
         where = f" of rank {rank}" if rank is not None and len(everyone) > 1 else ""
         fault = f"step {step}: {what} not finite; images{where}: {_some(names)}"
         if self.in_a_row == self.max_in_a_row:
@@ -105,17 +108,6 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _bad_terms(batches: Sequence[Terms]) -> str:
-    """Name the terms that are not finite, such as "loss mask (output 0, 2), class (output 2)"; "" if all are."""
-    bad: dict[str, set[int]] = {}
-    for terms in batches:
-        for number, output in enumerate(terms):
-            for name in (name for name, value in output.items() if not value.isfinite()):
-                bad.setdefault(name, set()).add(number)
-    named = [f"{name} (output {', '.join(map(str, sorted(numbers)))})" for name, numbers in bad.items()]
-    return f"loss {', '.join(named)}" if named else ""
-
-
 def _bad_gradients(network: nn.Module) -> str:
     bad = [name for name, p in network.named_parameters() if p.grad is not None and not _whole(p.grad).isfinite().all()]
     return f"the gradient of {_some(bad)}" if bad else "the norm of the gradient"
@@ -124,11 +116,3 @@ def _bad_gradients(network: nn.Module) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
-
-
-def _gather(value: tuple[str, list[str]]) -> list[tuple[str, list[str]]]:
-    if not distributed.is_initialized():
-        return [value]
-    values = [value] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values

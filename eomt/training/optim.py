@@ -68,12 +68,18 @@ def parameter_groups(
     Returns:
         Groups for a torch optimizer: `params`, `lr`, `name`, and `stage`, which is "head" or "backbone".
     """
+    last = len(network.backbone.blocks) - 1
     groups: dict[tuple[float, str], dict] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         stage = "backbone" if name.startswith("backbone.") else "head"
-        rate = lr * _lr_scale(name, network, layer_decay, decay_masked_blocks)
+        # Embeddings take block 0's rate; the final norm and the heads, the last block's.
+        depth = 0 if stage == "backbone" and not name.startswith("backbone.vit.norm.") else last
+        if block := re.match(r"backbone\.vit\.blocks\.(\d+)\.", name):
+            masked = int(block[1]) > last - network.num_masked_blocks
+            depth = last if masked and not decay_masked_blocks else int(block[1])
+        rate = lr * layer_decay ** (last - depth)
         label = f"{stage} {rate:.3g}"
         group = groups.setdefault((rate, stage), {"params": [], "lr": rate, "name": label, "stage": stage})
         group["params"].append(parameter)
@@ -95,12 +101,10 @@ def freeze_backbone(network: EoMT, frozen: bool | int) -> None:
     backbone = network.backbone
     if frozen > len(backbone.blocks):
         raise InputError(f"model.freeze_backbone={frozen}: the backbone has {len(backbone.blocks)} blocks")
-    if not frozen:
-        return
-    learning = [] if frozen is True else [*backbone.blocks[frozen:], backbone.norm]
-    learning = {parameter for module in learning for parameter in module.parameters()}
-    for parameter in backbone.parameters():
-        parameter.requires_grad_(parameter in learning)
+    if frozen:
+        backbone.requires_grad_(False)
+        for module in [] if frozen is True else [*backbone.blocks[frozen:], backbone.norm]:
+            module.requires_grad_(True)
 
 
 def total_steps(trainer: lightning.Trainer) -> int:
@@ -147,16 +151,3 @@ def two_stage_warmup(
         return max(0.0, 1 - (step - wait - length) / remaining) ** power
 
     return multiplier
-
-
-def _lr_scale(name: str, network: EoMT, layer_decay: float, decay_masked_blocks: bool) -> float:
-    blocks = len(network.backbone.blocks)
-    found = re.match(r"backbone\.vit\.blocks\.(\d+)\.", name)
-    if found:
-        index = int(found[1])
-        if not decay_masked_blocks and index >= blocks - network.num_masked_blocks:
-            return 1.0
-        return layer_decay ** (blocks - 1 - index)
-    if name.startswith("backbone.") and not name.startswith("backbone.vit.norm."):
-        return layer_decay ** (blocks - 1)
-    return 1.0

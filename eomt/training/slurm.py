@@ -11,9 +11,6 @@ import time
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that end a task: SIGTERM at preemption, SIGUSR1 ahead of the time limit (`--signal=USR1@...`), submitit's."""
 
-# A controller that is busy or restarting replies a little later.
-TRIES, PAUSE_SECONDS = 3, 5
-
 
 def batch_job() -> str | None:
     """Return the number of this process's batch job, which a requeued job keeps.
@@ -45,9 +42,9 @@ def requeue() -> str:
     state = re.search(r"JobState=(\w+)", _scontrol("show", "job", "-o", os.environ["SLURM_JOB_ID"])[1])
     if state and state[1] != "RUNNING":
         return f"SLURM itself is ending the job, whose state is {state[1]}"
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(PAUSE_SECONDS)
+    for pause in (0, 5, 5):
+        # A controller that is busy or restarting replies a little later.
+        time.sleep(pause)
         done, output = _scontrol("requeue", job)
         if done:
             return ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from typing import TYPE_CHECKING
 
 from eomt.errors import Stopped
@@ -49,11 +48,8 @@ class StopSignals:
 
     def install(self, *numbers: int) -> None:
         """Handle these signals, in place of whatever handles them now."""
-        if threading.current_thread() is not threading.main_thread():
-            return
         for number in numbers:
-            handler = signal.signal(number, self._note)
-            self._before.setdefault(number, handler)
+            self._before.setdefault(number, signal.signal(number, self._note))
 
     def _note(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:
@@ -96,32 +92,16 @@ class Agreement:
             return received
         import torch
 
-        agreed = self._last()
+        agreed = self.close()
         value = torch.tensor(received)
         work = torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
         self._pending = (work, value)
         return agreed
 
-    def close(self) -> None:
-        """Finish the last reduction, so that no rank leaves while another one waits for it."""
-        self._last()
-
-    def _last(self) -> int:
+    def close(self) -> int:
+        """Finish the last reduction, so that no rank leaves while another one waits for it; return its result."""
         if self._pending is None:
             return 0
-        work, value = self._pending
-        self._pending = None
+        (work, value), self._pending = self._pending, None
         work.wait()
         return int(value)
-
-
-def stopped(number: int, step: int, checkpoint: object) -> Stopped:
-    """Return the exception that ends a run whose state is saved.
-
-    Args:
-        number: the number of the signal.
-        step: the number of optimizer steps done.
-        checkpoint: the path of the checkpoint to resume from.
-    """
-    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    return Stopped(f"stopped by {name} after step {step}; resume by: python train.py ckpt={checkpoint}", number)

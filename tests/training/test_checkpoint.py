@@ -89,10 +89,8 @@ def test_a_validation_between_the_batches_of_a_step(with_best, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tmp_path, monkeypatch):
-    """PyTorch's error comes at any moment; no checkpoint was written at this one."""
-    # At the end of an earlier run in this process Lightning has put PyTorch's handler of SIGCHLD away.
-    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tmp_path):
+    """It is noticed at once, though not the first run of this process. No checkpoint was written at this moment."""
     kill = "+callbacks.fault={_target_: tests.injection.Inject, what: kill, steps: [8]}"
     with pytest.raises((InputError, RuntimeError), match="DataLoader worker"):
         train.main(configured(tmp_path, *with_best, kill))
@@ -103,20 +101,17 @@ def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(settings, undisturbed, tmp_path, caplog, damage):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     last = run / "checkpoints" / "last.ckpt"
     assert read_checkpoint(last.with_name(PREVIOUS))["global_step"] == 6
     content = bytearray(last.read_bytes())
-    if damage == "truncated":
-        last.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
+    last.unlink()
+    if damage == "flipped":
         content[len(content) // 2] ^= 1
         last.write_bytes(content)
-    else:
-        last.unlink()
     train.main(configured(run, *settings, f"ckpt='{last}'"))
     assert "resumes from the one before, previous.ckpt, step 6" in caplog.text
     _same(run, undisturbed)
@@ -258,20 +253,6 @@ def test_no_hard_links_still_keep_the_checkpoint_before(tmp_path, monkeypatch):
     assert [read_checkpoint(tmp_path / name)["global_step"] for name in ("last.ckpt", PREVIOUS)] == [2, 1]
 
 
-def test_a_failed_save_leaves_the_checkpoint_whole(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({FORMAT: {"step": 1}}, path)
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match="No space left"):
-        AtomicCheckpointIO().save_checkpoint({FORMAT: {"step": 2}}, path)
-    assert read_checkpoint(path)[FORMAT] == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-
-
 @pytest.mark.parametrize(
     ("before", "after", "mode", "kept"),
     [
@@ -291,6 +272,7 @@ def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode,
     best.score, last.step = before, 7
     trainer = SimpleNamespace(callbacks=[best, last], sanity_checking=False, fast_dev_run=False, is_global_zero=True)
     trainer.global_step, trainer.callback_metrics = 7, {"pq": torch.tensor(after), "sq": torch.tensor(50.0)}
+    best.setup(trainer, None, "fit")
     best.on_validation_end(trainer, None)
     assert (tmp_path / "best.ckpt").read_text() == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch.distributed.fsdp import FSDPModule
 import eval as evaluation
 import train
 from eomt.errors import InputError
-from eomt.training.callbacks import WeightAverage
 from eomt.training.fsdp import ShardedStrategy
 from eomt.weights.checkpoint import read_checkpoint
 from eomt.weights.load import read_weights
@@ -157,12 +155,6 @@ def test_ranks_that_make_unequal_numbers_of_passes_in_a_validation(folder, tmp_p
     assert len({score for _, score in scores}) > 3, "scores of the weights of that moment"
 
 
-def test_sharded_weights_are_not_averaged(tmp_path):
-    trainer = SimpleNamespace(strategy=ShardedStrategy())
-    with pytest.raises(InputError, match=r"callbacks\.ema does not average sharded weights"):
-        WeightAverage(0.5).setup(trainer, None, "fit")
-
-
 def test_a_pytorch_too_old_for_shards_is_named(monkeypatch):
     monkeypatch.delattr(FSDPModule, "set_reshard_after_forward")
     with pytest.raises(InputError, match=r"trainer\.strategy=fsdp2 needs torch 2\.8"):
@@ -188,10 +180,10 @@ def test_scores_of_two_ranks_are_those_of_one(folder, tmp_path, kind):
 
 def test_sharded_training_is_that_of_ddp(folder):
     ddp, sharded = last(folder, "ddp"), last(folder, "fsdp")
-    assert largest_difference(ddp["state_dict"], sharded["state_dict"]) < 1e-5
+    assert largest_difference(ddp["state_dict"], sharded["state_dict"]) < 1e-6
     for ours, theirs in zip(rows(folder, "ddp"), rows(folder, "fsdp"), strict=True):
         for key in ("train/loss", "train/gradient_norm", "lr/backbone", "mask_probability/0"):
-            assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=1e-4), key
+            assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=1e-6), key
 
 
 def test_one_rank_writes(folder):
@@ -213,6 +205,6 @@ def test_sharded_checkpoints_are_like_any_other(folder, settings, tmp_path):
     middle = folder / "fsdp" / "checkpoints" / "previous.ckpt"
     assert read_checkpoint(middle)["global_step"] == 3, "the end of an epoch, after which batches may be others"
     train.main(configured(tmp_path, *settings, *EACH, AT_ONCE, f"ckpt='{middle}'"))
-    assert largest_difference(last(tmp_path, ".")["state_dict"], sharded["state_dict"]) < 1e-5
-    assert largest_difference(last(folder, "taken")["state_dict"], sharded["state_dict"]) < 1e-5, "from DDP's"
+    assert largest_difference(last(tmp_path, ".")["state_dict"], sharded["state_dict"]) < 1e-6
+    assert largest_difference(last(folder, "taken")["state_dict"], sharded["state_dict"]) < 1e-6, "from DDP's"
     assert read_weights(middle).state.keys() == read_weights(folder / "panoptic.ckpt").state.keys()

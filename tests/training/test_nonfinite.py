@@ -45,9 +45,8 @@ def module(num_queries=6, **changes):
     )
 
 
-def data(reader=MemoryReader, **changes):
-    options = {"image_size": 32, "batch_size": 2, "global_batch": 4, "num_workers": 0, "seed": 0}
-    return SegmentationData(reader, reader, FIT_AND_PAD, **(options | changes))
+def data(reader=MemoryReader, kind=SegmentationData):
+    return kind(reader, reader, FIT_AND_PAD, image_size=32, batch_size=2, global_batch=4, num_workers=0, seed=0)
 
 
 class Fault(lightning.Callback):
@@ -84,17 +83,16 @@ class Fault(lightning.Callback):
 
 
 def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6, **changes):
-    options = {"precision": "32-true"} | changes
+    options = {"precision": "32-true", "devices": 1} | changes
     loading = loading or data()
     trainer = lightning.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
-        devices=1,
         max_steps=steps,
         max_epochs=-1,
         logger=False,
         callbacks=list(callbacks),
-        accumulate_grad_batches=loading.global_batch // loading.batch_size,
+        accumulate_grad_batches=loading.accumulation(options["devices"]),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
@@ -246,14 +244,10 @@ def test_extreme_images_in_training_and_validation(tmp_path, size):
 
 
 RANKS = """
-import os
-import sys
+import os, sys
 sys.path.insert(0, {root!r})
-import lightning
 import torch
-from datasets.module import SegmentationData
 from tests.training import test_nonfinite as t
-from tests.memory_reader import MemoryReader
 
 torch.set_num_threads(1)
 
@@ -263,15 +257,14 @@ def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 
-class Mine(t.Fault):
+class OnRank1(t.Fault):
     def _loss(self, trainer, *arguments):
         self.steps = {{2, 4}} if trainer.global_rank == 1 else ()
-        counts = arguments[1].counts
-        say("rank", trainer.global_rank, "step", trainer.global_step + 1, "targets", sum(counts))
+        say("rank", trainer.global_rank, "step", trainer.global_step + 1, "targets", sum(arguments[1].counts))
         return super()._loss(trainer, *arguments)
 
 
-class Data(SegmentationData):
+class Data(t.SegmentationData):
     # As if all crops of rank 0's first batch had missed their segments.
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         if self.trainer.global_rank == 0 and self.trainer.global_step == 0:
@@ -282,17 +275,11 @@ class Data(SegmentationData):
         return batch
 
 
-fault = Mine("dice")
-trainer = lightning.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp", max_steps=5, max_epochs=-1, logger=False, callbacks=[fault],
-    enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, use_distributed_sampler=False,
-    num_sanity_val_steps=0, gradient_clip_val=0.5, limit_val_batches=0, default_root_dir={folder!r})
-model = t.module(max_skipped_steps=3)
-trainer.fit(model, Data(MemoryReader, MemoryReader, t.FIT_AND_PAD, image_size=32, batch_size=2, global_batch=4,
-    num_workers=0, seed=0))
+fault = OnRank1("dice")
+model = t.run({folder!r}, [fault], t.module(max_skipped_steps=3), t.data(kind=Data), steps=5, devices=2, strategy="ddp")
 moved = [not t.same(fault.after[k], fault.after[k - 1]) for k in (2, 3, 4, 5)]
 total = sum(float(p.detach().double().sum()) for p in model.network.parameters())
-say("rank", trainer.global_rank, "skipped", model.nonfinite.skipped, "moved", moved, "weights", total)
+say("rank", model.global_rank, "skipped", model.nonfinite.skipped, "moved", moved, "weights", total)
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +14,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from eomt.files import replacing
 
-PANELS = (
-    ("Loss", ("train/loss",)),
-    ("Loss terms (sum over outputs)", ("train/loss_mask", "train/loss_dice", "train/loss_class")),
-    ("Learning rate", ("lr/head", "lr/backbone")),
-    ("Mask probability per block", ("mask_probability/",)),
-    ("Gradient norm before clipping", ("train/gradient_norm",)),
-    ("Validation", ("pq", "pq_things", "pq_stuff", "miou", "ap", "ap50")),
-)
+PANELS = {
+    "Loss": "train/loss",
+    "Loss terms (sum over outputs)": "train/loss_.*",
+    "Learning rate": "lr/.*",
+    "Mask probability per block": "mask_probability/.*",
+    "Gradient norm before clipping": "train/gradient_norm",
+    "Validation": "pq|pq_things|pq_stuff|miou|ap|ap50",
+}
+"""Titles and the quantities below them, as regular expressions."""
 
 
 class CurvePlot(Callback):
@@ -87,23 +89,21 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
 
 def plot(series: dict[str, dict[int, float]], path: Path) -> None:
     """Draw the panels for which there is data."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [(title, [n for n in series if _belongs(n, names)]) for title, names in PANELS]
+    panels = [(title, [name for name in series if re.fullmatch(words, name)]) for title, words in PANELS.items()]
     panels = [(title, names) for title, names in panels if names]
     if not panels:
         return
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
+    # Not by pyplot, which keeps each figure.
     figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     for position, (title, names) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, position + 1)
         for name in sorted(names):
             steps, values = zip(*series[name].items(), strict=True)
-            marker = "." if len(steps) < 40 else None
-            axes.plot(steps, values, label=name.split("/")[-1], linewidth=1.2, marker=marker)
+            axes.plot(steps, values, label=name.split("/")[-1], marker="." if len(steps) < 40 else None)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("optimizer step", fontsize=8)
         axes.grid(alpha=0.3)
@@ -114,7 +114,3 @@ def plot(series: dict[str, dict[int, float]], path: Path) -> None:
             axes.legend(fontsize=7)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=90)
-
-
-def _belongs(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(name.startswith(p) if p.endswith("/") else name == p for p in patterns)

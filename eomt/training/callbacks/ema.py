@@ -27,7 +27,7 @@ class WeightAverage(WeightAveraging):
         decay: such as 0.9999; at least 0, below 1. A third of a run's steps is a long time for 1 / (1 - decay).
 
     Raises:
-        InputError: before training, with sharded weights.
+        InputError: before training, with weights that are sharded or in half precision.
     """
 
     def __init__(self, decay: float):
@@ -41,6 +41,12 @@ class WeightAverage(WeightAveraging):
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise InputError(
                 "callbacks.ema does not average sharded weights: set callbacks.ema.decay=null, or trainer.strategy=ddp"
+            )
+        if trainer.precision in ("16-true", "bf16-true"):
+            # A step moves an average by less than these can tell apart.
+            raise InputError(
+                f"callbacks.ema does not average weights in half precision, trainer.precision={trainer.precision}: "
+                "set callbacks.ema.decay=null, or trainer.precision=bf16-mixed"
             )
         # Lightning sets callbacks up before the module, but what is averaged must have its pretrained and LoRA weights.
         pl_module.prepare_network()
@@ -58,5 +64,4 @@ class WeightAverage(WeightAveraging):
 
     def _average(self, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
         decay = min(self.decay, (1 + self._step) / (10 + self._step))
-        # Averages stay in float32 where trainer.precision=bf16-true has weights in half precision.
-        get_ema_multi_avg_fn(decay)(averages, [weight.to(averages[0].dtype) for weight in weights], count)
+        get_ema_multi_avg_fn(decay)(averages, weights, count)

@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 
 import lightning
+import pytest
 import torch
 from torch import nn
 
+from eomt.errors import InputError
 from eomt.training.callbacks import WeightAverage
+from eomt.training.fsdp import ShardedStrategy
 from eomt.weights.checkpoint import TRAINED
 
 
@@ -27,7 +30,7 @@ def test_averages_follow_their_formula_and_give_way():
     """The network holds them in a validation alone; a second batch of a step does not count."""
     module = Linear()
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=strategy)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=strategy, precision="32-true")
     callback = WeightAverage(0.25)
     callback.setup(trainer, module, "fit")
     expected, bias = module.layer.weight.detach().clone(), module.layer.bias.clone()
@@ -51,3 +54,13 @@ def test_averages_follow_their_formula_and_give_way():
     torch.testing.assert_close(module.layer.weight.detach(), expected)
     callback.on_validation_epoch_end(trainer, module)
     assert torch.equal(module.layer.weight, weights)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "words"),
+    [(ShardedStrategy(), "32-true", "sharded weights"), (None, "bf16-true", "half precision.*bf16-mixed")],
+)
+def test_weights_that_are_not_averaged(strategy, precision, words):
+    trainer = SimpleNamespace(strategy=strategy, precision=precision)
+    with pytest.raises(InputError, match=rf"callbacks\.ema does not average .*{words}"):
+        WeightAverage(0.5).setup(trainer, None, "fit")

@@ -1,0 +1,147 @@
+"""Files that a validation leaves: `metrics.json`, pictures of predictions, and results in the benchmarks' formats."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+
+from eomt.files import replacing, write_json
+from eomt.postprocess.draw import DRAWN_SCORE, contact_sheet, draw_segments, side_by_side
+from eomt.postprocess.types import Instances, Segmentation
+
+
+class MetricsFile(Callback):
+    """Writes the scores of a validation, in percent: `metrics.json` and `metrics_per_class.json`.
+
+    A score over no class at all is null.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        scores = {**pl_module.scores, "step": pl_module.step, "mask_free": pl_module.mask_free}
+        write_json(self.folder / "metrics.json", _without_nan(scores))
+        write_json(self.folder / "metrics_per_class.json", [_without_nan(row) for row in pl_module.scores_per_class])
+
+
+class PredictionPictures(Callback):
+    """Writes `pictures/step-N.png` after each validation: image, ground truth and prediction side by side.
+
+    Args:
+        folder: the run folder.
+        count: the number of images, the first of the validation set.
+    """
+
+    def __init__(self, folder: str | Path, count: int = 8):
+        self.folder = Path(folder) / "pictures"
+        self.count = count
+        self._rows: list[np.ndarray] = []
+
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._rows = []
+
+    @rank_zero_only
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        missing = 0 if trainer.sanity_checking else self.count - len(self._rows)
+        self._rows += [_row(batch, k, prediction, pl_module) for k, prediction in enumerate(outputs[:missing])]
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._rows:
+            with replacing(self.folder / f"step-{pl_module.step:06d}.png") as temporary:
+                Image.fromarray(contact_sheet(self._rows)).save(temporary)
+            self._rows = []
+
+
+class SavePredictions(Callback):
+    """Writes each prediction of a validation in the format of the benchmark's server.
+
+    The trainer's data module must be like `SegmentationData`: its `reader("val")` knows all images' names.
+
+    Args:
+        folder: the folder of the files.
+
+    Raises:
+        InputError: on every rank and before the first image, if the results of two images would have one name.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._writer = pl_module.task.writer(self.folder, pl_module.classes, trainer.global_rank, trainer.world_size)
+        reader = trainer.datamodule.reader("val")
+        self._writer.check_names(reader.name(index) for index in range(len(reader)))
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        for prediction, name, image_id in zip(outputs, batch.names, batch.image_ids, strict=True):
+            self._writer.add(prediction, name, image_id)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._writer.flush()
+        trainer.strategy.barrier()
+        try:
+            if trainer.is_global_zero:
+                self._writer.close()
+        finally:
+            # Also if rank 0 fails, as on a full disk: the others would wait for it.
+            trainer.strategy.barrier()
+
+
+def _without_nan(row: dict) -> dict:
+    # JSON has no NaN.
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
+def _row(batch: Any, index: int, prediction: Segmentation | Instances, module: lightning.LightningModule) -> np.ndarray:
+    """Draw one image at the network's resolution: the batch does not hold the original."""
+    placement, targets = batch.placements[index], batch.targets[index]
+    size = (placement.scaled_height, placement.scaled_width)
+    start = sum(batch.counts[:index])
+    inputs = batch.inputs[start : start + batch.counts[index]]
+    view = module.task.geometry.view(inputs, placement, tuple(inputs.shape[-2:]))
+    image = view.permute(1, 2, 0).cpu().numpy()
+    truth = targets.ids[0]
+    for plane in targets.ids[1:]:
+        truth = torch.where(plane > 0, plane, truth)
+    shown = prediction.above(DRAWN_SCORE).flat() if isinstance(prediction, Instances) else prediction
+    labels, scores = shown.labels.cpu().numpy(), shown.scores.cpu().numpy()
+    left = draw_segments(image, _nearest(truth, size), targets.labels.numpy(), module.classes)
+    right = draw_segments(image, _nearest(shown.ids, size), labels, module.classes, scores)
+    return side_by_side(image, [(f"{batch.names[index]}: ground truth", left), ("prediction", right)])
+
+
+def _nearest(ids: Tensor, size: tuple[int, int]) -> np.ndarray:
+    return F.interpolate(ids[None, None].to(torch.float32), size, mode="nearest")[0, 0].to(torch.int64).cpu().numpy()

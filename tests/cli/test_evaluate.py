@@ -1,0 +1,108 @@
+"""eval.py: the checkpoint's settings, then what is typed; scores, results and refusals."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import eval as evaluation
+import train
+from eomt.errors import InputError
+from eomt.weights.checkpoint import FORMAT, read_checkpoint
+from eomt.weights.load import read_weights
+from eomt.weights.original import to_original
+from tests.running import configured, typed
+
+pytestmark = pytest.mark.xdist_group("run")
+
+
+def test_evaluation_gives_the_number_of_the_last_validation(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="eomt")
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    evaluation.main(configured(tmp_path, f"ckpt='{checkpoint}'", "save_predictions=true", name="eval"))
+    for name in ("metrics.json", "metrics_per_class.json"):
+        assert json.loads((tmp_path / name).read_text()) == json.loads((run / name).read_text()), name
+    counted = json.loads((tmp_path / "metrics_per_class.json").read_text())
+    assert sum(row["tp"] + row["fp"] for row in counted) > 10, "there must be predictions to compare"
+    assert "things" in caplog.text
+    results = json.loads((tmp_path / "predictions" / "panoptic.json").read_text())
+    assert len(results["annotations"]) == 10
+    assert len(list((tmp_path / "predictions" / "panoptic").glob("*.png"))) == 10
+
+
+@pytest.mark.slow
+def test_evaluation_under_masks(run, options, tmp_path):
+    """Dropped masks are drawn by the step of the checkpoint, as in the original's validation."""
+    early = (*options, "trainer.max_steps=2", "annealing.validate_masked=true", "annealing.windows=[[5,9],[5,9]]")
+    train.main(configured(tmp_path / "run", *early))
+    during = json.loads((tmp_path / "run" / "metrics_per_class.json").read_text())
+    checkpoint = f"ckpt='{tmp_path}/run/checkpoints/last.ckpt'"
+    for masked, folder in ((True, "masked"), (False, "free")):
+        overrides = (checkpoint, f"annealing.validate_masked={str(masked).lower()}")
+        evaluation.main(configured(tmp_path / folder, *overrides, name="eval"))
+        assert json.loads((tmp_path / folder / "metrics.json").read_text())["mask_free"] is not masked
+        after = json.loads((tmp_path / folder / "metrics_per_class.json").read_text())
+        if masked:
+            assert after == during
+
+
+def test_evaluation_reads_the_root_that_is_given(run, tmp_path):
+    checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
+    with pytest.raises(InputError, match="nowhere"):
+        evaluation.main(configured(tmp_path, checkpoint, "data.root=/nowhere", name="eval"))
+
+
+def test_evaluation_refuses_other_classes(run, tmp_path, shared_data):
+    checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
+    with pytest.raises(InputError, match="trained on other classes"):
+        evaluation.main(configured(tmp_path, checkpoint, f"data.root='{shared_data}/coco'", name="eval"))
+
+
+@pytest.mark.slow
+def test_evaluation_of_weights_from_elsewhere(run, shapes, tmp_path):
+    """Weights that carry no settings are evaluated on the task that is chosen, with the same score."""
+    pytest.importorskip("transformers", reason="the Hugging Face form needs transformers")
+    out = tmp_path / "hf"
+    typed("export", f"ckpt={run}/checkpoints/last.ckpt", "format=hf", f"out={out}")
+    ckpt, root = f"ckpt='{out}'", f"data.root='{shapes}'"
+    with pytest.raises(InputError, match="choose its task"):
+        evaluation.main(configured(tmp_path, ckpt, root, name="eval"))
+    options = ("task=shapes_panoptic", "trainer.accelerator=cpu", "postprocess.score_threshold=0.0")
+    evaluation.main(configured(tmp_path / "eval", ckpt, root, *options, name="eval"))
+    ours, theirs = (json.loads((f / "metrics_per_class.json").read_text()) for f in (tmp_path / "eval", run))
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_evaluation_of_original_weights(run, shapes, tmp_path):
+    """Weights that name neither kind nor classes, of sizes that nobody published: the chosen model says them."""
+    weights = read_weights(run / "checkpoints" / "last.ckpt")
+    ckpt = f"ckpt='{tmp_path}/original.bin'"
+    torch.save(to_original(weights.state, weights.network), tmp_path / "original.bin")
+    options = [
+        *("task=shapes_panoptic", f"data.root='{shapes}'"),
+        *("trainer.accelerator=cpu", "postprocess.score_threshold=0.0"),
+    ]
+    network = "model.backbone_options={embed_dim: 32, depth: 3, num_heads: 2, init_values: 1.0}"
+    with pytest.raises(InputError, match="num_heads"):
+        evaluation.main(configured(tmp_path, ckpt, *options, name="eval"))
+    evaluation.main(configured(tmp_path / "eval", ckpt, *options, network, name="eval"))
+    ours, theirs = (json.loads((f / "metrics_per_class.json").read_text()) for f in (tmp_path / "eval", run))
+    assert ours == theirs
+
+
+def test_evaluation_on_other_classes_of_the_same_number_is_refused(run, tmp_path):
+    """Colours and counts agree, names do not."""
+    example = tmp_path / "data"
+    for folder, mode in (("images", "RGB"), ("labels", "L")):
+        (example / folder / "val").mkdir(parents=True)
+        Image.new(mode, (8, 8)).save(example / folder / "val" / "a.png")
+    weights = read_weights(run / "checkpoints" / "last.ckpt")
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    checkpoint[FORMAT] |= {"kind": "semantic", "config": {}}
+    torch.save(checkpoint, tmp_path / "semantic.ckpt")
+    names = [*weights.classes.names[1:], "other"]
+    options = (f"data.root='{example}'", f"data.classes=[{','.join(names)}]", "task=folder_semantic")
+    with pytest.raises(InputError, match="trained on other classes"):
+        evaluation.main(configured(tmp_path / "eval", f"ckpt='{tmp_path}/semantic.ckpt'", *options, name="eval"))
