@@ -1,5 +1,8 @@
 """The matching cost against the plain formula."""
 
+import math
+
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -19,10 +22,19 @@ def test_cost_is_the_plain_formula():
             torch.testing.assert_close(cost[q, t], 5 * bce + 5 * dice - 2 * probability, atol=1e-5, rtol=0)
 
 
-def test_non_finite_logits_do_not_reach_the_matcher():
-    x = torch.randn(1, 4, 50)
-    x[0, 1] = float("nan")
-    x[0, 2] = float("inf")
-    cost = matching_cost(x, torch.randn(1, 4, 3), torch.ones(1, 2, 50), torch.tensor([[0, 1]]), 5, 5, 2)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_matcher_never_sees_what_is_not_finite(value):
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn(2, 6, 50, generator=generator)
+    classes = torch.randn(2, 6, 4, generator=generator)
+    truth = torch.rand(2, 3, 50, generator=generator).round()
+    labels = torch.tensor([[0, 1, 2], [2, -1, -1]])
+    masks[0, 0, 0] = masks[1] = value
+    classes[0, 1, 2] = classes[1, :, 0] = value
+    cost = matching_cost(masks, classes, truth, labels, 5.0, 5.0, 2.0)
     assert cost.isfinite().all()
-    assert match(cost[None], [2]).shape == (1, 3, 2)
+    image, query, segment = match(cost[None], (3, 1))[0]
+    assert image.tolist() == [0, 0, 0, 1]
+    assert sorted(segment[:3].tolist()) == [0, 1, 2]
+    if math.isnan(value):
+        assert 0 not in query[:3], "another query has numbers"

@@ -14,7 +14,6 @@ from lightning.pytorch.plugins import MixedPrecision
 from datasets.module import SegmentationData
 from eomt.errors import InputError
 from eomt.loss.mask_classification import MaskClassificationLoss
-from eomt.loss.matching import match, matching_cost
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD
 from eomt.tasks import task_of
@@ -192,25 +191,6 @@ def test_a_resumed_run_counts_on(tmp_path):
     assert same(resumed.after[8], whole.after[8])
     with pytest.raises(InputError, match=r"3 optimizer steps in a row"):
         run(tmp_path, [fault()], module(max_skipped_steps=3), ckpt_path=str(tmp_path / "step=4.ckpt"), steps=8)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_matcher_never_sees_what_is_not_finite(value, dtype):
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.randn(2, 6, 50, generator=generator, dtype=dtype)
-    classes = torch.randn(2, 6, 4, generator=generator, dtype=dtype)
-    truth = torch.rand(2, 3, 50, generator=generator, dtype=dtype).round()
-    labels = torch.tensor([[0, 1, 2], [2, -1, -1]])
-    masks[0, 0, 0] = masks[1] = value
-    classes[0, 1, 2] = classes[1, :, 0] = value
-    cost = matching_cost(masks, classes, truth, labels, 5.0, 5.0, 2.0)
-    assert cost.isfinite().all()
-    image, query, segment = match(cost[None], (3, 1))[0]
-    assert image.tolist() == [0, 0, 0, 1]
-    assert sorted(segment[:3].tolist()) == [0, 1, 2]
-    if math.isnan(value):
-        assert 0 not in query[:3], "another query has numbers"
 
 
 def test_more_targets_than_queries(tmp_path):
