@@ -20,7 +20,7 @@ from eomt.cli.main import log
 from eomt.cli.resume import check_unused, choose_checkpoint, continue_logs
 from eomt.files import replacing
 from eomt.training.callbacks import WeightAverage
-from eomt.training.checkpoint import LastCheckpoint, check_same_model, check_same_training
+from eomt.training.checkpoint import LastCheckpoint, check_same_run
 from eomt.training.module import EoMTModule
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import read_checkpoint
@@ -59,8 +59,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     if resume:
         checkpoint = read_checkpoint(resume, mmap=True)
-        check_same_model(checkpoint, cfg.kind, data.classes, module.network.spec)
-        check_same_training(checkpoint, module.learns, any(isinstance(c, WeightAverage) for c in callbacks))
+        check_same_run(checkpoint, module.description(), any(isinstance(c, WeightAverage) for c in callbacks))
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)

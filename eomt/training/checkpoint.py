@@ -308,35 +308,28 @@ def keep_as(path: Path, name: str) -> None:
     os.replace(temporary, path.with_name(name))
 
 
-def check_same_model(checkpoint: Mapping, kind: str, classes: Classes, spec: Mapping) -> None:
-    """Raise InputError unless a checkpoint has this task, these classes and this network."""
-    saved = checkpoint.get(FORMAT, {})
-    if saved.get("kind") != kind:
-        raise InputError(f"ckpt= is of a {saved.get('kind')} model, this run is {kind}: choose its task")
-    check_same_classes(Classes.from_list(saved["classes"]), classes)
-    for key, value in spec.items():
-        if saved["network"].get(key) != value:
-            raise InputError(
-                f"ckpt= is of another model: {key} is {saved['network'].get(key)} there and {value} here; "
-                "choose its model"
-            )
-
-
-def check_same_training(checkpoint: Mapping, learns: Mapping, averages: bool) -> None:
-    """Raise InputError unless a run with these trained parts, and with averages or without, can resume a checkpoint.
+def check_same_run(checkpoint: Mapping, description: Mapping, averages: bool) -> None:
+    """Raise InputError unless a run has the task, classes, network and trained part of a checkpoint.
 
     Args:
         checkpoint: the saved state of a run.
-        learns: `freeze_backbone` and `lora` of the run that resumes.
-        averages: whether that run averages its weights.
+        description: that of the `EoMTModule` which resumes it.
+        averages: whether the run that resumes it averages its weights.
     """
-    saved = checkpoint.get(FORMAT, {}).get("learns", {})
-    for key, value in learns.items():
-        there, here = saved.get(key) or None, value or None
+    saved = checkpoint[FORMAT]
+    if saved.get("kind") != description["kind"]:
+        raise InputError(f"ckpt= is of a {saved.get('kind')} model, this run is {description['kind']}: choose its task")
+    check_same_classes(*(Classes.from_list(part["classes"]) for part in (saved, description)))
+    for key, value in description["network"].items():
+        there = saved["network"].get(key)
+        if there != value:
+            raise InputError(f"ckpt= is of another model: {key} is {there} there and {value} here; choose its model")
+    for key, value in description["learns"].items():
+        there = saved["learns"].get(key)
         # True is all blocks, and equals 1, which is one.
-        if there != here or isinstance(there, bool) != isinstance(here, bool):
+        if (there or None) != (value or None) or isinstance(there or None, bool) != isinstance(value or None, bool):
             raise InputError(
-                f"ckpt= is of a run with model.{key}={saved.get(key)}, this one has {value}: start another by weights="
+                f"ckpt= is of a run with model.{key}={there}, this one has {value}: start another by weights="
             )
     if TRAINED in checkpoint and not averages:
         raise InputError("ckpt= is of a run that averages its weights: set callbacks.ema.decay, or start by weights=")

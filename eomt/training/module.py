@@ -53,7 +53,7 @@ class EoMTModule(lightning.LightningModule):
         run: plain values that checkpoints carry along, such as the configuration.
 
     Attributes:
-        probabilities: how likely each masked block masks a query's attention, at the current step.
+        probabilities: the probability that each masked block masks a query's attention, at the current step.
         scores: the scores of the last validation, in percent.
         scores_per_class: its table of classes.
         trained_steps: optimizer steps of a checkpoint that is evaluated.
@@ -303,20 +303,17 @@ class EoMTModule(lightning.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[FORMAT] = {
-            "kind": self.task.kind,
-            "classes": self.classes.to_list(),
-            "network": self.network.spec,
-            "learns": self.learns,
-            **self.run,
-        }
+        checkpoint[FORMAT] = {**self.description(), **self.run}
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "nonfinite" in checkpoint:
-            self.nonfinite.load_state_dict(checkpoint["nonfinite"])
+        self.nonfinite.load_state_dict(checkpoint["nonfinite"])
 
-    @property
-    def learns(self) -> dict[str, Any]:
-        """The part of the network that learns, as checkpoints tell it: `freeze_backbone` and `lora`."""
-        return {"freeze_backbone": self.freeze, "lora": self.lora}
+    def description(self) -> dict[str, Any]:
+        """Return the plain values by which a checkpoint tells its model: what another run needs to resume it."""
+        return {
+            "kind": self.task.kind,
+            "classes": self.classes.to_list(),
+            "network": self.network.spec,
+            "learns": {"freeze_backbone": self.freeze, "lora": self.lora},
+        }

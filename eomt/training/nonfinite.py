@@ -28,7 +28,7 @@ class NonFiniteSteps:
     schedule and of mask annealing, as it does where gradient scaling leaves one out.
 
     Args:
-        max_in_a_row: consecutive steps left out that end the run; at least 1.
+        max_in_a_row: consecutive steps left out that end the run; 0: none do.
 
     Attributes:
         skipped: steps left out so far.

@@ -12,7 +12,7 @@ import train
 from eomt.cli import build as assemble
 from eomt.errors import InputError, Stopped
 from eomt.model.eomt import EoMT
-from eomt.training.checkpoint import check_same_training
+from eomt.training.checkpoint import check_same_run
 from eomt.weights.checkpoint import FORMAT, TRAINED, read_checkpoint
 from eomt.weights.load import read_weights
 from tests.running import configured, equal, typed
@@ -194,7 +194,10 @@ def test_a_run_is_resumed_with_the_same_trained_part(settings, undisturbed, tmp_
 
 @pytest.mark.parametrize(("was", "now"), [(True, 1), (1, True), (True, 2), (False, 1)])
 def test_all_blocks_frozen_are_not_one_block(was, now):
-    checkpoint = {FORMAT: {"learns": {"freeze_backbone": was, "lora": None}}}
-    check_same_training(checkpoint, {"freeze_backbone": was, "lora": None}, False)
+    def description(frozen):
+        classes = [{"id": 1, "name": "cup"}]
+        return {"kind": "semantic", "classes": classes, "network": {}, "learns": {"freeze_backbone": frozen}}
+
+    check_same_run({FORMAT: description(was)}, description(was), False)
     with pytest.raises(InputError, match=rf"model\.freeze_backbone={was}, this one has {now}"):
-        check_same_training(checkpoint, {"freeze_backbone": now, "lora": None}, False)
+        check_same_run({FORMAT: description(was)}, description(now), False)
