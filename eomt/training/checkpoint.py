@@ -123,13 +123,12 @@ class LastCheckpoint(Checkpoint):
             return
         self._steps_done = trainer.global_step
         self._stopping = self._agreement.ask(self.signals.received)
-        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         due = (
             bool(self._stopping)
             or trainer.global_step % self.every_n_steps == 0
             or trainer.global_step == trainer.max_steps
             or trainer.should_stop
-            or last_epoch
+            or (trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs)
             # A validation between the batches of the next step scores the weights of this one.
             or any(validates_after(trainer, ahead) for ahead in range(1, trainer.accumulate_grad_batches))
         )
@@ -325,7 +324,7 @@ def check_same_run(checkpoint: Mapping, description: Mapping, averages: bool) ->
         if there != value:
             raise InputError(f"ckpt= is of another model: {key} is {there} there and {value} here; choose its model")
     for key, value in description["learns"].items():
-        there = saved["learns"].get(key)
+        there = (saved.get("learns") or {}).get(key)
         # True is all blocks, and equals 1, which is one.
         if (there or None) != (value or None) or isinstance(there or None, bool) != isinstance(value or None, bool):
             raise InputError(

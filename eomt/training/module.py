@@ -307,7 +307,8 @@ class EoMTModule(lightning.LightningModule):
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.nonfinite.load_state_dict(checkpoint["nonfinite"])
+        if "nonfinite" in checkpoint:
+            self.nonfinite.load_state_dict(checkpoint["nonfinite"])
 
     def description(self) -> dict[str, Any]:
         """Return the plain values by which a checkpoint tells its model: what another run needs to resume it."""

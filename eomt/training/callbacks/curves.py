@@ -41,9 +41,7 @@ class CurvePlot(Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        series = read_logs(self.folder)
-        if series:
-            plot(series, self.folder / "curves.png")
+        plot(read_logs(self.folder), self.folder / "curves.png")
 
 
 def read_logs(folder: str | Path) -> dict[str, dict[int, float]]:
@@ -88,20 +86,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def plot(series: dict[str, dict[int, float]], path: Path) -> None:
-    """Draw the panels for which there is data."""
+    """Draw the panels for which there is data; no file if there is none."""
     from matplotlib.figure import Figure
 
-    panels = [(title, [name for name in series if re.fullmatch(words, name)]) for title, words in PANELS.items()]
-    panels = [(title, names) for title, names in panels if names]
+    panels = {title: sorted(name for name in series if re.fullmatch(words, name)) for title, words in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     # Not by pyplot, which keeps each figure.
     figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
-    for position, (title, names) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, position + 1)
-        for name in sorted(names):
+    for position, (title, names) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, position)
+        for name in names:
             steps, values = zip(*series[name].items(), strict=True)
             axes.plot(steps, values, label=name.split("/")[-1], marker="." if len(steps) < 40 else None)
         axes.set_title(title, fontsize=10)
