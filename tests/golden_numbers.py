@@ -1,6 +1,7 @@
 """Recorded numbers of the original: networks, losses, a trajectory of training."""
 
 import json
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from eomt.model.eomt import EoMT
 from eomt.weights.original import from_original
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# Stands for `RandomPoints` where points are given.
+LossPoints = namedtuple("LossPoints", ("match", "candidates", "extra"))
 
 
 def golden_json(name: str) -> Any:

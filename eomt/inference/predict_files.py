@@ -39,8 +39,6 @@ def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list
         InputError: if an entry matches no image.
     """
     entries = [given] if isinstance(given, str) else [str(entry) for entry in given]
-    if not entries:
-        raise InputError("images=[] is empty: give a file, a folder, a pattern, or a list of these")
     written = [Path(os.path.abspath(out), name) for name in (PICTURES, PREDICTIONS)]
     folders, files = [], {}
     for entry in entries:

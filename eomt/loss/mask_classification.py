@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from eomt.loss.matching import match, matching_cost
 from eomt.loss.points import (
-    LossPoints,
     RandomPoints,
     sample_all_targets,
     sample_known,
@@ -88,7 +87,7 @@ class MaskClassificationLoss(nn.Module):
         self,
         outputs: Sequence[QueryOutput],
         targets: BatchTargets,
-        points: Sequence[LossPoints | RandomPoints],
+        points: Sequence[RandomPoints],
         normaliser: float | Tensor | None = None,
         class_normaliser: float | Tensor | None = None,
     ) -> list[dict[str, Tensor]]:
@@ -123,7 +122,7 @@ class MaskClassificationLoss(nn.Module):
         self,
         outputs: Sequence[QueryOutput],
         targets: BatchTargets,
-        points: Sequence[LossPoints | RandomPoints],
+        points: Sequence[RandomPoints],
     ) -> Tensor:
         """Match every output's queries to the targets: int64 [O, 3, M], image, query and target of each pair."""
         if targets.labels.shape[1] == 0:
@@ -149,7 +148,7 @@ class MaskClassificationLoss(nn.Module):
         self,
         output: QueryOutput,
         targets: BatchTargets,
-        points: LossPoints | RandomPoints,
+        points: RandomPoints,
         pairs: Tensor,
         normaliser: float | Tensor,
         class_normaliser: float | Tensor | None,
@@ -161,7 +160,7 @@ class MaskClassificationLoss(nn.Module):
         return {"mask": mask / normaliser, "dice": dice / normaliser, "class": class_term}
 
     def _mask_terms(
-        self, logits: Tensor, targets: BatchTargets, points: LossPoints | RandomPoints, image: Tensor, segment: Tensor
+        self, logits: Tensor, targets: BatchTargets, points: RandomPoints, image: Tensor, segment: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice, each summed over the M matched masks [M, h, w]."""
         if len(logits) == 0:

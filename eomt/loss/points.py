@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,25 +13,11 @@ from eomt.model.outputs import sample_maps
 from eomt.targets import BatchTargets
 
 
-class LossPoints(NamedTuple):
-    """The points of one output's loss, (x, y) in [0, 1]^2.
-
-    Attributes:
-        match: [B, P, 2], for the matching of an image's queries and targets.
-        candidates: [M, 3P, 2], of which each matched mask takes the most uncertain ones.
-        extra: [M, P/4, 2], which each matched mask takes as they are.
-    """
-
-    match: Tensor
-    candidates: Tensor
-    extra: Tensor
-
-
 @dataclass(frozen=True)
 class RandomPoints:
-    """Uniform `LossPoints`, drawn when they are asked for: candidates of many masks would fill the memory.
+    """Uniform points (x, y) in [0, 1]^2 for one output's loss, which depend on the images' seeds and the output alone.
 
-    They depend on the image's seed and the output alone, and are the same each time.
+    Drawn when they are asked for, the same each time: candidates of many masks would fill the memory.
 
     Args:
         seeds: the seed of each of B images.
@@ -50,14 +35,17 @@ class RandomPoints:
 
     @property
     def match(self) -> Tensor:
+        """[B, P, 2], for the matching of an image's queries and targets."""
         return self._draw(0, (1,) * len(self.seeds))
 
     @property
     def candidates(self) -> Tensor:
+        """[M, 3P, 2], of which each matched mask takes the most uncertain ones."""
         return self._draw(1, self.matched)
 
     @property
     def extra(self) -> Tensor:
+        """[M, P/4, 2], which each matched mask takes as they are."""
         return self._draw(2, self.matched)
 
     def _draw(self, part: int, rows: tuple[int, ...]) -> Tensor:

@@ -89,9 +89,7 @@ def _as_segments(winner: Tensor, best: Tensor, num_classes: int) -> Segmentation
     """Number the classes present in int32 [H, W] of classes, given float32 [H, W] of their scores."""
     areas = winner.flatten().bincount(minlength=num_classes)
     # In float64: the sum over millions of pixels must not lose the last of them.
-    totals = torch.zeros_like(areas, dtype=torch.float64)
-    for rows, row_scores in zip(winner.split(256), best.split(256), strict=True):
-        totals += rows.flatten().bincount(row_scores.flatten().double(), minlength=num_classes)
+    totals = winner.flatten().bincount(best.flatten().double(), minlength=num_classes)
     labels = areas.nonzero()[:, 0]
     numbers = torch.zeros(num_classes, dtype=torch.int32, device=winner.device)
     numbers[labels] = torch.arange(1, len(labels) + 1, dtype=torch.int32, device=winner.device)

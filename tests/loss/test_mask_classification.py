@@ -7,10 +7,10 @@ import torch.nn.functional as F
 
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.matching import matching_cost
-from eomt.loss.points import LossPoints, sample_all_targets, sample_known
+from eomt.loss.points import sample_all_targets, sample_known
 from eomt.model.outputs import QueryOutput, sample_maps
 from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
-from tests.golden_numbers import golden_json, golden_tensors
+from tests.golden_numbers import LossPoints, golden_json, golden_tensors
 from tests.host_syncs import HostSyncs
 
 
@@ -79,7 +79,7 @@ def test_a_batch_equals_its_images_one_by_one():
     for b in range(3):
         count = min(5, len(masks[b]))
         own = [
-            type(p)(p.match[b : b + 1], p.candidates[first : first + count], p.extra[first : first + count])
+            LossPoints(p.match[b : b + 1], p.candidates[first : first + count], p.extra[first : first + count])
             for p in points
         ]
         single = QueryOutput(*(x[b : b + 1] for x in output))
