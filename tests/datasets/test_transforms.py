@@ -314,19 +314,6 @@ def test_the_recipes_jitter_computes_what_torchvision_does(name, factor):
     assert np.array_equal(image, smooth())
 
 
-def test_jitter_changes_pixels_and_leaves_targets():
-    image, targets = segment_image(60, 80, seed=1)
-    plain, jittered = TrainTransform((32, 32)), TrainTransform((32, 32), augmentations=photometric())
-    changed = 0
-    for seed in range(10):
-        pixels, result = jittered(image, targets, (seed,))
-        # The crop's random numbers do not depend on the augmentations.
-        assert torch.equal(result.ids, plain(image, targets, (seed,))[1].ids)
-        flat = {int(pixels[0][mask].max()) for mask in result.masks()}
-        changed += not flat <= {40, 80, 120, 160}
-    assert changed >= 3
-
-
 MOVING = [
     A.HorizontalFlip(p=1),
     A.Transpose(p=1),

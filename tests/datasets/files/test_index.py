@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -99,22 +100,9 @@ def test_builders_at_once(cache):
         meet.wait(timeout=30)  # all four are building before the first is done
         return build()
 
-    results, errors = [], []
-
-    def run():
-        try:
-            results.append(open_index("key", slow_build))
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    for index in results:
-        check(index)
+    with ThreadPoolExecutor(4) as pool:
+        for index in pool.map(lambda _: open_index("key", slow_build), range(4)):
+            check(index)
     assert [path.name for path in cache.iterdir()] == ["key.safetensors"]
 
 

@@ -96,13 +96,6 @@ def test_panoptic(tmp_path, ade, layout):
     assert (targets.labels.tolist(), targets.ids.tolist()) == ([FLAG], [[[1, 0]]])
 
 
-def test_stuff_that_instances_hide_altogether_is_no_segment(tmp_path, ade):
-    ade.challenge["annotations/validation/ADE_val_00000001.png"] = label_png(np.full((3, 5), 1))
-    ade.instances["validation/ADE_val_00000001.png"] = instance_png(np.full((3, 5), 4), np.full((3, 5), 9))
-    _, targets = Ade20kPanoptic(ade.write(tmp_path, "zip"), "val").read(0)
-    assert (targets.labels.tolist(), targets.ids.unique().tolist()) == ([PERSON], [1])
-
-
 def test_panoptic_agrees_with_a_plain_reading(tmp_path, ade):
     generator = np.random.default_rng(0)
     semantic = generator.integers(0, 151, (40, 50))

@@ -177,19 +177,3 @@ def test_many_faults_are_counted(tmp_path, monkeypatch):
 def test_more_objects_than_targets_can_number(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.readers.coco_index.MAX_SEGMENTS", 3)
     fails(r"the image a\.jpg has 4 annotations, more than 3", custom, InstanceSet().write(tmp_path))
-
-
-def test_annotations_beside_the_pixels(tmp_path):
-    made = InstanceSet()
-    made.json["annotations"][0]["bbox"] = [2, 3, 4, "5"]
-    found = custom(made.write(tmp_path)).annotated()
-    assert found.start.tolist() == [0, 4, 5, 5, 6]
-    boxes, areas, outlines = found.of(0)  # annotations 11, 14, 10, 13
-    assert boxes.tolist()[0] == [2, 3, 4, 5]
-    assert [str(box[0]) for box in boxes.tolist()] == ["2.0", "nan", "inf", "nan"]
-    assert [str(area) for area in areas.tolist()] == ["100.5", "nan", "nan", "nan"]
-    assert outlines.tolist()[:2] == [[2.5, 2.5, 12, 15.25], [-3, -2, 28, 25]]
-    made = PanopticSet()
-    made.json["annotations"][2]["segments_info"][0]["segmentation"] = [[1, [2]]]
-    boxes, areas, outlines = CocoPanoptic(made.write(tmp_path), "val").annotated().of(0)
-    assert (boxes.tolist(), areas.tolist(), str(outlines[0, 0])) == ([[0, 0, 1, 1]] * 2, [1, 1], "nan")

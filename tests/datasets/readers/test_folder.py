@@ -99,6 +99,7 @@ def test_values_of_16_bits(tmp_path, own):
     data = open_own(own.write(tmp_path), classes=names, ignore=65535)
     check_classes(data.read(0)[1], np.array([[0, 255, 256, 999], [1, 0, 998, 300], [999, 999, 2, VOID]]))
     fails(r"data\.ignore=255 is also the value of the class 'class 255'", tmp_path, classes=names)
+    fails("32768 classes, more than 32767", tmp_path, classes=[f"class {k}" for k in range(32768)], ignore=65535)
 
 
 RED, GREEN, WHITE, BLACK = [255, 0, 0], [0, 255, 0], [255] * 3, [0] * 3
