@@ -128,7 +128,7 @@ def odd_image(image: ImageFacts, classes: Classes, num_queries: int) -> Iterator
 def odd_annotations(
     image: ImageFacts, boxes: np.ndarray, areas: np.ndarray, outlines: np.ndarray, classes: Classes
 ) -> Iterator[tuple[str, str]]:
-    """Boxes, areas and outlines (see `datasets.readers.base.Annotated`) that contradict the image or its masks."""
+    """Boxes, areas and outlines (see `CocoInstance.annotated`) that contradict the image or its masks."""
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     names = [classes[label].name for label in image.labels]
     broken = np.isinf(boxes).any(axis=1)

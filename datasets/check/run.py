@@ -87,7 +87,6 @@ def _check_images(
         for value, times in Counter(map(value_of, range(len(reader)))).items():
             if times > 1:
                 report.add("same_identity", split, str(value), f"this {what} stands for {times} images")
-    annotated = reader.annotated() if hasattr(reader, "annotated") else None
     tally = report.tallies[split] = Tally(reader.classes)
     usable = []
     loader = BatchLoader(ExaminedImages(reader), list, data.num_workers, data.timeout, batch_size=_TOGETHER)
@@ -100,8 +99,8 @@ def _check_images(
         usable.append(index)
         tally.add(image)
         odd = list(odd_image(image, reader.classes, num_queries))
-        if annotated is not None:
-            odd += odd_annotations(image, *annotated.of(index), reader.classes)
+        if hasattr(reader, "annotated"):
+            odd += odd_annotations(image, *reader.annotated(index), reader.classes)
         first_split, first_name = first = seen.setdefault(image.digest, (split, name))
         if first != (split, name):
             kind = "duplicate" if first_split == split else "leak"

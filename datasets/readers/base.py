@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -12,36 +12,15 @@ from eomt.errors import InputError
 from eomt.targets import ImageTargets
 
 
-class Annotated(NamedTuple):
-    """Annotations of S segments beside their pixels, for `check_data.py`. Training uses none of it.
-
-    Attributes:
-        start: int64 [N + 1]; the segments of image i, in the order of its targets, are start[i]..start[i + 1] - 1.
-        boxes: float64 [S, 4], left, top, width, height, in pixels; NaN where there is none, infinite where it is not
-            four numbers.
-        areas: float64 [S], pixels; likewise.
-        outlines: float64 [S, 4], left, top, right, bottom of the polygons; NaN where there are none.
-    """
-
-    start: np.ndarray
-    boxes: np.ndarray
-    areas: np.ndarray
-    outlines: np.ndarray
-
-    def of(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, areas and outlines of an image's segments."""
-        here = slice(*self.start[index : index + 2])
-        return self.boxes[here], self.areas[here], self.outlines[here]
-
-
 class Reader(Protocol):
     """A dataset before any transform. It can be pickled to workers and used by forked ones as it is.
 
     All files are found, and all that can be checked without decoding images is checked, when a reader is made; then
     it raises `eomt.errors.InputError`. `read` checks the image itself.
 
-    A reader may have two methods more, which `check_data.py` calls: `annotated() -> Annotated`, and
-    `files() -> tuple[set[str], set[str]]`, the paths that it uses and those that lie in its folders.
+    A reader may have two methods more, which `check_data.py` calls: `annotated(index)`, see
+    `datasets.readers.coco.CocoInstance`, and `files() -> tuple[set[str], set[str]]`, the paths that it uses and those
+    that lie in its folders.
 
     Attributes:
         classes: the classes that the targets' labels count.

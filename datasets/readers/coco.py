@@ -13,8 +13,8 @@ from datasets.files.archive import ZipArchive, find_source
 from datasets.files.decode import decode_id_map, decode_rgb
 from datasets.files.index import open_index
 from datasets.files.source import Folder, IndexedFiles, Member, Source
-from datasets.readers.base import Annotated, check_size, open_root
-from datasets.readers.coco_index import VERSION, annotated, build_index
+from datasets.readers.base import check_size, open_root
+from datasets.readers.coco_index import VERSION, build_index
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.targets import ImageTargets, runs, targets_from_id_map, targets_from_rles
@@ -35,12 +35,12 @@ class _CocoReader:
     ):
         annotations = annotations or f"{self.kind}_{split}2017"
         images = images or f"{split}2017"
-        source, self._json, masks = _find(root, images, annotations, self.archive, self.kind == "panoptic")
-        state = blake2b(self._json.source.digest(self._json.name) + source.fingerprint(), digest_size=16)
+        source, json, masks = _find(root, images, annotations, self.archive, self.kind == "panoptic")
+        state = blake2b(json.source.digest(json.name) + source.fingerprint(), digest_size=16)
         if masks:
             state.update(masks.fingerprint())
-        key = f"{self.kind}-{VERSION}-{self._json.name.removesuffix('.json')[:80]}-{state.hexdigest()}"
-        self._index = open_index(key, lambda: build_index(self._json.chunks, self._json.describe(), source, masks))
+        key = f"{self.kind}-{VERSION}-{json.name.removesuffix('.json')[:80]}-{state.hexdigest()}"
+        self._index = open_index(key, lambda: build_index(json.chunks, json.describe(), source, masks))
         self._images = IndexedFiles(source, self._index, "image")
         self._masks = IndexedFiles(masks, self._index, "mask") if masks else None
         self.classes = Classes.from_list(self._index.meta["categories"])
@@ -58,9 +58,15 @@ class _CocoReader:
         """The images that the JSON names, and all files beside them."""
         return self._images.compared()
 
-    def annotated(self) -> Annotated:
-        """Boxes, areas and outlines of the segments. Reads the JSON anew."""
-        return annotated(self._json.chunks(), self._json.describe(), self._index)
+    def annotated(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Annotations of an image's T segments beside their pixels, for `check_data.py`. Training uses none of it.
+
+        Returns:
+            float64 in pixels, NaN where there is none, infinite where it is not such numbers: boxes [T, 4] (left, top,
+            width, height), areas [T], and outlines of the polygons [T, 4] (left, top, right, bottom).
+        """
+        (table,) = self._segments(index, "annotated")
+        return table[:, :4], table[:, 4], table[:, 5:]
 
     def _size(self, index: int) -> tuple[int, int]:
         height, width = self._index.rows("size", index, index + 1)[0].tolist()

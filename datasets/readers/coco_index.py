@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from datasets.files.index import Index, text_columns
+from datasets.files.index import text_columns
 from datasets.files.source import Source, file_columns
-from datasets.readers.base import Annotated
 from datasets.readers.coco_json import ROW_ERRORS, area, file_name, flag, run_lengths, side, stream_arrays, whole
 from eomt.classes import Classes
 from eomt.errors import InputError
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Part of an index's key: raise it when the arrays or their meaning change."""
 
 MAX_SEGMENTS = int(np.iinfo(np.int16).max)
@@ -50,7 +49,8 @@ def build_index(
         The arrays, images in the JSON's order: `image_id` int64 [N]; `size` int32 [N, 2] (height, width); the files
         "image" (see `IndexedFiles`); `segment_end` int64 [N + 1], by which an image's segments are the rows
         segment_end[i]..segment_end[i + 1] - 1 of `segment_id` int64 [S] (the annotation ids, or the PNGs' ids, 1 to
-        2^24 - 1), `label` int32 [S] (0..C-1) and `crowd` bool [S]. Of an instance JSON also `area` float64 [S] and the
+        2^24 - 1), `label` int32 [S] (0..C-1), `crowd` bool [S] and `annotated` float64 [S, 9] (box, area and outline,
+        see `CocoInstance.annotated`). Of an instance JSON also `area` float64 [S] and the
         texts "mask", COCO's compressed run lengths; of a panoptic JSON the files "mask" and `mask_of_image` int64 [N],
         their numbers, -1 for an image without. And {"categories": Classes.to_list()}.
 
@@ -99,6 +99,7 @@ class _Rows:
         self.index_of: dict[int, int] = {}
         self.categories: list[Mapping] = []
         self.image_of, self.segment_ids, self.category_of, self.crowd = array("q"), array("q"), array("q"), array("b")
+        self.annotated = array("d")
         self.areas, self.masks = array("d"), []
         self.mask_names: list[str] = []
         self.mask_of: dict[int, int] = {}
@@ -171,6 +172,7 @@ class _Rows:
         self.segment_ids.append(number)
         self.category_of.append(category)
         self.crowd.append(crowd)
+        self.annotated.extend(_annotated_numbers(row))
 
     def image_columns(self, source: Source) -> dict[str, np.ndarray]:
         if not self.names:
@@ -199,6 +201,7 @@ class _Rows:
             "segment_id": np.array(self.segment_ids)[order],
             "label": labels[order],
             "crowd": np.array(self.crowd, dtype=bool)[order],
+            "annotated": np.array(self.annotated).reshape(-1, 9)[order],
         }
 
     def instance_columns(self, order: np.ndarray) -> dict[str, np.ndarray]:
@@ -221,31 +224,13 @@ class _Rows:
         return file_columns(column, ((name, members[name]) for name in names if name in members))
 
 
-def annotated(chunks: Iterable[bytes], where: str, index: Index) -> Annotated:
-    """Boxes, areas and outlines of the segments of an index, read from its JSON anew.
-
-    Raises:
-        InputError: if the JSON cannot be read any more.
-    """
-    numbers, row_of = array("d"), {}
-    for _, row in stream_arrays(chunks, ("annotations",), where):
-        for segment in row.get("segments_info", [row]):
-            row_of[row["image_id"], segment["id"]] = len(row_of)
-            numbers.extend(_annotated_numbers(segment))
-    ends, segment_ids = index.column("segment_end"), index.column("segment_id")
-    image_ids = np.repeat(index.column("image_id"), np.diff(ends))
-    order = [row_of[key] for key in zip(image_ids.tolist(), segment_ids.tolist(), strict=True)]
-    table = np.array(numbers).reshape(-1, 9)[order]
-    return Annotated(ends, table[:, :4], table[:, 4], table[:, 5:])
-
-
 def _annotated_numbers(row: Mapping) -> tuple[float, ...]:
-    """Box, area and outline; see `Annotated`."""
+    """Box, area and outline; see `build_index`."""
     area, polygons, outline = row.get("area"), row.get("segmentation"), (np.nan,) * 4
     if isinstance(polygons, list):
         with contextlib.suppress(*ROW_ERRORS):  # in a panoptic JSON, where the key has no meaning
-            corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-            outline = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+            xs, ys = ([number for polygon in polygons for number in polygon[k::2]] for k in (0, 1))
+            outline = tuple(map(float, (min(xs), min(ys), max(xs), max(ys))))
     return *_numbers(row.get("bbox"), 4), *_numbers(None if area is None else [area], 1), *outline
 
 
