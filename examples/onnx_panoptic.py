@@ -27,14 +27,21 @@ from eomt.tasks import predict_images, task_of
 
 
 def segment(folder: str | Path, image: str | Path) -> Result:
-    """Segment an image file by the model in an exported folder."""
+    """Segment an image file by the model in an exported folder.
+
+    Raises:
+        InputError: if the folder holds no ONNX model, or the image cannot be read.
+    """
+    graph = Path(folder, "model.onnx")
+    if not graph.is_file():
+        raise InputError(f"{folder} holds no model.onnx: export one by format=onnx")
     about = json.loads(Path(folder, "eomt.json").read_text(encoding="utf-8"))
     classes, size = Classes.from_list(about["classes"]), tuple(about["network"]["image_size"])
     if about["kind"] not in ("semantic", "instance", "panoptic"):
         sys.exit(f"error: kind={about['kind']} would run code of its own, which this example does not")
     task = task_of(about["kind"], about["config"].get("postprocess"))
     providers = onnxruntime.get_available_providers()
-    session = onnxruntime.InferenceSession(Path(folder, "model.onnx"), providers=providers)
+    session = onnxruntime.InferenceSession(graph, providers=providers)
     # Semantic models take an image as several square windows, the others as one padded input.
     inputs, placement = task.geometry.prepare(load_image(image), size)
     output = run(session, inputs.numpy())

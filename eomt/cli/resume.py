@@ -16,7 +16,7 @@ from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, intact, read
 
 
 def with_saved_overrides(arguments: Sequence[str]) -> list[str]:
-    """Put the overrides that the checkpoint's run was started with before what is typed, and its folder behind.
+    """Put the overrides that the checkpoint's run was started with before those that are typed, and its folder behind.
 
     What is typed takes the place of what is saved; another choice of a group, of all saved values within it.
 
@@ -42,7 +42,14 @@ def with_saved_overrides(arguments: Sequence[str]) -> list[str]:
     folder = []
     if path.parent.name == "checkpoints" and "hydra.run.dir" not in typed:
         folder = quote_paths([f"hydra.run.dir={path.absolute().parent.parent}"])
-    return [*saved, *arguments, *folder]
+    # Overrides stand together: with a flag such as --config-dir between them, Hydra reads none behind it.
+    start = next(i for i, argument in enumerate(arguments) if _is_override(argument))
+    end = next((i for i in range(start, len(arguments)) if not _is_override(arguments[i])), len(arguments))
+    return [*arguments[:start], *saved, *arguments[start:end], *folder, *arguments[end:]]
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-")
 
 
 def choose_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -26,6 +26,9 @@ def test_what_was_typed_stays_unless_it_is_typed_again(tmp_path):
     assert with_saved_overrides(typed) == ["task=coco_panoptic", "data.root='/a'", "trainer.max_epochs=3", *typed]
     assert with_saved_overrides([ckpt, "task=shapes_panoptic"])[0] == ckpt
     assert with_saved_overrides(["seed=1"]) == ["seed=1"]
+    for flags in (["--config-dir", "."], ["--multirun"]):
+        assert with_saved_overrides([*flags, ckpt, "seed=1"]) == [*flags, *TYPED, ckpt, "seed=1", folder]
+        assert with_saved_overrides([ckpt, *flags]) == [*TYPED, ckpt, folder, *flags]
 
 
 @pytest.mark.parametrize("part", [{}, {"overrides": None}, {"overrides": 3}])
