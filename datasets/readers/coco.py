@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -35,12 +33,17 @@ class _CocoReader:
     ):
         annotations = annotations or f"{self.kind}_{split}2017"
         images = images or f"{split}2017"
-        source, json, masks = _find(root, images, annotations, self.archive, self.kind == "panoptic")
-        state = blake2b(json.source.digest(json.name) + source.fingerprint(), digest_size=16)
+        source, json, name, masks = _find(root, images, annotations, self.archive, self.kind == "panoptic")
+        state = blake2b(json.digest(name) + source.fingerprint(), digest_size=16)
         if masks:
             state.update(masks.fingerprint())
-        key = f"{self.kind}-{VERSION}-{json.name.removesuffix('.json')[:80]}-{state.hexdigest()}"
-        self._index = open_index(key, lambda: build_index(json.chunks, json.describe(), source, masks))
+
+        def build() -> tuple[dict[str, np.ndarray], dict]:
+            member = Member() if isinstance(json, Folder) else json.members()[name]
+            return build_index(lambda: json.chunks(name, member), json.describe(name), source, masks)
+
+        key = f"{self.kind}-{VERSION}-{name.removesuffix('.json')[:80]}-{state.hexdigest()}"
+        self._index = open_index(key, build)
         self._images = IndexedFiles(source, self._index, "image")
         self._masks = IndexedFiles(masks, self._index, "mask") if masks else None
         self.classes = Classes.from_list(self._index.meta["categories"])
@@ -184,46 +187,26 @@ def _check_ids(id_map: np.ndarray, segment_ids: np.ndarray, where: str) -> None:
         raise InputError(f"{where} has no pixel with the id {missing[0]}, a segment of its JSON")
 
 
-class JsonFile(NamedTuple):
-    """An annotation file in an archive or a folder.
-
-    Attributes:
-        source: the archive or folder.
-        name: its name there.
-        member: its location there.
-    """
-
-    source: Source
-    name: str
-    member: Member
-
-    def describe(self) -> str:
-        """Its name in messages."""
-        return self.source.describe(self.name)
-
-    def chunks(self) -> Iterator[bytes]:
-        """Its bytes in pieces of about 1 MiB."""
-        return self.source.chunks(self.name, self.member)
-
-    def masks(self) -> Source | None:
-        """The archive or folder of the same stem beside it, if there is one."""
-        stem = self.name.removesuffix(".json")
-        if isinstance(self.source, Folder):
-            return find_source(self.source.path, stem)
-        member = self.source.members().get(f"{stem}.zip")
-        return self.source.nested(f"{stem}.zip", member, stem) if member else None
-
-
 def _find(
     root: str | Path | None, images: str, annotations: str, archive: str, masks: bool
-) -> tuple[Source, JsonFile, Source | None]:
-    """Images, JSON and, if wanted, panoptic PNGs of a set. InputError names all that is missing."""
+) -> tuple[Source, Source, str, Source | None]:
+    """Images, the source and name of the JSON and, if wanted, panoptic PNGs. InputError names all that is missing."""
     custom = annotations.endswith(".json")
     folder = open_root(root, f"{images}.zip and {annotations if custom else archive}")
     source = find_source(folder, images)
-    found = ((json, json.masks() if masks else None) for json in _jsons(folder, annotations, archive))
-    json, pngs = next((pair for pair in found if pair[1] or not masks), (None, None))
-    stem = annotations.removesuffix(".json")
+    extracted = Path(folder, annotations) if custom else folder / "annotations" / f"{annotations}.json"
+    name, stem = extracted.name, annotations.removesuffix(".json")
+    json = pngs = None
+    if not custom and (folder / archive).is_file():
+        packed = ZipArchive(folder / archive, "annotations")
+        members = packed.members()
+        nested = members.get(f"{stem}.zip") if masks else None
+        if name in members and (nested or not masks):
+            json = packed
+            pngs = packed.nested(f"{stem}.zip", nested, stem) if nested else None
+    if json is None and extracted.is_file():
+        pngs = find_source(extracted.parent, name.removesuffix(".json")) if masks else None
+        json = Folder(extracted.parent) if pngs or not masks else None
     needs = annotations if custom else f"{archive} with annotations/{stem}.json"
     if masks:
         needs += f" and its PNGs in {stem}.zip or {stem}/"
@@ -234,17 +217,4 @@ def _find(
             f"data.root: {folder} lacks {missing}; download it, no need to unpack it, or name custom files by "
             "`images` and `annotations` of data.train and data.val"
         )
-    return source, json, pngs
-
-
-def _jsons(root: Path, annotations: str, archive: str) -> Iterator[JsonFile]:
-    """Find a JSON, extracted or in its archive, the preferred one first."""
-    custom = annotations.endswith(".json")
-    extracted = Path(root, annotations) if custom else root / "annotations" / f"{annotations}.json"
-    if not custom and (root / archive).is_file():
-        packed = ZipArchive(root / archive, "annotations")
-        member = packed.members().get(extracted.name)
-        if member:
-            yield JsonFile(packed, extracted.name, member)
-    if extracted.is_file():
-        yield JsonFile(Folder(extracted.parent), extracted.name, Member())
+    return source, json, name, pngs
