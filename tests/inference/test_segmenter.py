@@ -132,6 +132,8 @@ def test_what_cannot_be_loaded_is_named(tmp_path, monkeypatch):
             Segmenter.load(path, **options)
     with pytest.raises(InputError, match="no such file"):
         Segmenter.load(tmp_path / "none.ckpt")
+    with pytest.raises(InputError, match=r"Classes\.from_categories"):
+        Segmenter.load(path, classes=["a", "b"])
     network = random_network()
     network.spec["num_queries"] = 9
     with pytest.raises(InputError, match="other weights than its network"):
@@ -173,8 +175,3 @@ def test_unreadable_images_are_errors_or_left_out(tmp_path):
     segmenter.network.register_forward_hook(run_out)
     with pytest.raises(InputError, match="batch_size=2 does not fit into the memory of cpu"):
         segmenter([image] * 5, batch_size=2)
-
-
-def test_classes_must_be_classes(tmp_path):
-    with pytest.raises(InputError, match=r"Classes\.from_categories"):
-        Segmenter.load(tmp_path / "x.ckpt", classes=["a", "b"])

@@ -124,43 +124,6 @@ def square(size=(20, 20), side=10):
     return mask
 
 
-def bars(*spans, size=(50, 200)):
-    masks = np.zeros((len(spans), *size), dtype=bool)
-    for mask, (start, end) in zip(masks, spans, strict=True):
-        mask[:, start:end] = True
-    return masks
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize(
-    ("truth", "areas", "found"),
-    [
-        # The first overlaps both equally and takes the last, which would suit the second better.
-        (bars((0, 20), (2, 22)), [1000, 1000], bars((1, 21), (3, 23))),
-        # Two objects of one shape and different areas.
-        (bars((0, 20), (0, 20)), [500, 5000], bars((0, 20))),
-        # Ends of ranges belong to both.
-        (bars((0, 20), (30, 50), (60, 80)), [32**2, 96**2, 1e10], bars((60, 80), (0, 20))),
-        (bars((0, 20)), [1e10 + 1], bars((0, 20))),
-        # An IoU of exactly 0.5, and of exactly 0.75 and 0.95.
-        (bars((0, 20), (40, 60), (80, 100)), [1000] * 3, bars((0, 40), (40, 55), (80, 99))),
-        # The hundredth of an image and class counts, the next does not.
-        (bars((0, 20), (40, 60)), [1000] * 2, bars(*[(70, 90)] * 99, (0, 20), (40, 60))),
-        (bars((0, 20), (40, 60)), [1000] * 2, bars(*[(70, 90)] * 9, (0, 20), (40, 60))),
-    ],
-)
-def test_equals_pycocotools_at_the_edges_of_its_rules(truth, areas, found, library):
-    document = {"images": [], "annotations": [], "categories": one_class().to_list()}
-    none = [False] * len(truth)
-    annotate(document, 1, truth.shape[1:], truth, [1] * len(truth), none, areas)
-    scores = np.linspace(0.9, 0.1, len(found))
-    instances = as_instances(truth.shape[1:], found, [0] * len(found), scores)
-    metric = AveragePrecision(one_class(), library)
-    own_areas = torch.tensor(areas, dtype=torch.float64)
-    metric.update(instances, as_targets(truth.shape[1:], truth, [0] * len(truth), none, own_areas), 1)
-    assert_equal(metric, official(document, {1: instances}, one_class()))
-
-
 def _score_share(rank, store, classes, shares, expected):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(shares))
     metric = AveragePrecision(classes)
