@@ -156,7 +156,7 @@ def metrics_of(source: str | Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _scores(path: Path) -> dict[str, Any]:
-    return read_json(path, str(path)) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _write_graph(

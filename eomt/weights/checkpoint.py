@@ -41,13 +41,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"ckpt={path}: no such file")
-    try:
-        checkpoint = read_file(path, path.name, mmap)
-    except InputError as error:
-        raise InputError(
-            f"ckpt={path} cannot be read ({str(error).partition(';')[0]}); take another, such as best.ckpt, "
-            f"last.ckpt or {PREVIOUS} of the same folder"
-        ) from None
+    checkpoint = read_file(path, mmap)
     if not isinstance(checkpoint, dict) or FORMAT not in checkpoint:
         raise InputError(f"ckpt={path} is no checkpoint of this project: it lacks the part {FORMAT!r}")
     for key in (FORMAT, CONTINUATION):

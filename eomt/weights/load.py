@@ -57,7 +57,7 @@ def read_weights(
     if isinstance(chosen.get("image_size"), int):
         chosen["image_size"] = [chosen["image_size"]] * 2
     path = local_path(source)
-    found = read_source(path, str(source))
+    found = read_source(path)
     try:
         weights = complete_weights(_read(found, backbone), kind, classes, chosen, complete)
     except InputError as error:

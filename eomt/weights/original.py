@@ -96,7 +96,7 @@ def read_delta(source: Source, backbone: str | Path | None) -> Weights:
     path = local_path(name)
     if not path.exists():
         raise InputError(f"delta_base={name}: no such file or folder")
-    absolute = add_backbone(source.state, read_source(path, name).state)
+    absolute = add_backbone(source.state, read_source(path).state)
     return replace(read_original(replace(source, state=absolute)), origin="original delta weights")
 
 

@@ -48,24 +48,21 @@ class Source:
     """A file or folder of weights as it was read, whatever it is.
 
     Attributes:
-        name: the source in messages.
         content: everything in the file, tensors and plain values; for a folder, its tensors.
         state: the weights alone, dense tensors on the CPU; under "network." if the file has such keys.
         descriptions: the JSON objects beside the weights, by file name; under `EXPORT` also that within a checkpoint.
     """
 
-    name: str
     content: Mapping[str, Any]
     state: Mapping[str, Tensor]
     descriptions: Mapping[str, dict[str, Any]]
 
 
-def read_source(path: Path, name: str) -> Source:
+def read_source(path: Path) -> Source:
     """Read a file or folder of weights once, with the descriptions beside it.
 
     Args:
         path: a file in safetensors' or PyTorch's format, or a folder with one of `WHOLE` or its shards.
-        name: the source in messages.
 
     Returns:
         The content; tensors stay in the file until they are used.
@@ -74,29 +71,28 @@ def read_source(path: Path, name: str) -> Source:
         InputError: if it is neither, cannot be read, is damaged, would run code, or holds no tensors by name.
     """
     if path.is_dir():
-        folder, content = path, _read_folder(path, name)
+        folder, content = path, _read_folder(path)
     elif path.is_file():
         # Any other file in a folder is not what the folder's descriptions are about.
-        folder, content = path.parent if path.name in WHOLE else None, read_file(path, name)
+        folder, content = path.parent if path.name in WHOLE else None, read_file(path)
     else:
-        raise InputError(f"{name}: no such file or folder")
+        raise InputError(f"{path}: no such file or folder")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    state = {key.replace("_orig_mod.", ""): value for key, value in _tensors(state, name).items()}
+    state = {key.replace("_orig_mod.", ""): value for key, value in _tensors(state, path).items()}
     # Lightning modules carry buffers of the loss and the metrics beside their network.
     state = {key: value for key, value in state.items() if key.startswith("network.")} or state
     found = [file for file in (EXPORT, CONFIG, PROCESSOR) if folder is not None and (folder / file).is_file()]
-    descriptions = {file: read_json(folder / file, f"{name}/{file}") for file in found}
+    descriptions = {file: read_json(folder / file) for file in found}
     if FORMAT in content:
-        descriptions[EXPORT] = plain(content[FORMAT], f"{name}: its description")
-    return Source(name, content, state, descriptions)
+        descriptions[EXPORT] = plain(content[FORMAT], f"{path}: its description")
+    return Source(content, state, descriptions)
 
 
-def read_file(path: Path, name: str, mmap: bool = True) -> Any:
+def read_file(path: Path, mmap: bool = True) -> Any:
     """Read a file by its content, not by its suffix.
 
     Args:
         path: a file in safetensors' or PyTorch's format.
-        name: the file in messages.
         mmap: leave the tensors in a PyTorch file until they are used, as those in a safetensors file always are.
 
     Returns:
@@ -116,13 +112,13 @@ def read_file(path: Path, name: str, mmap: bool = True) -> Any:
             return load_file(path)
         raise ValueError("its content is neither safetensors' nor PyTorch's" if start else "it is empty")
     except InputError as error:
-        raise InputError(f"{name} {error}") from None
+        raise InputError(f"{path} {error}") from None
     except Exception as error:
         # PyTorch and safetensors raise nearly anything on a damaged file.
-        raise InputError(f"{name} is truncated, damaged or no file of weights ({reason(error)}); {_AGAIN}") from error
+        raise InputError(f"{path} is truncated, damaged or no file of weights ({reason(error)}); {_AGAIN}") from error
 
 
-def read_json(path: Path, name: str) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of bounded size.
 
     Raises:
@@ -135,8 +131,8 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(f"it holds {type(value).__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{name} is no JSON object ({reason(error)}); {_AGAIN}") from error
-    return plain(value, name)
+        raise InputError(f"{path} is no JSON object ({reason(error)}); {_AGAIN}") from error
+    return plain(value, str(path))
 
 
 def plain(value: Any, name: str) -> Any:
@@ -169,45 +165,43 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _read_folder(folder: Path, name: str) -> dict[str, Any]:
+def _read_folder(folder: Path) -> dict[str, Any]:
     for file in WHOLE:
         if (folder / file).is_file():
-            return read_file(folder / file, f"{name}/{file}")
+            return read_file(folder / file)
         if (folder / f"{file}.index.json").is_file():
-            return _read_shards(folder, f"{file}.index.json", name)
+            return _read_shards(folder / f"{file}.index.json")
     if (folder / "checkpoints").is_dir():
         raise InputError(
-            f"{name} is a run's folder: give one of its checkpoints, {name}/checkpoints/best.ckpt or last.ckpt"
+            f"{folder} is a run's folder: give one of its checkpoints, {folder}/checkpoints/best.ckpt or last.ckpt"
         )
-    raise InputError(f"{name} holds no weights: a folder must have {' or '.join(WHOLE)}")
+    raise InputError(f"{folder} holds no weights: a folder must have {' or '.join(WHOLE)}")
 
 
-def _read_shards(folder: Path, index: str, name: str) -> dict[str, Any]:
-    """Read the tensors of all files in this folder that an index (`*.index.json`) names."""
-    files = read_json(folder / index, f"{name}/{index}").get("weight_map")
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Read the tensors of all files in its folder that an index (`*.index.json`) names."""
+    files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise InputError(f"{name}/{index} has no weight_map of names to files")
+        raise InputError(f"{index} has no weight_map of names to files")
     state: dict[str, Any] = {}
     for file in sorted(set(files.values())):
-        if Path(file).name != file or not (folder / file).is_file():
-            raise InputError(f"{name}/{index} names {file!r}, which is no file of this folder: download it too")
-        state |= _tensors(read_file(folder / file, f"{name}/{file}"), f"{name}/{file}")
-    missing = sorted(files.keys() - state.keys())
-    if missing:
-        raise InputError(f"{name} lacks {missing[0]} and {len(missing) - 1} more weights that {index} names; {_AGAIN}")
+        path = index.parent / file
+        if path.name != file or not path.is_file():
+            raise InputError(f"{index} names {file!r}, which is no file of its folder: download it too")
+        state |= _tensors(read_file(path), path)
     return state
 
 
-def _tensors(state: Any, name: str) -> dict[str, Tensor]:
+def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
     """Check that a state dict holds nothing but tensors no larger than their bytes."""
     if not isinstance(state, Mapping) or not state:
-        raise InputError(f"{name} holds no weights by name, but {type(state).__name__}")
+        raise InputError(f"{path} holds no weights by name, but {type(state).__name__}")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(f"{name} holds {type(value).__name__} under {str(key)!r}, where a weight belongs")
+            raise InputError(f"{path} holds {type(value).__name__} under {str(key)!r}, where a weight belongs")
         # A view can repeat few bytes to any size, which the next operation would write out.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise InputError(f"{name}: {key} is no plain weight: {list(value.shape)} of other bytes; {_AGAIN}")
+            raise InputError(f"{path}: {key} is no plain weight: {list(value.shape)} of other bytes; {_AGAIN}")
     return dict(state)
 
 

@@ -120,7 +120,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(settings, undistu
 def test_both_damaged_is_one_line(undisturbed, tmp_path):
     for name in ("last.ckpt", PREVIOUS):
         (tmp_path / name).write_bytes(b"PK\x03\x04 and nothing more")
-    with pytest.raises(InputError, match=r"previous\.ckpt cannot be read"):
+    with pytest.raises(InputError, match=r"previous\.ckpt is truncated"):
         intact(tmp_path / "last.ckpt")
 
 

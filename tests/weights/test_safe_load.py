@@ -106,7 +106,7 @@ def broken_files(folder):
     yield export("brackets", "[" * 10**6), "is no JSON object"
     yield export("number", "7"), "is no JSON object .it holds int"
     yield export("lacking", {"kind": "panoptic"}), "its description lacks or garbles"
-    yield index("away", {"weight_map": {"queries": "../safe/model.safetensors"}}), "no file of this folder"
+    yield index("away", {"weight_map": {"queries": "../safe/model.safetensors"}}), "no file of its folder"
     yield index("gone", {"weight_map": {"queries": "model-1.safetensors"}}), "'model-1.safetensors', which is no file"
     yield index("odd", {"weight_map": [1]}), "has no weight_map"
     (folder / "run" / "checkpoints").mkdir(parents=True)
