@@ -73,13 +73,12 @@ def _rows(spec: object, where: str) -> list[dict]:
     """One entry per class, with id and name, in the given order."""
     if isinstance(spec, Mapping):
         rows = [{"id": _number(key), "name": name} for key, name in spec.items()]
-    elif is_list(spec) and all(isinstance(row, Mapping) for row in spec):
-        numbered = sum("id" in row for row in spec)
-        if numbered not in (0, len(spec)):
-            raise InputError(f"{where}: {numbered} of {len(spec)} classes have an id: give one to all or to none")
-        rows = [{"id": k} | dict(row) for k, row in enumerate(spec)]
     elif is_list(spec):
-        rows = [{"id": k, "name": name} for k, name in enumerate(spec)]
+        rows = [dict(row) if isinstance(row, Mapping) else {"name": row} for row in spec]
+        numbered = sum("id" in row for row in rows)
+        if numbered not in (0, len(rows)):
+            raise InputError(f"{where}: {numbered} of {len(rows)} classes have an id: give one to all or to none")
+        rows = [{"id": k} | row for k, row in enumerate(rows)]
     else:
         rows = []
     if not rows:
