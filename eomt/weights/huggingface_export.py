@@ -14,12 +14,14 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.backbone import Backbone
 from eomt.weights.huggingface import DINOV2, DINOV3, MODEL_TYPES, OURS, UPSCALE, names_of
-from eomt.weights.key_maps import block_to_transformers, convert_blocks, inverted, is_gated, renamed
+from eomt.weights.key_maps import block_to_transformers, convert_blocks, first_block, inverted, is_gated, renamed
 
 # Options of a backbone that transformers has, too.
 _OPTIONS = {
     *("embed_dim", "depth", "num_heads", "mlp_ratio", "reg_tokens", "num_reg_tokens"),
     *("init_values", "rope_temperature"),
+    # Of training alone.
+    *("drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
 }
 _WAY_OUT = "export the original's format (format=original) or our own instead"
 
@@ -64,9 +66,7 @@ def _config(
     height, width = network["image_size"]
     if height != width:
         raise InputError(f"image_size={[height, width]}: transformers' EoMT takes squares only; {_WAY_OUT}")
-    prefix = "backbone.vit.blocks.0."
-    block = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    name, options = network["backbone"], network["backbone_options"]
+    block, name, options = first_block(state), network["backbone"], network["backbone_options"]
     dinov3, gated = "dinov3" in name, is_gated(block)
     others = [key for key, value in options.items() if key not in _OPTIONS or value is None]
     if others or not ("reg4_dinov2" in name or (dinov3 and not gated)):

@@ -127,6 +127,12 @@ def block_to_transformers(block: Mapping[str, Tensor], dinov3: bool) -> dict[str
     return result | renamed(rest, inverted(_DINOV2))
 
 
+def first_block(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's first block: names inside it and weights, under timm's names."""
+    prefix = "backbone.vit.blocks.0."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
 def is_gated(block: Mapping[str, Tensor]) -> bool:
     """True for a block under timm's names with a gated MLP, whose first matrix is twice as wide as its second."""
     if "mlp.fc1_g.weight" in block:

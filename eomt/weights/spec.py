@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
-from eomt.weights.key_maps import is_gated
+from eomt.weights.key_maps import first_block, is_gated
 
 DEFAULT_IMAGE_SIZE = 640
 POSITION = "backbone.vit.pos_embed"
@@ -64,8 +64,7 @@ def network_of(
     known = known or {}
     queries, classes = state["queries"], state["class_head.weight"]
     patch_size = state["backbone.vit.patch_embed.proj.weight"].shape[-1]
-    block = {key.removeprefix(f"{_BLOCKS}0."): value for key, value in state.items() if key.startswith(f"{_BLOCKS}0.")}
-    depth, dim = _depth(state), queries.shape[1]
+    block, depth, dim = first_block(state), _depth(state), queries.shape[1]
     dinov3, registers = "gamma_1" in block, state.get("backbone.vit.reg_token")
     sizes = _PLAIN if not is_gated(block) else _DINOV3_GATED if dinov3 else _DINOV2_GATED
     size = min(sizes, key=lambda size: (abs(size.dim - dim), abs(size.depth - depth)))

@@ -64,6 +64,11 @@ def test_backbones_that_transformers_has_not_are_named(backbone, changes):
         to_huggingface(network.state_dict(), network.spec, None, None)
 
 
+def test_dropped_paths_are_of_training_alone():
+    network = tiny("vit_small_patch14_reg4_dinov2", drop_path_rate=0.1)
+    assert to_huggingface(network.state_dict(), network.spec, None, None)[1]["mlp_ratio"] == 4
+
+
 def test_images_that_are_no_squares_are_refused():
     network = EoMT(
         "vit_small_patch14_reg4_dinov2", (32, 48), 4, 5, 2, 16, {"embed_dim": 48, "depth": 3, "num_heads": 3}
