@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from eomt.cli.build import (
@@ -70,6 +71,10 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.
         trainer.validate(module, data, verbose=False)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            # Otherwise the next run of a sweep, in this process, would be logged into this one.
+            logger.experiment.finish()
     if trainer.is_global_zero:
         if module.scores:
             log.info("%s", module.task.table(module.scores))

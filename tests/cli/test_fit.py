@@ -90,7 +90,7 @@ def test_weights_without_a_run_start_a_new_one(run, options, tmp_path, caplog):
 
 def test_a_logger_that_is_not_installed_names_its_extra(monkeypatch, tmp_path):
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
-    with pytest.raises(InputError, match=r"\[train,wandb\]"):
+    with pytest.raises(InputError, match="pip install wandb"):
         build.build_loggers(configured(tmp_path, "logger=wandb"))
 
 
@@ -152,3 +152,11 @@ def test_devices_without_a_launcher(options, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "effective batch 8 = 4 per device x 2 devices x 1 accumulated; 6 optimizer steps" in done.stdout
     assert read_checkpoint(tmp_path / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 6
+
+
+@pytest.mark.slow
+def test_each_run_of_a_sweep_has_its_own_wandb_run(options, tmp_path):
+    for name in ("0", "1"):
+        typed = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=1", "trainer.limit_val_batches=0"]
+        train.main(configured(tmp_path / name, *options, *typed))
+        assert len(list((tmp_path / name / "wandb").glob("offline-run-*"))) == 1
