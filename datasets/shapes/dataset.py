@@ -22,6 +22,7 @@ import shutil
 import uuid
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.random import SeedSequence, default_rng
@@ -60,38 +61,29 @@ _CLASS = {category: k for k, category in enumerate(Classes.from_categories(CATEG
 log = logging.getLogger(__name__)
 
 
-def shapes_panoptic(
+def shapes(
+    kind: Literal["panoptic", "instance", "semantic"],
     split: str,
     seed: int = 0,
     train_images: int = 1800,
     val_images: int = 200,
     size: int = 96,
     root: str | Path | None = None,
-) -> CocoPanoptic:
-    """Open the built-in dataset for panoptic segmentation, written first if the cache lacks it.
+) -> CocoPanoptic | CocoInstance | LabelMaps:
+    """Open the built-in dataset, written first if the cache lacks it.
 
     Args:
+        kind: the ground truth: panoptic, its things alone as instances, or semantic with the same classes.
         split: "train" or "val".
         seed, train_images, val_images, size: as for `ensure_shapes`.
         root: the folder that `ensure_shapes` returned; None to ask it.
-    """
-    return CocoPanoptic(root or ensure_shapes(seed, train_images, val_images, size), split)
-
-
-def shapes_semantic(
-    split: str,
-    seed: int = 0,
-    train_images: int = 1800,
-    val_images: int = 200,
-    size: int = 96,
-    root: str | Path | None = None,
-) -> LabelMaps:
-    """Open the built-in dataset for semantic segmentation, with the classes of `shapes_panoptic`; see there.
 
     Raises:
         InputError: if the folder lacks a file, or as `ensure_shapes` does.
     """
     folder = Path(root or ensure_shapes(seed, train_images, val_images, size)).expanduser().absolute()
+    if kind != "semantic":
+        return (CocoPanoptic if kind == "panoptic" else CocoInstance)(folder, split)
     name = f"{split}2017"
     images, archive = find_source(folder, name), folder / _SEMANTIC
     if images is None or not archive.is_file():
@@ -100,18 +92,6 @@ def shapes_semantic(
     classes = Classes.from_categories(CATEGORIES)
     class_of = {0: VOID} | {k + 1: k for k in range(len(classes))}
     return LabelMaps(*files, classes, LabelTable(class_of, "set data.root=null to have the dataset drawn anew"))
-
-
-def shapes_instance(
-    split: str,
-    seed: int = 0,
-    train_images: int = 1800,
-    val_images: int = 200,
-    size: int = 96,
-    root: str | Path | None = None,
-) -> CocoInstance:
-    """Open the built-in dataset for instance segmentation, whose classes are the things; see `shapes_panoptic`."""
-    return CocoInstance(root or ensure_shapes(seed, train_images, val_images, size), split)
 
 
 def ensure_shapes(

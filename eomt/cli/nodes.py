@@ -65,6 +65,7 @@ class CocoReader(SplitReader):
 
 
 class ShapesReader(SplitReader):
+    kind: Literal["panoptic", "instance", "semantic"]
     seed: Natural = 0
     train_images: Count = 1800
     val_images: Count = 200
@@ -134,7 +135,7 @@ class WandbLogger(Logger):
     offline: bool = None
 
 
-_SHAPES, _READERS = "datasets.shapes.dataset.shapes_", "datasets.readers."
+_READERS = "datasets.readers."
 _CALLBACKS, _LOGGERS = "eomt.training.callbacks.", "lightning.pytorch.loggers."
 NODES: dict[str, type[Section]] = {
     "datasets.module.SegmentationData": Data,
@@ -144,9 +145,7 @@ NODES: dict[str, type[Section]] = {
     f"{_READERS}coco.CocoInstance": CocoReader,
     f"{_READERS}coco.CocoPanoptic": CocoReader,
     f"{_READERS}folder.FolderSemantic": FolderReader,
-    f"{_SHAPES}instance": ShapesReader,
-    f"{_SHAPES}panoptic": ShapesReader,
-    f"{_SHAPES}semantic": ShapesReader,
+    "datasets.shapes.dataset.shapes": ShapesReader,
     "eomt.loss.mask_classification.MaskClassificationLoss": Loss,
     "eomt.training.checkpoint.BestCheckpoint": Best,
     "eomt.training.checkpoint.LastCheckpoint": Last,

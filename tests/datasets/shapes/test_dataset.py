@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from datasets.readers.label_maps import VOID
-from datasets.shapes import dataset as shapes
-from datasets.shapes.dataset import ensure_shapes, shape_scene, shapes_instance, shapes_panoptic, shapes_semantic
+from datasets.shapes import dataset
+from datasets.shapes.dataset import ensure_shapes, shape_scene, shapes
 from datasets.shapes.kinds import STUFF, THINGS
 from eomt.errors import InputError
 from tests.label_files import check_classes
@@ -39,7 +39,7 @@ def test_a_folder_is_written_once_and_lies_in_the_cache(root, tmp_path, monkeypa
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path / "cache"))
     first = ensure_shapes(0, 1, 1, 32)
     assert first.parent == tmp_path / "cache"
-    monkeypatch.setattr(shapes, "_write", lambda *_: pytest.fail("written twice"))
+    monkeypatch.setattr(dataset, "_write", lambda *_: pytest.fail("written twice"))
     assert ensure_shapes(0, 1, 1, 32) == first
     assert [p.name for p in first.parent.iterdir()] == [first.name]
 
@@ -50,7 +50,7 @@ def test_an_interrupted_write_leaves_nothing_that_looks_complete(tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "_write", interrupted)
+        patch.setattr(dataset, "_write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ensure_shapes(0, 1, 1, 32, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -63,15 +63,15 @@ def test_an_interrupted_write_leaves_nothing_that_looks_complete(tmp_path, monke
 
 
 def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path, monkeypatch):
-    write = shapes._write
+    write = dataset._write
 
     def overtaken(draft, *arguments):
         write(draft, *arguments)
-        monkeypatch.setattr(shapes, "_write", write)
+        monkeypatch.setattr(dataset, "_write", write)
         ensure_shapes(0, 1, 1, 32, tmp_path)
         (tmp_path / draft.name.split(".")[1] / "winner").touch()
 
-    monkeypatch.setattr(shapes, "_write", overtaken)
+    monkeypatch.setattr(dataset, "_write", overtaken)
     assert (ensure_shapes(0, 1, 1, 32, tmp_path) / "winner").exists()
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -82,14 +82,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         ensure_shapes(0, 1, 1, 32, tmp_path / "file")
 
 
-@pytest.mark.parametrize(("open_", "kinds"), [(shapes_panoptic, THINGS + STUFF), (shapes_instance, THINGS)])
-def test_the_readers_of_coco_read_what_was_drawn(open_, kinds, root, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "kinds"), [("panoptic", THINGS + STUFF), ("instance", THINGS)])
+def test_the_readers_of_coco_read_what_was_drawn(kind, kinds, root, tmp_path, monkeypatch):
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
     for split in ("train", "val"):
-        reader = open_(split, root=root)
-        assert reader.classes.ids == [kind.id for kind in kinds]
-        assert reader.classes.names == [kind.name for kind in kinds]
-        assert reader.classes.is_thing == [kind in THINGS for kind in kinds]
+        reader = shapes(kind, split, root=root)
+        assert reader.classes.ids == [one.id for one in kinds]
+        assert reader.classes.names == [one.name for one in kinds]
+        assert reader.classes.is_thing == [one in THINGS for one in kinds]
         assert len(reader) == SMALL[f"{split}_images"]
         for index in range(len(reader)):
             image, targets = reader.read(index)
@@ -110,11 +110,11 @@ def test_the_readers_of_coco_read_what_was_drawn(open_, kinds, root, tmp_path, m
 def test_the_semantic_set_agrees_with_the_panoptic_one(root, tmp_path, monkeypatch):
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
     for split in ("train", "val"):
-        data, panoptic = shapes_semantic(split, root=root), shapes_panoptic(split, root=root)
+        data, panoptic = shapes("semantic", split, root=root), shapes("panoptic", split, root=root)
         assert (len(data), data.classes) == (SMALL[f"{split}_images"], panoptic.classes)
         for k in range(len(data)):
             (image, targets), (other, whole) = data.read(k), panoptic.read(k)
             np.testing.assert_array_equal(image, other)
             check_classes(targets, np.append(whole.labels.numpy(), VOID)[whole.ids[0].numpy() - 1])
     with pytest.raises(InputError, match=r"lacks train2017\.zip or semantic_trainval2017\.zip: set data\.root=null"):
-        shapes_semantic("train", root=tmp_path)
+        shapes("semantic", "train", root=tmp_path)
