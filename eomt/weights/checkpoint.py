@@ -68,9 +68,9 @@ def intact(path: str | Path) -> Path:
         previous = path.with_name(PREVIOUS)
         if path.name != "last.ckpt" or not previous.is_file():
             raise
-        step = read_checkpoint(previous, mmap=True)["global_step"]
+        step = read_checkpoint(previous, mmap=True).get("global_step")
         fault = "is truncated or damaged" if path.is_file() else "is missing"
-        log.warning("%s %s: resumes from the one before, %s, step %d", path, fault, PREVIOUS, step)
+        log.warning("%s %s: resumes from the one before, %s, step %s", path, fault, PREVIOUS, step)
         return previous
 
 

@@ -89,12 +89,11 @@ def from_huggingface(
         InputError: if the model is of another type, or the config has what `EoMT` lacks.
         KeyError: if weights are missing.
     """
-    model_type = config.get("model_type")
     known = _network_of_config(config)
     weights = {key: value for key, value in state.items() if not _NO_WEIGHTS.match(key)}
     weights = convert_blocks(weights, "layers.", "backbone.vit.blocks.", block_to_timm)
     weights = convert_blocks(weights, "upscale_block.block.", "upscale.", partial(renamed, names=UPSCALE))
-    weights = renamed(weights, names_of(model_type))
+    weights = renamed(weights, names_of(config["model_type"]))
     if POSITION in weights:
         weights[POSITION] = weights[POSITION][None]
     network = network_of(weights, known)
@@ -145,17 +144,19 @@ def _network_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: if the config says what `EoMT` cannot be.
     """
-    dinov3 = config.get("model_type") == DINOV3
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise InputError(f"config.json: model_type={model_type}: what can be read is {' and '.join(MODEL_TYPES)}")
+    dinov3 = model_type == DINOV3
     usual = {
-        "model_type": tuple(MODEL_TYPES),
         "hidden_act": ("gelu",),
         "layer_norm_eps": (1e-6, 1e-5) if dinov3 else (1e-6,),
         # transformers' has GELU in it where timm's has SiLU.
         "use_gated_mlp": (False,) if dinov3 else (False, True),
     }
     for key, values in usual.items():
-        if config.get(key, None if key == "model_type" else values[0]) not in values:
-            raise InputError(f"config.json: {key}={config.get(key)}: EoMT has {' or '.join(map(str, values))}")
+        if config.get(key, values[0]) not in values:
+            raise InputError(f"config.json: {key}={config[key]}: EoMT has {' or '.join(map(str, values))}")
     size = config.get("image_size", 640)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     if height != width:
