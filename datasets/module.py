@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -83,12 +84,14 @@ class SegmentationData(LightningDataModule):
         self.timeout = timeout
         self._sources = {"train": train, "val": val}
         self._readers: dict[str, Reader] = {}
+        self._sizes: dict[str, int] = {}
 
     def reader(self, split: str) -> Reader:
         """The reader of "train" or "val", opened at the first call."""
         if split not in self._readers:
             source = self._sources[split]
             reader = source() if callable(source) else source
+            self._sizes[split] = len(reader)
             self._readers[split] = reader if self.max_images is None else FirstImages(reader, self.max_images)
         return self._readers[split]
 
@@ -188,6 +191,14 @@ class SegmentationData(LightningDataModule):
         """Loader of `EvalBatch`."""
         images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._rank_and_size())
         return EvaluationLoader(images, self.eval_batch_size, self.num_workers, self.timeout)
+
+    def validated(self) -> tuple[int, int]:
+        """The number of images that a validation scores on all ranks, and that of the whole set."""
+        images, ranks = len(self.reader("val")), self.trainer.world_size
+        batches, limit = math.ceil(images / ranks / self.eval_batch_size), self.trainer.limit_val_batches
+        limit = int(batches * limit) if isinstance(limit, float) else limit
+        shares = [len(range(rank, images, ranks)) for rank in range(ranks)]
+        return sum(min(share, limit * self.eval_batch_size) for share in shares), self._sizes["val"]
 
     def transfer_batch_to_device(self, batch: TrainBatch | EvalBatch, device: torch.device, dataloader_idx: int):
         """Move a training batch, or the inputs of a validation batch: its ground truth is compared on the host."""

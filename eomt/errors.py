@@ -21,6 +21,11 @@ class InputError(Exception):
         self.details = tuple(details)
 
 
+def reason(error: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def worker_failure(error: Exception, timeout: float = 0) -> InputError:
     """The line for PyTorch's error about a data worker that has ended, or about a batch that did not come in time.
 

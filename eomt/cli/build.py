@@ -26,8 +26,6 @@ from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
 from eomt.training.optim import Recipe
-from eomt.weights.load import read_weights
-from eomt.weights.transfer import table, transfer
 from eomt.weights.weights import Weights
 
 log = logging.getLogger("eomt")
@@ -117,36 +115,11 @@ def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int], 
 def compile_network(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | None) -> None:
     """Compile the network by `torch.compile`, in place, where it is wanted; None: on a GPU.
 
-    On a CPU it was measured to gain nothing; see benchmarks/README.md. What is sharded is gathered between blocks,
-    where a compiled network would break into pieces.
+    On a CPU it gained nothing. A sharded network is gathered between blocks, where it would break into pieces.
     """
     by_default = trainer.strategy.root_device.type == "cuda" and not isinstance(trainer.strategy, ShardedStrategy)
     if by_default if wanted is None else wanted:
         module.network.compile()
-
-
-def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
-    """The checkpoint to resume from, or the weights to start from; one of them, or neither."""
-    source = cfg.ckpt or cfg.weights
-    if not source:
-        return None, None
-    weights = read_weights(source, backbone=cfg.delta_base, complete=False)
-    if cfg.ckpt and weights.resumable:
-        return cfg.ckpt, None
-    if cfg.ckpt:
-        log.info("ckpt= holds weights, but no run to resume: training starts from those")
-    return None, weights
-
-
-def load_start(module: EoMTModule, weights: Weights, strict: bool = False) -> None:
-    """Load weights of any source into a new model in place of those of a pretrained backbone.
-
-    Raises:
-        InputError: if they cannot be had, are of another backbone, or do not fit as they are and `strict`.
-    """
-    rows = transfer(module.network, module.classes, weights, strict)
-    module.pretrained = False
-    log.info("starts from %s:\n%s", weights.origin, table(rows))
 
 
 def build_callbacks(cfg: DictConfig) -> list:
@@ -192,28 +165,24 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
     unwanted += [] if settings["enable_checkpointing"] else [Checkpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
-    # Its messages go where all others go, once.
+    # Messages of libraries go where all others go, once.
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(name).handlers.clear()
     # Two lines for each retry of each file; what comes of it is said in the end.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # Lightning's advertisements, and its remark on `weights_only`, which our checkpoint reader always sets.
-    for name in (
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.pytorch.trainer.connectors.checkpoint_connector",
-    ):
-        logging.getLogger(name).addFilter(_is_news)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
     plugins = [AtomicCheckpointIO()]
-    # Starting one process by hand where srun exists is nothing to warn of.
-    warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     if SLURMEnvironment.detect():
         # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.matmul_precision)
-    # What we count on and Lightning warns of: our loaders shard by themselves, and few steps may be wanted.
+    # What Lightning warns of, and is meant: our loaders shard by themselves, few steps may be wanted, and one process
+    # may be started by hand where srun exists.
     for words in (
         "does not have many workers",
         "the number of training batches",

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning
-import torch
+import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import OverrideType
-from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from eomt.cli.arguments import GROUPS, chosen_groups, key_of, parsed
+from eomt.cli.arguments import CONFIGS, GROUPS, chosen_groups, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, compile_network, load_module
-from eomt.cli.main import checked, log, training_config
+from eomt.cli.main import checked, log
 from eomt.cli.settings import Scored
 from eomt.cli.trust import check_config
 from eomt.errors import InputError
@@ -54,7 +53,7 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
         InputError: if the weights carry no settings and none are chosen; if they would run code that is not
             trusted; if a setting that is typed is unknown, or has no value of its type.
     """
-    chosen = training_config(["trainer.devices=auto", *cfg.settings]) if chosen_groups(cfg.settings) else None
+    chosen = _training_config(["trainer.devices=auto", *cfg.settings]) if chosen_groups(cfg.settings) else None
     settings = classes = None
     if chosen is not None:
         settings = _scored(chosen, cfg.settings)
@@ -85,35 +84,26 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     data = build_data(settings)
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
     check_same_classes(module.classes, data.val_classes)
-    counter = _Counter()
-    callbacks = [counter, Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
+    callbacks = [Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
     trainer = build_trainer(settings, callbacks, False)
     compile_network(module, trainer, settings.compile)
     trainer.validate(module, data, verbose=False)
-    scored = int(trainer.strategy.reduce(torch.tensor(counter.images, device=module.device), reduce_op="sum"))
     if trainer.is_global_zero:
         log.info("%s", module.task.table(module.scores))
-        log.info("scored: %d of %d images", scored, _number_of_images(settings))
+        log.info("scored: %d of %d images", *data.validated())
         log.info("results: %s", cfg.run_folder)
 
 
-class _Counter(Callback):
-    """Counts the images that this rank scores."""
-
-    def __init__(self):
-        self.images = 0
-
-    def on_validation_batch_end(
-        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self.images += len(outputs)
-
-
-def _number_of_images(settings: DictConfig) -> int:
-    """The size of the whole validation set."""
-    return len(build_data(OmegaConf.merge(settings, {"data": {"max_images": None}})).reader("val"))
+def _training_config(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that train.py would have with these overrides."""
+    # Its run folder is Hydra's to say, and there is no Hydra run of it.
+    overrides = [*overrides, "run_folder=null"]
+    if GlobalHydra().is_initialized():
+        return hydra.compose("train", overrides)
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        return hydra.compose("train", overrides)
 
 
 def _scored(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import lightning
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -13,18 +15,19 @@ from eomt.cli.build import (
     build_module,
     build_trainer,
     compile_network,
-    load_start,
-    starting_point,
     typed_overrides,
 )
 from eomt.cli.main import log
 from eomt.cli.resume import check_unused, choose_checkpoint, continue_logs
+from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.training.callbacks import WeightAverage
 from eomt.training.checkpoint import LastCheckpoint, check_same_run
-from eomt.training.module import EoMTModule
 from eomt.training.stop import StopSignals
-from eomt.weights.checkpoint import read_checkpoint
+from eomt.weights.checkpoint import FORMAT, read_checkpoint
+from eomt.weights.load import read_weights
+from eomt.weights.transfer import table, transfer
+from eomt.weights.weights import Weights
 
 
 def fit(cfg: DictConfig, signals: StopSignals) -> None:
@@ -42,25 +45,30 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
     if not (resume or cfg.prefetch):
         check_unused(cfg.run_folder)
     if weights:
-        load_start(module, weights, cfg.strict)
+        rows = transfer(module.network, module.classes, weights, cfg.strict)
+        module.pretrained = False
+        log.info("starts from %s:\n%s", weights.origin, table(rows))
     if (module.freeze or module.lora) and not (module.pretrained or weights or resume):
         log.warning(
             "note: the frozen part of the backbone is random: start from weights=, or from model.pretrained=true"
         )
     if cfg.prefetch:
-        _prefetch(module, data)
+        data.setup("fit")
+        if module.pretrained:
+            module.network.backbone.load_pretrained(module.pretrained)
+        log.info("the data's index and the pretrained weights are in the cache")
         return
     callbacks = build_callbacks(cfg)
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
             callback.signals = signals
     if resume:
-        continue_logs(cfg)
-    trainer = build_trainer(cfg, callbacks, build_loggers(cfg) or False)
-    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    if resume:
         checkpoint = read_checkpoint(resume, mmap=True)
         check_same_run(checkpoint, module.description(), any(isinstance(c, WeightAverage) for c in callbacks))
+        _check_same_rates(checkpoint, cfg)
+        continue_logs(cfg, checkpoint)
+    trainer = build_trainer(cfg, callbacks, build_loggers(cfg) or False)
+    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
@@ -81,9 +89,26 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         log.info("run folder: %s", cfg.run_folder)
 
 
-def _prefetch(module: EoMTModule, data: lightning.LightningDataModule) -> None:
-    """Fetch pretrained weights and build the data's index."""
-    data.setup("fit")
-    if module.pretrained:
-        module.network.backbone.load_pretrained(module.pretrained)
-    log.info("the data's index and the pretrained weights are in the cache")
+def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
+    """The checkpoint to resume from, or the weights to start from; one of them, or neither."""
+    source = cfg.ckpt or cfg.weights
+    if not source:
+        return None, None
+    weights = read_weights(source, backbone=cfg.delta_base, complete=False)
+    if cfg.ckpt and weights.resumable:
+        return cfg.ckpt, None
+    if cfg.ckpt:
+        log.info("ckpt= holds weights, but no run to resume: training starts from those")
+    return None, weights
+
+
+def _check_same_rates(checkpoint: Mapping, cfg: DictConfig) -> None:
+    """Raise InputError if settings differ that the optimizer's saved state holds; all others take effect."""
+    config = checkpoint[FORMAT].get("config")
+    saved = config.get("optim") if isinstance(config, Mapping) else None
+    for key in ("lr", "weight_decay", "layer_decay", "decay_masked_blocks"):
+        if isinstance(saved, Mapping) and saved.get(key, cfg.optim[key]) != cfg.optim[key]:
+            raise InputError(
+                f"optim.{key}={cfg.optim[key]}: the run that ckpt= resumes has {saved[key]}, which cannot change "
+                "within a run; start another from its weights by weights="
+            )

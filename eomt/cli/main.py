@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eomt.cli.arguments import CONFIGS, key_of, quote_paths, split_for_eval
 from eomt.cli.check import check_settings
-from eomt.errors import InputError, Stopped, worker_failure
+from eomt.errors import InputError, Stopped, reason, worker_failure
 from eomt.training.slurm import ENDING, batch_job, first_task, requeue
 from eomt.training.stop import StopSignals
 
@@ -97,16 +96,6 @@ def checked(name: str, cfg: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg, resolve=True)
     check_settings(name, settings)
     return settings
-
-
-def training_config(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that train.py would have with these overrides, for the other commands."""
-    # Its run folder is Hydra's to say, and there is no Hydra run of it.
-    overrides = [*overrides, "run_folder=null"]
-    if GlobalHydra().is_initialized():
-        return hydra.compose("train", overrides)
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        return hydra.compose("train", overrides)
 
 
 def explain(error: BaseException) -> str:
@@ -184,11 +173,11 @@ def _job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
                 _end(worker_failure(error))
             if isinstance(error, RuntimeError) and re.search("gloo|nccl|connection (closed|reset)", str(error), re.I):
-                reason = str(error).splitlines()[0][:200]
-                _end(InputError(f"another rank has ended or cannot be reached ({reason}): resume from last.ckpt"))
+                fault = f"another rank has ended or cannot be reached ({reason(error)[:200]})"
+                _end(InputError(f"{fault}: resume from last.ckpt"))
             for module, words in _LIBRARY_ERRORS.items():
                 if type(error).__module__.startswith(module):
-                    _end(InputError(words.format((str(error).strip() or type(error).__name__).splitlines()[0])))
+                    _end(InputError(words.format(reason(error))))
             raise
 
     job.started = False
@@ -236,7 +225,7 @@ def _requeued(message: str, status: int) -> tuple[str, int]:
         signal.signal(number, signal.SIG_IGN)
     if not first_task():
         return message, 0  # another status would let srun end the first task before it has requeued
-    reason = requeue()
-    if reason:
-        return f"{message} (not requeued: {reason})", status
+    refusal = requeue()
+    if refusal:
+        return f"{message} (not requeued: {refusal})", status
     return f"{message.partition(';')[0]}; the job is requeued and resumes from there by itself", 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
-from eomt.cli.arguments import key_of, quote_paths
+from eomt.cli.arguments import key_of, parsed, quote_paths
 from eomt.cli.trust import check_overrides
 from eomt.errors import InputError
 from eomt.training.slurm import batch_job
@@ -29,7 +29,7 @@ def with_saved_overrides(arguments: Sequence[str]) -> list[str]:
     typed = {key_of(argument): argument.partition("=")[2] for argument in arguments}
     if typed.get("ckpt", "null") == "null":
         return list(arguments)
-    path = Path(typed["ckpt"].strip("'").replace("\\'", "'").replace("\\\\", "\\"))
+    path = Path(parsed([f"ckpt={typed['ckpt']}"])[0].value())
     saved = _saved_overrides(path)
     if saved is None:
         return list(arguments)
@@ -83,23 +83,22 @@ def check_unused(run_folder: str) -> None:
             )
 
 
-def continue_logs(cfg: DictConfig) -> None:
-    """Let the loggers of wandb and TensorBoard resume those of the run's checkpoint, if it is of the same run folder.
+def continue_logs(cfg: DictConfig, checkpoint: Mapping) -> None:
+    """Let the loggers of wandb and TensorBoard resume those of the checkpoint, if it is of the same run folder.
 
     Lightning's CSV log has a version for each start of a run, see `read_logs`.
     """
-    path = Path(cfg.ckpt).absolute()
-    if path.parent.parent != Path(cfg.run_folder).absolute():
+    if Path(cfg.ckpt).absolute().parent.parent != Path(cfg.run_folder).absolute():
         return
-    logs = read_checkpoint(path, mmap=True)[CONTINUATION].get("logs")
-    logs = logs if isinstance(logs, Mapping) else {}
+    logs = checkpoint[CONTINUATION].get("logs")
     for settings in (cfg.logger or {}).values():
         name = settings["_target_"].rpartition(".")[2]
         key = {"WandbLogger": "id", "TensorBoardLogger": "version"}.get(name)
+        saved = logs.get(name, "") if isinstance(logs, Mapping) else ""
         # A name that a file brings must not lead to another folder.
-        if key and settings.get(key) is None and re.fullmatch(r"\w[\w-]*", str(logs.get(name, ""))):
+        if key and settings.get(key) is None and re.fullmatch(r"\w[\w-]*", str(saved)):
             with open_dict(settings):
-                settings[key] = logs[name]
+                settings[key] = saved
 
 
 def _saved_overrides(path: Path) -> list[str] | None:

@@ -156,8 +156,13 @@ class EoMTModule(lightning.LightningModule):
         rank_zero_info(describe(self))
 
     def on_train_start(self) -> None:
-        # A checkpoint has been read by now: a resumed run starts with the probabilities of its own step.
+        # A checkpoint has been read by now: a resumed run starts with the probabilities of its own step, and with the
+        # learning rates of its own length and schedule, which may have been changed.
         self._set_mask_probabilities()
+        for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, rate, multiplier in groups:
+                group["lr"] = rate * multiplier(schedule.last_epoch)
 
     # Training
 

@@ -6,8 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from eomt.errors import InputError
-from eomt.weights.safe_load import reason
+from eomt.errors import InputError, reason
 
 # Suffixes of weight files, which no repository's name has.
 SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")

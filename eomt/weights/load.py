@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from eomt.classes import Classes
-from eomt.errors import InputError
+from eomt.errors import InputError, reason
 from eomt.weights.checkpoint import read_bare, read_exported, read_run
 from eomt.weights.hub import local_path
 from eomt.weights.huggingface import read_huggingface
 from eomt.weights.original import is_delta, is_original, read_delta, read_original
-from eomt.weights.safe_load import CONFIG, EXPORT, FORMAT, Source, read_source, reason
+from eomt.weights.safe_load import CONFIG, EXPORT, FORMAT, Source, read_source
 from eomt.weights.weights import Weights, complete_weights, summary
 
 log = logging.getLogger("eomt")

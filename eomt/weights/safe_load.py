@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eomt.errors import InputError
+from eomt.errors import InputError, reason
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Names of a folder's own weights, which the folder's descriptions are about."""
@@ -158,11 +158,6 @@ def plain(value: Any, name: str) -> Any:
         raise InputError(f"{name} holds {type(value).__name__}, where plain text and numbers belong; {_AGAIN}")
 
     return copied(value, 0)
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:

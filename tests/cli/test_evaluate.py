@@ -47,6 +47,17 @@ def test_evaluation_under_masks(run, options, tmp_path):
             assert after == during
 
 
+@pytest.mark.slow
+def test_how_many_images_are_scored_is_said(options, tmp_path, caplog):
+    """Training is limited as it is told; an evaluation does not inherit that."""
+    caplog.set_level("INFO")
+    limits = ("data.max_images=8", "trainer.limit_val_batches=1", "data.eval_batch_size=4", "trainer.max_steps=1")
+    train.main(configured(tmp_path, *options, *limits))
+    assert "validations score 4 of 10 images (data.max_images=8, trainer.limit_val_batches=1)" in caplog.text
+    evaluation.main(configured(tmp_path, f"ckpt='{tmp_path}/checkpoints/last.ckpt'", "pictures=0", name="eval"))
+    assert "scored: 10 of 10 images" in caplog.text
+
+
 def test_evaluation_reads_the_root_that_is_given(run, tmp_path):
     checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
     with pytest.raises(InputError, match="nowhere"):

@@ -11,6 +11,7 @@ import train
 from eomt.cli import build, main
 from eomt.errors import InputError
 from eomt.training.callbacks.curves import read_logs
+from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import read_checkpoint
 from eomt.weights.load import read_weights
 from tests.running import ROOT, configured
@@ -45,6 +46,12 @@ def test_resuming_another_model_is_refused(run, options, tmp_path):
         train.main(configured(tmp_path, *options, f"ckpt='{checkpoint}'", "model.num_queries=7"))
 
 
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "layer_decay"])
+def test_other_rates_than_the_optimizer_has_are_refused(run, options, tmp_path, key):
+    with pytest.raises(InputError, match=rf"optim\.{key}=0\.5: .* cannot change within a run.*weights="):
+        train.main(configured(tmp_path, *options, f"ckpt='{run}/checkpoints/last.ckpt'", f"optim.{key}=0.5"))
+
+
 def test_a_run_that_has_ended_says_so(run, options, tmp_path, caplog):
     caplog.set_level("INFO", logger="eomt")
     train.main(configured(tmp_path, *options, "postprocess.score_threshold=0", f"ckpt='{run}/checkpoints/last.ckpt'"))
@@ -67,11 +74,7 @@ def test_training_starts_from_other_weights(run, options, tmp_path, caplog):
         assert torch.equal(ours.state[key], value) != key.startswith("class_head."), key
     caplog.clear()
     checkpoint = f"ckpt='{tmp_path}/checkpoints/last.ckpt'"
-    train.main(
-        configured(
-            tmp_path / "on", *instances, "trainer.max_epochs=2", "trainer.limit_val_batches=0", weights, checkpoint
-        )
-    )
+    train.main(configured(tmp_path / "on", *instances, *stopped, "trainer.max_epochs=2", weights, checkpoint))
     assert "class_head" not in caplog.text
     with pytest.raises(InputError, match=r"strict=true: class_head would be new"):
         train.main(configured(tmp_path / "strict", *instances, weights, "strict=true"))
@@ -88,7 +91,7 @@ def test_weights_without_a_run_start_a_new_one(run, options, tmp_path, caplog):
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
 
 
-def test_a_logger_that_is_not_installed_names_its_extra(monkeypatch, tmp_path):
+def test_a_logger_that_is_not_installed_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     with pytest.raises(InputError, match="pip install wandb"):
         build.build_loggers(configured(tmp_path, "logger=wandb"))
@@ -141,7 +144,10 @@ def test_fresh_run_and_resume_from_the_command_line(options, tmp_path):
     done = _command(f"ckpt={checkpoint}", "trainer.max_steps=5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_checkpoint(checkpoint)["global_step"] == 5
-    assert list(read_logs(tmp_path / "my run=1")["train/loss"]) == [0, 1, 2, 3, 4]
+    logs = read_logs(tmp_path / "my run=1")
+    assert list(logs["train/loss"]) == [0, 1, 2, 3, 4]
+    longer = two_stage_warmup("head", (2, 2), 5)
+    assert [logs["lr/head"][step] for step in (3, 4)] == pytest.approx([3e-3 * longer(step) for step in (3, 4)])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from eomt.cli import main, resume
 from eomt.errors import InputError, Stopped
 from eomt.training.stop import StopSignals
-from eomt.weights.checkpoint import CONTINUATION, FORMAT
+from eomt.weights.checkpoint import CONTINUATION, FORMAT, read_checkpoint
 from tests.running import configured
 
 
@@ -52,7 +52,7 @@ def test_logs_are_resumed_in_the_same_folder_alone(tmp_path):
     last = write_last(tmp_path / "run", WandbLogger="abc123", CSVLogger=0)
     for folder, run_id in ((tmp_path / "run", "abc123"), (tmp_path / "other", None)):
         cfg = configured(folder, "logger=wandb", f"ckpt='{last}'")
-        resume.continue_logs(cfg)
+        resume.continue_logs(cfg, read_checkpoint(last))
         assert cfg.logger.csv.get("version") is None, "a version for each start"
         assert cfg.logger.wandb.id == run_id
 

@@ -1,6 +1,7 @@
 """The data module: both sets under a Lightning trainer, exact resume, accumulation."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import albumentations as A
 import numpy as np
@@ -138,6 +139,24 @@ def test_options_reach_the_loaders():
     )
     other = data(seed=1).train_dataloader()
     assert [b.names for b in other] != [b.names for b in data().train_dataloader()]
+
+
+@pytest.mark.parametrize(
+    ("max_images", "limit", "ranks", "scored"),
+    [
+        (None, 1.0, 1, 12),
+        (7, 1.0, 2, 7),
+        (None, 2, 1, 6),
+        (None, 2, 3, 12),
+        (7, 1, 2, 6),
+        (None, 0.5, 1, 6),
+        (5, 9, 1, 5),
+    ],
+)
+def test_validated_images_are_counted(max_images, limit, ranks, scored):
+    module = data(eval_batch_size=3, max_images=max_images)
+    module.trainer = SimpleNamespace(world_size=ranks, limit_val_batches=limit)
+    assert module.validated() == (scored, 12)
 
 
 def test_accumulation():

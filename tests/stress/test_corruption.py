@@ -15,7 +15,7 @@ import torch
 
 import train
 from datasets.readers.coco import CocoPanoptic
-from eomt.cli.build import starting_point
+from eomt.cli.fit import starting_point
 from eomt.cli.resume import choose_checkpoint
 from eomt.errors import InputError
 from eomt.weights.checkpoint import PREVIOUS, read_checkpoint

@@ -90,7 +90,8 @@ def keys(name):
 def builds(cfg):
     """train.py up to its first step."""
     main.checked("train", cfg)
-    from eomt.cli.build import build_callbacks, build_data, build_loggers, build_module, build_trainer, starting_point
+    from eomt.cli.build import build_callbacks, build_data, build_loggers, build_module, build_trainer
+    from eomt.cli.fit import starting_point
 
     data = build_data(cfg)
     build_module(cfg, data.classes, data.image_size)

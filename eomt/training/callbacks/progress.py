@@ -37,6 +37,11 @@ def describe(module: lightning.LightningModule) -> str:
         lines.append(f"note: the run ends before attention masks {late} are off; its score is mask-free")
     if sum(module.recipe.warmup_steps) >= module.total_steps:
         lines.append(f"note: the run ends before its warm-up, optim.warmup_steps={list(module.recipe.warmup_steps)}")
+    scored, images = data.validated()
+    if scored < images:
+        limits = {"data.max_images": data.max_images, "trainer.limit_val_batches": trainer.limit_val_batches}
+        keys = ", ".join(f"{key}={value}" for key, value in limits.items() if str(value) not in ("None", "1.0"))
+        lines.append(f"note: validations score {scored} of {images} images ({keys})")
     return "\n".join(lines)
 
 
