@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tests.label_files import label_png, photo, write_folder, write_zip, zip_bytes
+from tests.label_files import label_png, photo, write_folder, write_set, write_zip, zip_bytes
 
 DOG, CAT, SKY = 8_941_399, 5, 5  # panoptic segment ids; the last two in different images
 SQUARE = [2.5, 2.5, 12.0, 2.5, 12.0, 15.25, 2.5, 15.25]  # a polygon
@@ -64,7 +64,7 @@ class InstanceSet:
     def write(self, root, layout="custom"):
         text = json.dumps(self.json).encode()
         if layout == "archives":
-            write_zip(root / "val2017.zip", {f"val2017/{name}": data for name, data in self.images.items()})
+            write_set(root, "val2017", self.images, True)
             write_zip(root / "annotations_trainval2017.zip", {"annotations/instances_val2017.json": text})
         elif layout == "extracted":
             write_folder(root / "val2017", self.images)
@@ -106,7 +106,7 @@ class PanopticSet:
     def write(self, root, layout="stored", images="val2017", annotations="panoptic_val2017", text=None):
         text = json.dumps(self.json) if text is None else text
         if layout in ("stored", "deflated"):
-            write_zip(root / f"{images}.zip", {f"{images}/{name}": data for name, data in self.images.items()})
+            write_set(root, images, self.images, True)
             inner = zip_bytes({f"{annotations}/{name}": data for name, data in self.masks.items()})
             outer = {f"annotations/{annotations}.json": text, f"annotations/{annotations}.zip": inner}
             method = zipfile.ZIP_STORED if layout == "stored" else zipfile.ZIP_DEFLATED

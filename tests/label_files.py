@@ -76,6 +76,13 @@ def write_zip(path, files, method=zipfile.ZIP_STORED):
     return path
 
 
+def write_set(root, name, files, zipped):
+    """Write a folder, or the archive of its name with that folder in it."""
+    if zipped:
+        return write_zip(root / f"{name}.zip", {f"{name}/{member}": data for member, data in files.items()})
+    return write_folder(root / name, files)
+
+
 def zip_bytes(files, method=zipfile.ZIP_STORED):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:

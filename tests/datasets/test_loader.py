@@ -136,12 +136,6 @@ def test_a_new_iteration_takes_the_rest_of_the_epoch():
     assert loader.state_dict()["epoch"] == 2
 
 
-def test_a_limited_epoch_ends_at_the_limit():
-    loader = training_loader(limit=4)
-    assert len(list(loader)) == 4
-    assert (loader.state_dict()["epoch"], loader.state_dict()["batches"]) == (1, 0)
-
-
 def test_another_layout_is_refused_in_the_middle_of_an_epoch_only():
     states = [state for _, state in take(training_loader(), 6)]
     other = training_loader(batch_size=3)

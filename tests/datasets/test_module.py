@@ -82,15 +82,6 @@ def test_a_resumed_run_sees_what_an_unbroken_one_sees(tmp_path, changes, epoch, 
         assert run.current_epoch == unbroken.current_epoch
 
 
-def test_a_checkpoint_holds_the_place_in_plain_values(tmp_path):
-    run = trainer(tmp_path, max_steps=4)
-    run.fit(Recorder(), data(train=lambda: MemoryReader(broken=[0, 1, 2])))
-    run.save_checkpoint(tmp_path / "last.ckpt")
-    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    [state] = stored["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-    assert (state["epoch"], state["batches"]) == (0, 4)
-
-
 def test_validation_sees_every_image_at_every_epoch(tmp_path):
     model = Recorder()
     run = trainer(tmp_path, max_steps=12, num_sanity_val_steps=0)

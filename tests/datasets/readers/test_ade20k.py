@@ -10,7 +10,7 @@ from PIL import Image
 from datasets.readers.ade20k import Ade20kPanoptic, Ade20kSemantic
 from eomt.known_classes import ADE20K as CLASSES
 from tests import label_files
-from tests.label_files import check_classes, label_png, photo, segments, write_folder, write_zip
+from tests.label_files import check_classes, label_png, photo, segments, write_folder, write_set, write_zip
 
 WALL, SKY, BED, PERSON, FLAG = 0, 2, 7, 12, 149
 SEMANTIC = np.array([[1, 1, 3, 3, 8], [1, 0, 0, 8, 8], [13, 13, 13, 150, 150]])
@@ -45,16 +45,13 @@ class Ade:
 
     def write(self, root, layout):
         for name, files in (("ADEChallengeData2016", self.challenge), ("annotations_instance", self.instances)):
-            if layout == "zip":
-                write_zip(root / f"{name}.zip", {f"{name}/{member}": data for member, data in files.items()})
-            elif layout == "zip without folder":
+            if layout == "zip without folder":
                 write_zip(root / f"{name}.zip", files)
             elif layout == "itself" and name == "ADEChallengeData2016":
                 write_folder(root, files)
-            elif layout == "inside" and name == "annotations_instance":
-                write_folder(root / "ADEChallengeData2016" / name, files)
             else:
-                write_folder(root / name, files)
+                inside = layout == "inside" and name == "annotations_instance"
+                write_set(root / "ADEChallengeData2016" if inside else root, name, files, layout == "zip")
         return root
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from datasets.readers.folder import FolderSemantic
 from datasets.readers.label_maps import VOID
 from tests import label_files
-from tests.label_files import check_classes, label_png, photo, write_folder, write_zip
+from tests.label_files import check_classes, label_png, photo, write_set
 
 NAMES = ["road", "car", "sky"]
 VALUES = np.array([[0, 1, 1, 255], [2, 0, 1, 255], [255, 255, 0, 0]])
@@ -29,10 +29,7 @@ class Own:
 
     def write(self, root, zipped=False):
         for name, files in (("photos", self.images), ("truth", self.labels)):
-            if zipped:
-                write_zip(root / f"{name}.zip", {f"{name}/{member}": data for member, data in files.items()})
-            else:
-                write_folder(root / name, files)
+            write_set(root, name, files, zipped)
         return root
 
 
