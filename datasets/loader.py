@@ -224,9 +224,6 @@ class ResumableLoader(BatchLoader):
         limit: the number of batches of an epoch that will be asked for, if fewer than there are.
         max_bad_images: different images of this rank that may be unreadable since the run was last started, each
             replaced by another one; more end the run with InputError.
-
-    Attributes:
-        replaced: the number of images that were replaced on this rank since then.
     """
 
     def __init__(
@@ -240,7 +237,6 @@ class ResumableLoader(BatchLoader):
     ):
         accumulated = batch_sampler.accumulated
         super().__init__(dataset, collate_train, num_workers, timeout, accumulated, batch_sampler=batch_sampler)
-        self.replaced = 0
         self.max_bad_images = max_bad_images
         self._limit = min(limit or len(batch_sampler), len(batch_sampler))
         self._epoch = self._done = 0
@@ -266,7 +262,6 @@ class ResumableLoader(BatchLoader):
 
     def _report(self, skipped: Sequence[str]) -> None:
         for message in skipped:
-            self.replaced += 1
             if message in self._bad:
                 continue
             self._bad.add(message)
@@ -275,7 +270,7 @@ class ResumableLoader(BatchLoader):
                     f"{len(self._bad)} training images cannot be read, more than data.max_bad_images="
                     f"{self.max_bad_images}; the last: {message}; check_data.py names them all"
                 )
-            log.warning("%s; trained on another image instead (%d so far)", message, self.replaced)
+            log.warning("%s; trained on another image instead (%d so far)", message, len(self._bad))
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the run, in plain values.

@@ -155,7 +155,6 @@ def test_a_broken_image_is_replaced_and_reported(workers, caplog):
         "image003.jpg is cut short: fetch it again",
         "image007.jpg is cut short: fetch it again",
     ]
-    assert loader.replaced >= 6  # in each of three epochs at least those two
     intact = take(training_loader(others), 18)
     for (batch, _), (expected, _) in zip(batches, intact, strict=True):
         for k, name in enumerate(expected.names):
@@ -169,7 +168,6 @@ def test_a_broken_image_is_replaced_and_reported(workers, caplog):
     resumed = training_loader(broken)
     resumed.load_state_dict(batches[7][1])
     assert all(same(a, b) for a, (b, _) in zip(resumed, batches[8:12], strict=True))
-    assert 0 < resumed.replaced < loader.replaced, "counted since the last start"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -187,12 +185,10 @@ def test_too_many_bad_images_end_the_run(caplog):
     loader = training_loader(reader, max_bad_images=3)
     assert len(list(loader)) + len(list(loader)) == 12
     assert sum("trained on another image" in r.message for r in caplog.records) == 2 + 3
-    assert loader.replaced >= 6
     # The first rank's state is every rank's: its bad images are not theirs.
     resumed = training_loader(MemoryReader(broken=[3, 4, 5]), max_bad_images=3)
     resumed.load_state_dict(loader.state_dict())
     assert len(list(resumed)) == 6
-    assert resumed.replaced >= 3
 
 
 def test_passing_errors_are_read_again_and_others_replaced(monkeypatch, caplog):
@@ -204,7 +200,7 @@ def test_passing_errors_are_read_again_and_others_replaced(monkeypatch, caplog):
     assert not caplog.records
     assert sorted(waited) == sorted((*source.PAUSES, *source.PAUSES[:2]))
     loader = training_loader(FaultyReader({3: Failing(errno.ENOENT, 1)}))
-    assert sum(not same(a, b) for a, b in zip(loader, wanted, strict=True)) == loader.replaced == 1
+    assert sum(not same(a, b) for a, b in zip(loader, wanted, strict=True)) == 1
     assert "image003: cannot read the archive; trained on another image instead (1 so far)" in caplog.text
 
 
