@@ -20,9 +20,9 @@ import logging
 import os
 import shutil
 import uuid
-import zipfile
 from pathlib import Path
 from typing import Literal
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 from numpy.random import SeedSequence, default_rng
@@ -42,7 +42,6 @@ from eomt.errors import InputError
 VERSION = 4
 SPLITS = ("train", "val")
 _SEMANTIC = "semantic_trainval2017.zip"
-
 
 CATEGORIES = [
     {
@@ -123,7 +122,7 @@ def ensure_shapes(
     if final.is_dir():
         return final
     log.info("writing the built-in dataset to %s (once)", final)
-    # A unique name: the rest that a killed process left behind is in no one's way.
+    # A unique name: what a killed process left behind does not matter.
     draft = folder / f".{final.name}.{uuid.uuid4().hex}"
     try:
         with cache_errors(final):
@@ -150,21 +149,23 @@ def shape_scene(seed: int, split: str, index: int, size: int) -> Scene:
 def _write(root: Path, seed: int, counts: dict[str, int], size: int) -> None:
     """Write the four kinds of archives into an empty folder."""
     with (
-        zipfile.ZipFile(root / "panoptic_annotations_trainval2017.zip", "w") as panoptic,
-        zipfile.ZipFile(root / "annotations_trainval2017.zip", "w") as instances,
-        zipfile.ZipFile(root / _SEMANTIC, "w") as semantic,
+        ZipFile(root / "panoptic_annotations_trainval2017.zip", "w") as panoptic,
+        ZipFile(root / "annotations_trainval2017.zip", "w") as instances,
+        ZipFile(root / _SEMANTIC, "w") as semantic,
     ):
         for split, count in counts.items():
             name = f"{split}2017"
             id_maps = io.BytesIO()
-            with zipfile.ZipFile(root / f"{name}.zip", "w") as images, zipfile.ZipFile(id_maps, "w") as maps:
+            with ZipFile(root / f"{name}.zip", "w") as images, ZipFile(id_maps, "w") as maps:
                 panoptic_json, instances_json = _write_split(seed, split, count, size, images, maps, semantic)
             _add(panoptic, f"annotations/panoptic_{name}.json", _json(panoptic_json))
             _add(panoptic, f"annotations/panoptic_{name}.zip", id_maps.getvalue())
             _add(instances, f"annotations/instances_{name}.json", _json(instances_json))
 
 
-def _write_split(seed, split, count, size, images, maps, semantic) -> tuple[dict, dict]:
+def _write_split(
+    seed: int, split: str, count: int, size: int, images: ZipFile, maps: ZipFile, semantic: ZipFile
+) -> tuple[dict, dict]:
     """Write a split's pictures and maps; returns its panoptic and its instance annotations."""
     name = f"{split}2017"
     info = {"description": f"EoMT's built-in shapes, version {VERSION}, seed {seed}"}
@@ -179,10 +180,10 @@ def _write_split(seed, split, count, size, images, maps, semantic) -> tuple[dict
         stem, (height, width) = f"{image_id:012d}", scene.ids.shape
         file = {"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width}
         common["images"].append(file)
-        rows, things_rows = _rows(scene, image_id)
+        rows, objects = _rows(scene, image_id)
         file = {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": rows}
         panoptic["annotations"].append(file)
-        instances["annotations"] += things_rows
+        instances["annotations"] += objects
         # Full chroma resolution: in images so small, JPEG's usual halving would blur the borders.
         _add(images, f"{name}/{stem}.jpg", _encoded(scene.image, "JPEG", quality=95, subsampling=0))
         id_map = np.array([0] + [row["id"] for row in rows])[scene.ids]
@@ -230,8 +231,8 @@ def _json(value: dict) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+def _add(archive: ZipFile, name: str, data: bytes) -> None:
     """Store a file under a fixed date and system, so that equal content makes equal archives."""
-    entry = zipfile.ZipInfo(name, date_time=(2017, 9, 1, 0, 0, 0))
+    entry = ZipInfo(name, date_time=(2017, 9, 1, 0, 0, 0))
     entry.create_system, entry.external_attr = 3, 0o644 << 16
     archive.writestr(entry, data)
