@@ -66,19 +66,20 @@ def transfer(network: EoMT, classes: Classes, weights: Weights, strict: bool = F
     elif (weights.classes.names, weights.classes.is_thing) != (classes.names, classes.is_thing):
         other_classes = "the classes are others"
     state: dict[str, Tensor] = {}
-    outcomes: dict[str, list[tuple[str, str]]] = {}
+    parts: dict[str, Transfer] = {}
     for key, value in own.items():
         if key.startswith(_CLASS_HEAD) and other_classes:
-            state[key], *outcome = value, NEW, other_classes
+            state[key], outcome, detail = value, NEW, other_classes
         elif key not in given:
-            state[key], *outcome = value, NEW, "is not among the weights"
+            state[key], outcome, detail = value, NEW, "is not among the weights"
         else:
-            state[key], *outcome = _fit(key, value, given[key].to(value.dtype), weights.network, network)
-        outcomes.setdefault(_part(key), []).append(tuple(outcome))
-    # A part has one row: the first outcome that is not "loaded", if there is one.
-    rows = [Transfer(part, *next((e for e in all if e[0] != LOADED), all[0])) for part, all in outcomes.items()]
-    unused = sorted({_part(key) for key in given if key not in own} - outcomes.keys())
-    rows += [Transfer(part, IGNORED, "the network has no such part") for part in unused]
+            state[key], outcome, detail = _fit(key, value, given[key].to(value.dtype), weights.network, network)
+        part = _part(key)
+        # A part has one row: the first outcome that is not "loaded", if there is one.
+        if part not in parts or parts[part].outcome == LOADED:
+            parts[part] = Transfer(part, outcome, detail)
+    unused = sorted({_part(key) for key in given if key not in own} - parts.keys())
+    rows = [*parts.values(), *(Transfer(part, IGNORED, "the network has no such part") for part in unused)]
     other = [row for row in rows if row.outcome != LOADED]
     if strict and other:
         told = "; ".join(f"{row.part} would be {row.outcome}" + f" ({row.detail})" * bool(row.detail) for row in other)
