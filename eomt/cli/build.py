@@ -156,8 +156,6 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     """The Lightning trainer."""
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     if settings["max_epochs"] is None:
-        if settings["max_steps"] == -1 and not settings["max_time"] and not settings["fast_dev_run"]:
-            raise InputError("the run has no end: set trainer.max_epochs, trainer.max_steps or trainer.max_time")
         settings["max_epochs"] = -1
     if settings["precision"] is None:
         on_gpu = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")

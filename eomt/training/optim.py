@@ -122,7 +122,9 @@ def total_steps(trainer: lightning.Trainer) -> int:
         per_epoch = math.ceil(trainer.datamodule.train_batches() / trainer.accumulate_grad_batches)
         ends.append(per_epoch * trainer.max_epochs)
     if not ends:
-        raise InputError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+        raise InputError(
+            "the run has no end that its schedule could lead to: set trainer.max_epochs or trainer.max_steps"
+        )
     return min(ends)
 
 
