@@ -81,10 +81,9 @@ class Folder:
         return Folder(self.path / folder)
 
     def members(self) -> dict[str, Member]:
+        start = len(os.path.join(self.path, ""))
         return {
-            Path(folder, file).relative_to(self.path).as_posix(): Member()
-            for folder, _, files in os.walk(self.path)
-            for file in files
+            os.path.join(folder, file)[start:]: Member() for folder, _, files in os.walk(self.path) for file in files
         }
 
     def fingerprint(self) -> bytes:
