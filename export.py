@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
         InputError: for bad input, or if an exported graph differs from PyTorch.
     """
     cfg = checked("export", cfg)
-    from eomt.class_list import read_classes
+    from eomt.custom_classes import read_classes
     from eomt.export.export import check_request, export, metrics_of
     from eomt.inference.predict_files import find_images
     from eomt.tasks import task_of

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.load_image import load_image
 from eomt.inference.result import Result
 from eomt.model.outputs import Logits
+from eomt.photo import load_image
 from eomt.tasks import predict_images, task_of
 
 

@@ -12,7 +12,7 @@ from datasets.files.source import Folder, IndexedFiles
 from datasets.readers.base import check_size, open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files, targets_from_runs
 from eomt.errors import InputError
-from eomt.known_classes import ADE20K
+from eomt.published_classes import ADE20K
 from eomt.targets import ImageTargets, runs
 
 _NAME, _INSTANCES = "ADEChallengeData2016", "annotations_instance"

@@ -9,7 +9,7 @@ from datasets.files.source import Folder, Source
 from datasets.readers.base import open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from eomt.errors import InputError
-from eomt.known_classes import CITYSCAPES
+from eomt.published_classes import CITYSCAPES
 
 _NAMES = ("leftImg8bit", "gtFine")
 

@@ -12,8 +12,8 @@ from datasets.files.archive import find_source
 from datasets.files.source import IndexedFiles, Source
 from datasets.readers.base import open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
-from eomt.class_list import FORMS, is_list, read_classes
 from eomt.classes import Classes, is_color, is_whole
+from eomt.custom_classes import FORMS, is_list, read_classes
 from eomt.errors import InputError
 from eomt.targets import runs
 
@@ -33,7 +33,7 @@ class FolderSemantic(LabelMaps):
         root: the folder of images and labels.
         images: the folder with the images below `root`, or the archive of that name with `.zip`.
         labels: the folder or archive with the label PNGs, likewise.
-        classes: a file below `root`, or plain values: see `class_list.read_classes`. The network's outputs are in
+        classes: a file below `root`, or plain values: see `custom_classes.read_classes`. The network's outputs are in
             the order of the values. With `color_labels` every class has a colour, and values do not matter.
         ignore: the void value, several, or None. With `color_labels` a colour [red, green, blue], several, or the
             level of a grey: 255 is white, 0 black.

@@ -26,7 +26,7 @@ from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
 from eomt.training.optim import Recipe
-from eomt.weights.weights import Weights
+from eomt.weights.types import Weights
 
 log = logging.getLogger("eomt")
 

@@ -18,7 +18,7 @@ from eomt.cli.trust import check_config
 from eomt.errors import InputError
 from eomt.training.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
 from eomt.weights.load import read_weights
-from eomt.weights.weights import Weights, check_same_classes
+from eomt.weights.types import Weights, check_same_classes
 
 _MISSING = object()
 

@@ -27,7 +27,7 @@ from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
 from eomt.weights.transfer import table, transfer
-from eomt.weights.weights import Weights
+from eomt.weights.types import Weights
 
 
 def fit(cfg: DictConfig, signals: StopSignals) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from eomt.class_list import read_classes
 from eomt.cli.main import log
+from eomt.custom_classes import read_classes
 from eomt.errors import InputError
 from eomt.inference.predict_files import INDEX, find_images, predict_files
 from eomt.inference.segmenter import Segmenter

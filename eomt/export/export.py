@@ -17,13 +17,13 @@ from eomt.export.graph import Check, check_graph, write_onnx, write_torch_export
 from eomt.export.model_card import model_card
 from eomt.export.redact import redact
 from eomt.files import ArchiveFile, replacing_folder, write_json
-from eomt.inference.load_image import load_image
 from eomt.model.eomt import EoMT
+from eomt.photo import load_image
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.weights.huggingface_export import to_huggingface
 from eomt.weights.original import to_original
 from eomt.weights.safe_load import CONFIG, EXPORT, PROCESSOR, WHOLE, read_json
-from eomt.weights.weights import Weights
+from eomt.weights.types import Weights
 
 FORMATS = ("eomt", "hf", "original", "onnx", "torch_export")
 _DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}

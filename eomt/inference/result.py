@@ -11,7 +11,7 @@ from PIL import Image
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.load_image import ImageSource, load_image
+from eomt.photo import ImageSource, load_image
 from eomt.postprocess.draw import DRAWN_SCORE, draw_segments
 from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances, Segmentation

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.inference.load_image import ImageSource, load_image
 from eomt.inference.result import Result
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
+from eomt.photo import ImageSource, load_image
 from eomt.postprocess.geometry import Placement, run_unpadded
 from eomt.tasks import Task, predict_images, task_of
 from eomt.weights.load import read_weights

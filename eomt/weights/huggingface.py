@@ -17,7 +17,7 @@ from eomt.errors import InputError
 from eomt.weights.key_maps import Names, block_to_timm, convert_blocks, renamed
 from eomt.weights.safe_load import CONFIG, PROCESSOR, Source
 from eomt.weights.spec import POSITION, network_of
-from eomt.weights.weights import Weights
+from eomt.weights.types import Weights
 
 DINOV2, DINOV3 = "eomt", "eomt_dinov3"
 MODEL_TYPES = {DINOV2: "EomtForUniversalSegmentation", DINOV3: "EomtDinov3ForUniversalSegmentation"}

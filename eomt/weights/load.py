@@ -15,7 +15,7 @@ from eomt.weights.hub import local_path
 from eomt.weights.huggingface import read_huggingface
 from eomt.weights.original import is_delta, is_original, read_delta, read_original
 from eomt.weights.safe_load import CONFIG, EXPORT, FORMAT, Source, read_source
-from eomt.weights.weights import Weights, complete_weights, summary
+from eomt.weights.types import Weights, complete_weights, summary
 
 log = logging.getLogger("eomt")
 

@@ -20,7 +20,7 @@ from eomt.weights.checkpoint import description
 from eomt.weights.hub import local_path
 from eomt.weights.key_maps import Names, block_to_timm, block_to_transformers, convert_blocks, inverted, renamed
 from eomt.weights.safe_load import EXPORT, Source, read_source
-from eomt.weights.weights import Weights
+from eomt.weights.types import Weights
 
 BACKBONE = "network.encoder.backbone."
 PROBABILITIES = "network.attn_mask_probs"

@@ -14,7 +14,7 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
 from eomt.weights.spec import POSITION
-from eomt.weights.weights import Weights
+from eomt.weights.types import Weights
 
 LOADED, RESIZED, NEW, IGNORED = "loaded", "resized", "new", "ignored"
 _CLASS_HEAD = "class_head."

@@ -103,14 +103,14 @@ def damage_images(archive, count):
     ids=["NaN in a loss", "infinite gradient", "NaN in every loss"],
 )
 def test_numbers_that_are_not_finite(run, caplog, what, steps, logged, end):
-    fault = f"+callbacks.fault={{_target_: tests.injection.Inject, what: {what}, steps: {steps}}}"
+    fault = f"+callbacks.fault={{_target_: tests.fault_injection.Inject, what: {what}, steps: {steps}}}"
     assert end in run(fault, "optim.max_skipped_steps=4")
     assert re.search(logged, caplog.text)
 
 
 def test_a_killed_data_worker(run, undisturbed, tmp_path):
     assert "a data worker has ended" in run(
-        "+callbacks.fault={_target_: tests.injection.Inject, what: kill, steps: [5]}"
+        "+callbacks.fault={_target_: tests.fault_injection.Inject, what: kill, steps: [5]}"
     )
     assert run(f"ckpt='{tmp_path}/checkpoints/last.ckpt'") == ENDED
     assert equal(learned(tmp_path), undisturbed)

@@ -59,7 +59,7 @@ def test_a_run_stopped_again_and_again_ends_the_same(with_best, undisturbed, tmp
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     resumed = ()
     for place, step in stops:
-        stop = f"+callbacks.stop={{_target_: tests.injection.StopAt, place: {place}, step: {step}}}"
+        stop = f"+callbacks.stop={{_target_: tests.fault_injection.StopAt, place: {place}, step: {step}}}"
         with pytest.raises(Stopped, match=f"SIGUSR1 after step {step}") as stopped:
             train.main(configured(tmp_path, *with_best, stop, *resumed))
         assert stopped.value.status == 138
@@ -79,7 +79,7 @@ def test_a_validation_between_the_batches_of_a_step(with_best, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train.main(configured(whole, *with_best, *run))
     assert list(read_logs(whole)["pq"]) == [1, 2, 4, 5]
-    stop = "+callbacks.stop={_target_: tests.injection.StopAt, place: validation, step: 1}"
+    stop = "+callbacks.stop={_target_: tests.fault_injection.StopAt, place: validation, step: 1}"
     with pytest.raises(Stopped, match="SIGUSR1 after step 1"):
         train.main(configured(stopped, *with_best, *run, stop))
     train.main(configured(stopped, *with_best, *run, f"ckpt='{stopped}/checkpoints/last.ckpt'"))
@@ -91,7 +91,7 @@ def test_a_validation_between_the_batches_of_a_step(with_best, tmp_path):
 @pytest.mark.slow
 def test_a_run_whose_data_worker_died_resumes_exactly(with_best, undisturbed, tmp_path):
     """It is noticed at once, though not the first run of this process. No checkpoint was written at this moment."""
-    kill = "+callbacks.fault={_target_: tests.injection.Inject, what: kill, steps: [8]}"
+    kill = "+callbacks.fault={_target_: tests.fault_injection.Inject, what: kill, steps: [8]}"
     with pytest.raises((InputError, RuntimeError), match="DataLoader worker"):
         train.main(configured(tmp_path, *with_best, kill))
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
@@ -191,7 +191,7 @@ def _full_disk(monkeypatch):
 
 @pytest.mark.slow
 def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(settings, undisturbed, tmp_path, monkeypatch):
-    stop = "+callbacks.stop={_target_: tests.injection.StopAt, place: step, step: 4}"
+    stop = "+callbacks.stop={_target_: tests.fault_injection.StopAt, place: step, step: 4}"
     with pytest.raises(Stopped):
         train.main(configured(tmp_path, *settings, stop))
     last = tmp_path / "checkpoints" / "last.ckpt"

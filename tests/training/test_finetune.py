@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_the_same(settings, undisturbed, tmp_path, name):
     """Stopped within a validation, where averages are in the place of the weights, and within an epoch."""
     resumed = ()
     for place, step in (("validation", 3), ("step", 5)):
-        stop = f"+callbacks.stop={{_target_: tests.injection.StopAt, place: {place}, step: {step}}}"
+        stop = f"+callbacks.stop={{_target_: tests.fault_injection.StopAt, place: {place}, step: {step}}}"
         with pytest.raises(Stopped):
             train.main(configured(tmp_path, *settings, *VARIANTS[name], stop, *resumed))
         resumed = (f"ckpt='{tmp_path}/checkpoints/last.ckpt'",)
@@ -155,7 +155,7 @@ def test_a_run_ends_early_and_stays_ended(settings, tmp_path, caplog):
     assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["step"] == 9
     words = r"pq did not improve in the last [23] records"
     assert re.search(words, caplog.text)
-    stop = "+callbacks.stop={_target_: tests.injection.StopAt, place: step, step: 7}"
+    stop = "+callbacks.stop={_target_: tests.fault_injection.StopAt, place: step, step: 7}"
     with pytest.raises(Stopped):
         train.main(configured(tmp_path / "parts", *stopping, stop))
     resumed = f"ckpt='{tmp_path}/parts/checkpoints/last.ckpt'"

@@ -12,7 +12,7 @@ import predict
 from eomt.cli import main
 from eomt.errors import InputError
 from eomt.inference.segmenter import Segmenter
-from eomt.known_classes import ADE20K
+from eomt.published_classes import ADE20K
 from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
 from tests.running import CONFIGS

@@ -7,8 +7,8 @@ from huggingface_hub import errors
 from safetensors.torch import save_file
 
 from eomt.errors import InputError
-from eomt.known_classes import ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC
 from eomt.model.eomt import EoMT
+from eomt.published_classes import ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC
 from eomt.weights.load import read_weights
 from eomt.weights.original import BACKBONE, add_backbone, from_original, is_delta, is_original, to_original
 from tests.golden_numbers import golden_network, golden_tensors

@@ -2,8 +2,8 @@
 
 from eomt.training.callbacks.curves import CurvePlot
 from eomt.training.callbacks.ema import WeightAverage
-from eomt.training.callbacks.outputs import MetricsFile, PredictionPictures, SavePredictions
 from eomt.training.callbacks.progress import EarlyStop, Progress
+from eomt.training.callbacks.run_files import MetricsFile, PredictionPictures, SavePredictions
 
 __all__ = [
     "CurvePlot",

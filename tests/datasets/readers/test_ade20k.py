@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets.readers.ade20k import Ade20kPanoptic, Ade20kSemantic
-from eomt.known_classes import ADE20K as CLASSES
+from eomt.published_classes import ADE20K as CLASSES
 from tests import label_files
 from tests.label_files import check_classes, label_png, photo, segments, write_folder, write_set, write_zip
 

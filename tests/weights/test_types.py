@@ -8,8 +8,8 @@ import torch
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.known_classes import ADE20K, COCO_PANOPTIC
 from eomt.model.eomt import EoMT
+from eomt.published_classes import ADE20K, COCO_PANOPTIC
 from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
 from eomt.weights.spec import check_spec

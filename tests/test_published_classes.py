@@ -4,7 +4,7 @@ import json
 import zipfile
 
 from eomt.classes import Classes
-from eomt.known_classes import ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC, classes_by_names, kind_of
+from eomt.published_classes import ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC, classes_by_names, kind_of
 
 
 def test_classes_of_the_published_datasets(shared_data):

@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from eomt.class_list import read_classes
+from eomt.custom_classes import read_classes
 from eomt.errors import InputError
 
 FORMS = {

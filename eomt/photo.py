@@ -1,4 +1,4 @@
-"""Reading of images of any kind as 8-bit red, green and blue."""
+"""Photos of any kind as 8-bit red, green and blue, turned upright by their EXIF orientation."""
 
 from __future__ import annotations
 

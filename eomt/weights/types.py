@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eomt.classes import Classes, difference
 from eomt.errors import InputError
-from eomt.known_classes import classes_by_count, classes_by_names, dataset_of, kind_of
+from eomt.published_classes import classes_by_count, classes_by_names, dataset_of, kind_of
 from eomt.weights.spec import POSITION, check_spec, check_state, check_values, network_of
 
 _SIZES = {"small_plus": "S+", "small": "S", "base": "B", "large": "L", "huge_plus": "H+", "giant": "g"}

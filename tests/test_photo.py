@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from eomt.errors import InputError
-from eomt.inference.load_image import load_image
+from eomt.photo import load_image
 from tests.random_networks import random_image
 
 
