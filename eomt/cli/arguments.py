@@ -87,12 +87,6 @@ def parsed(arguments: Sequence[str]) -> list[Override]:
     return overrides
 
 
-def chosen_groups(overrides: Sequence[str]) -> dict[str, str]:
-    """The task, model and experiment among overrides."""
-    pairs = (override.partition("=") for override in overrides)
-    return {key: value for key, _, value in pairs if key in GROUPS}
-
-
 def key_of(argument: str) -> str:
     """The key of an override."""
     return argument.partition("=")[0].lstrip("+~")

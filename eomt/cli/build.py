@@ -179,8 +179,8 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         plugins.append(SLURMEnvironment(auto_requeue=False))
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.matmul_precision)
-    # What Lightning warns of, and is meant: our loaders shard by themselves, few steps may be wanted, and one process
-    # may be started by hand where srun exists.
+    # Warnings of Lightning about what is meant: our loaders shard by themselves, few steps may be wanted, and one
+    # process may be started by hand where srun exists.
     for words in (
         "does not have many workers",
         "the number of training batches",
@@ -200,7 +200,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
 
 
 def typed_overrides() -> list[str]:
-    """What was typed to start this run, without Hydra's own keys."""
+    """The overrides that started this run, without Hydra's own keys."""
     if not HydraConfig.initialized():
         return []
     return [o for o in HydraConfig.get().overrides.task if not o.startswith(("ckpt=", "prefetch="))]

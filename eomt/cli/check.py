@@ -101,7 +101,7 @@ def _value_faults(section: type[Section], key: str, value: Any, path: tuple = ()
         if value is None and "examples" in schema:
             yield f"{name} is not set: give {_wanted(schema)}, as in {name}={schema['examples'][0]}"
         elif "additionalProperties" in str(schema) and isinstance(value, Mapping) and entry in value:
-            # Of a section of nodes, such as callbacks, the one that is wrong.
+            # A section of nodes, such as callbacks: the one that is wrong is named.
             yield f"{name}.{entry}={_shown(value[entry])} must be a section that names its class by _target_, or null"
         else:
             yield f"{name}={_shown(value)} must be {_wanted(schema)}"
@@ -114,7 +114,7 @@ def _properties(section: type[Section]) -> dict[str, Any]:
 
 
 def _wanted(schema: Mapping[str, Any]) -> str:
-    """What a type's JSON schema asks for, in words."""
+    """The values that a type's JSON schema asks for, in words."""
     if "description" in schema:
         return schema["description"]
     choices = _choices(schema)
@@ -152,7 +152,7 @@ def _shown(value: Any) -> str:
 
 
 def _choices(schema: Mapping[str, Any]) -> list[str]:
-    """What a type allows, if it is a union or a list of values."""
+    """The alternatives of a type that is a union or a list of values."""
     if "anyOf" in schema:
         return list(dict.fromkeys(words for part in schema["anyOf"] for words in _choices(part) or [_wanted(part)]))
     return [_shown(value) for value in schema.get("enum", [schema["const"]] if "const" in schema else [])]

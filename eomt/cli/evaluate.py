@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from eomt.cli.arguments import CONFIGS, GROUPS, chosen_groups, key_of, parsed
+from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, compile_network, load_module
 from eomt.cli.main import checked, log
 from eomt.cli.settings import Scored
@@ -22,8 +22,7 @@ from eomt.weights.types import Weights, check_same_classes
 
 _MISSING = object()
 
-# Where a network was trained says nothing of where it is evaluated; and all images of the set are scored, also after
-# a training that was short of them.
+# An evaluation may run on other devices than the training, and scores all images, also after a limited training.
 _NOT_INHERITED = {
     "data": {"max_images": None, "validate_on_train": False},
     "trainer": {
@@ -53,7 +52,9 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
         InputError: if the weights carry no settings and none are chosen; if they would run code that is not
             trusted; if a setting that is typed is unknown, or has no value of its type.
     """
-    chosen = _training_config(["trainer.devices=auto", *cfg.settings]) if chosen_groups(cfg.settings) else None
+    chosen = None
+    if any(key_of(override) in GROUPS for override in cfg.settings):
+        chosen = _training_config(["trainer.devices=auto", *cfg.settings])
     settings = classes = None
     if chosen is not None:
         settings = _scored(chosen, cfg.settings)

@@ -1,6 +1,6 @@
 """The command line that the entry points share: Hydra, the check of values, and errors in one line.
 
-It imports nothing heavy, so that a mistyped key or value is answered at once.
+It imports nothing heavy, so that a mistyped key or value is reported at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from eomt.training.stop import StopSignals
 log = logging.getLogger("eomt")
 
 ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
-"""What a user can mend, or has asked for: it ends a run with one line instead of a stack trace."""
+"""Errors that a user can mend, and stops: they end a run with one line instead of a stack trace."""
 
 # No room on the disk, none in the quota, or a file larger than is allowed.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -55,8 +55,8 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
     SIGUSR1 did, 143 when SIGTERM did.
 
     Args:
-        name: of the configuration in configs/.
-        function: what the command does.
+        name: the name of the configuration in configs/.
+        function: the command, called with the configuration.
     """
     # Read by libraries when they are imported, which `function` does. Threads of OpenMP that spin while they wait
     # slow each other down on a CPU that is shared with data workers.
@@ -70,13 +70,13 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
         with StopSignals() if name == "train" else contextlib.nullcontext():
             _run(name, function)
     finally:
-        # What is left is to close logs, also while SLURM ends a job that is requeued.
+        # Only logs are left to close, also while SLURM ends a job that is requeued.
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
 
 
 def arguments_for(name: str, arguments: Sequence[str]) -> list[str]:
-    """What Hydra gets for what is typed: paths quoted, a resumed run's overrides, eval.py's settings set apart."""
+    """Arguments for Hydra: paths quoted, a resumed run's overrides added, eval.py's settings set apart."""
     arguments = quote_paths(arguments)
     if name == "eval":
         return split_for_eval(arguments)
@@ -99,8 +99,7 @@ def checked(name: str, cfg: DictConfig) -> dict[str, Any]:
 
 
 def explain(error: BaseException) -> str:
-    """One line of at most 1000 characters: our own words if bad input lies behind the error, otherwise its text and its
-    root's."""
+    """One line of at most 1000 characters: our own words for bad input behind the error, or its and its root's text."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)

@@ -21,7 +21,7 @@ def with_saved_overrides(arguments: Sequence[str]) -> list[str]:
     What is typed takes the place of what is saved; another choice of a group, of all saved values within it.
 
     Args:
-        arguments: what is typed, with quoted paths.
+        arguments: the typed arguments, with quoted paths.
 
     Raises:
         InputError: if a saved override is more than a plain value of a key, and trust_code=true is not typed.
@@ -60,7 +60,7 @@ def choose_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
     Args:
         cfg: the run's configuration.
-        overrides: what was typed, as checkpoints keep it.
+        overrides: the typed overrides, as checkpoints keep them.
 
     Raises:
         InputError: if the folder holds another run of the same job.

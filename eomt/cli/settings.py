@@ -213,7 +213,7 @@ class Trainer(Section):
 
 
 class Scored(Section):
-    """What an evaluation takes from a run's configuration."""
+    """The part of a run's configuration that an evaluation takes."""
 
     kind: Kind
     seed: Seed

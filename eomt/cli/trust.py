@@ -1,4 +1,4 @@
-"""What a checkpoint may ask for: classes of this project by their exact names, and plain values."""
+"""Limits of what a checkpoint may set: classes of this project by their exact names, and plain values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eomt.cli.nodes import NODES
 from eomt.cli.settings import SCORES
 from eomt.errors import InputError
 
-# A transform of albumentations by its class: that package's functions, which read files, begin in lower case.
+# A transform of albumentations by its class: that package's functions, which read files, start in lower case.
 _TRANSFORM = re.compile(r"albumentations\.[A-Z]\w*")
 _NAME = re.compile(r"[A-Za-z]\w*")
 _KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
@@ -26,7 +26,7 @@ def check_config(name: str, kind: str, config: Mapping[str, Any]) -> None:
 
     Args:
         name: the checkpoint in messages.
-        kind: of segmentation, as the checkpoint names it.
+        kind: the kind of segmentation, as the checkpoint names it.
         config: the settings of the run that wrote it.
 
     Raises:
@@ -87,7 +87,7 @@ def _is_known(target: Any) -> bool:
 
 
 def _instructions(value: Any, special: tuple[str, ...] = _SPECIAL) -> Iterator[str]:
-    """What Hydra or OmegaConf would act on: keys such as _args_, and interpolations."""
+    """Instructions to Hydra or OmegaConf: keys such as _args_, and interpolations."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
             if not isinstance(key, str | int) or (str(key).startswith("_") and key not in special) or "${" in str(key):

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from eomt.training.annealing import complete_windows, resolve_windows
 from tests.golden_numbers import golden_json
-from tests.running import CONFIGS
+from tests.running import CONFIGS, configured
 
 EXPERIMENTS = sorted(path.stem for path in (Path(CONFIGS) / "experiment").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (Path(CONFIGS) / "task").glob("*.yaml"))
@@ -26,8 +25,7 @@ MODEL_NAMES = {"s": "small", "b": "base", "l": "large"}
 
 
 def composed(*overrides):
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose("train", overrides=[*overrides, "run_folder=RUN"])
+    return configured("RUN", *overrides)
 
 
 def published():

@@ -1,4 +1,4 @@
-"""STAGE=1 of slurm/train.sbatch: the data is read from a node's own disk, of which nobody else hears.
+"""STAGE=1 of slurm/train.sbatch: the data is read from a node's own disk, which no checkpoint records.
 
 SLURM's commands are stood in for by a few lines of shell; tests/test_slurm.py has the real ones.
 """
@@ -25,7 +25,7 @@ exit "$STATUS"
 
 
 def _job(folder, state, status, stage="1"):
-    """What the training saw, and whether the copy is still there after the job."""
+    """The lines that the training saw, and whether the copy is still there after the job."""
     data, programs = folder / "data", folder / "bin"
     for path in (data, programs):
         path.mkdir()

@@ -6,27 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from eomt.cli.check import check_settings, check_typed, nodes
 from eomt.cli.nodes import NODES
 from eomt.cli.settings import COMMANDS, SCORES, Trainer
 from eomt.errors import InputError
-from tests.running import CONFIGS, ROOT
+from tests.running import CONFIGS, ROOT, composed
 
 GROUPS = ("task", "experiment", "model", "logger", "debug")
 
 
 def plain(name, *overrides):
     """A command's configuration as plain values."""
+    needed = {"eval": ["ckpt=X"], "predict": ["ckpt=X", "images=X", "out=X"], "export": ["ckpt=X", "out=X"]}
     runs = [] if name in ("predict", "export") else ["run_folder=RUN"]
-    given = {"train": [], "check_data": [], "eval": ["ckpt=X"], "predict": ["ckpt=X", "images=X"]}
-    given["export"] = ["ckpt=X", "out=X"]
-    given["predict"] += [] if any(o.startswith("out=") for o in overrides) else ["out=X"]
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose(name, overrides=[*given[name], *runs, *overrides])
-    return OmegaConf.to_container(cfg, resolve=True)
+    return OmegaConf.to_container(composed(name, *needed.get(name, []), *runs, *overrides), resolve=True)
 
 
 def options(group):
@@ -83,7 +78,6 @@ def test_scores_are_those_of_the_metrics():
     ("typed", "expected"),
     [
         ("loss.num_points=abc", "a whole number of at least 1 and at most 4194304"),
-        ("loss.num_points=0", "a whole number of at least 1 and at most 4194304"),
         ("loss.mask_weight=-1", "a number of at least 0"),
         ("trainer.log_every_n_steps=abc", "a whole number of at least 0 or null"),
         ("trainer.gradient_clip_val=-1", "a number of at least 0 or null"),
@@ -91,17 +85,14 @@ def test_scores_are_those_of_the_metrics():
         ("data.scale_range=[2,1]", "[low, high], 0 < low <= high <= 100"),
         ("data.image_size=null", "a whole number of at least 1 and at most 65536 or a list of 2 values, each"),
         ("seed=99999999999", "a whole number of at least 0 and at most 4294967295"),
-        ("callbacks.pictures.count=abc", "a whole number of at least 0"),
         ("callbacks.best.monitor=foo", "pq, sq, rq, pq_things, sq_things, rq_things, pq_stuff, sq_stuff, rq_stuff or"),
         ("optim.schedule_power=nan", "a number of at least 0"),
-        ("annealing.power=nan", "a number of at least 0"),
         ("annealing.windows=[[0.5,0.2]]", "auto, a list of windows [start, end], 0 <= start <= end"),
         ("annealing.windows=[auto,[0,1]]", "auto, a list of windows"),
         ("annealing.span=1/0", "a number of more than 0, or a fraction such as 39120/39153"),
         ("optim.warmup_steps=[1]", "a list of 2 values, each a whole number of at least 0"),
         ("optim.layer_decay=0", "a number of more than 0 and at most 1"),
         ("trust_code=no", "true or false"),
-        ("prefetch=yes", "true or false"),
         ("data=5", "a section that names its class by _target_"),
         ("kind=panoptics", "semantic, instance, panoptic or the dotted name of a task"),
         ("trainer.devices=0", "auto, -1, a whole number of at least 1"),
@@ -165,7 +156,7 @@ def test_classes_of_the_users_own_take_any_key():
         "+data.train.count=3",
         "+callbacks.x={_target_: mine.Callback, a: no}",
     )
-    check_settings("train", own)  # fmt: skip
+    check_settings("train", own)
     with pytest.raises(InputError, match=r"^data\.train="):
         check_settings("train", plain("train", "data.train=null"))
 
