@@ -102,8 +102,8 @@ def export(
             card = model_card(weights, config, metrics, format, precision, batch, path.name)
             (folder / _CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"out={out} cannot be written ({reason}): free some space or choose another folder") from error
+        fault = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"out={out} cannot be written ({fault}): free some space or choose another folder") from error
     return check
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from eomt.errors import InputError
+from eomt.errors import InputError, reason
 from eomt.weights.safe_load import plain
 
 # Loggers and callbacks say nothing about the network, and may name accounts and hosts.
@@ -41,7 +41,8 @@ def redact(
     Raises:
         InputError: if the run's configuration cannot be read.
     """
-    typed = [(override, *_split(override)) for override in overrides]
+    parts = (override.partition("=") for override in overrides)
+    typed = [(f"{name}{sign}{value}", name.lstrip("+~"), value) for name, sign, value in parts]
     secret = {key for _, key, value in typed if _ENVIRONMENT in value} | set(_from_environment(_written_config(run)))
     kept = {key: value for key, value in config.items() if key not in _DROPPED}
     cleaned = _cleaned(kept, "", secret)
@@ -54,11 +55,6 @@ def redact(
         and not _ABSOLUTE.search(value)
         and not any(key == name or name.startswith(f"{key}.") for name in secret)
     ]
-
-
-def _split(override: str) -> tuple[str, str]:
-    key, _, value = override.partition("=")
-    return key.lstrip("+~"), value
 
 
 def _cleaned(value: Any, name: str, secret: set[str]) -> Any:
@@ -81,7 +77,7 @@ def _written_config(run: Path | None) -> Any:
         return plain(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
-            f"{path} cannot be read ({str(error).splitlines()[0][:80]}): it tells which settings came from the "
+            f"{path} cannot be read ({reason(error)}): it tells which settings came from the "
             "environment, and are not exported"
         ) from error
 

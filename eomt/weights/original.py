@@ -43,8 +43,6 @@ _DINOV3: Names = (
     (f"{BACKBONE}patch_embed.register_tokens", "backbone.vit.reg_token"),
     (f"{BACKBONE}patch_embed.patch_embeddings.", "backbone.vit.patch_embed.proj."),
 )
-
-
 # The width of a DINOv3 and the pretrained one that the original started from.
 _PRETRAINED = {
     width: f"facebook/dinov3-vit{size}16-pretrain-lvd1689m" for width, size in ((384, "s"), (768, "b"), (1024, "l"))
