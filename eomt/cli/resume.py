@@ -29,7 +29,7 @@ def with_saved_overrides(arguments: Sequence[str]) -> list[str]:
     typed = {key_of(argument): argument.partition("=")[2] for argument in arguments}
     if typed.get("ckpt", "null") == "null":
         return list(arguments)
-    path = Path(parsed([f"ckpt={typed['ckpt']}"])[0].value())
+    path = Path(str(parsed([f"ckpt={typed['ckpt']}"])[0].value()))
     saved = _saved_overrides(path)
     if saved is None:
         return list(arguments)
@@ -105,11 +105,10 @@ def _saved_overrides(path: Path) -> list[str] | None:
     """The overrides in a checkpoint, or in the one before it if it is damaged; None if it is of no run."""
     for candidate in (path, path.with_name(PREVIOUS)) if path.name == "last.ckpt" else (path,):
         try:
-            part = read_checkpoint(candidate, mmap=True)[FORMAT]
+            saved = read_checkpoint(candidate, mmap=True)[FORMAT].get("overrides")
         except InputError:
             # Weights of another source, which start a new run; or damaged, which is said when they are read.
             continue
-        saved = part.get("overrides") if isinstance(part, Mapping) else None
         return [str(override) for override in saved] if isinstance(saved, list | tuple) else []
     return None
 

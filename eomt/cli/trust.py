@@ -33,7 +33,8 @@ def check_config(name: str, kind: str, config: Mapping[str, Any]) -> None:
         InputError: if it names another class, or holds an instruction to Hydra or OmegaConf.
     """
     foreign = [str(kind)] if kind not in SCORES else []
-    foreign += [str(node["_target_"]) for _, node in nodes(config) if not _is_known(node["_target_"])]
+    targets = [node["_target_"] for _, node in nodes(config)]
+    foreign += [str(target) for target in targets if not isinstance(target, str) or target not in NODES]
     if foreign:
         names = ", ".join(entry[:80] for entry in dict.fromkeys(foreign))
         raise InputError(f"ckpt= would run {names}: if you trust it, say so by trust_code=true")
@@ -59,12 +60,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def _is_plain(override: str) -> bool:
     key, equals, _ = override.partition("=")
-    last = key.rpartition(".")[2]
-    if (
-        not (equals and _KEY.fullmatch(key))
-        or key.startswith("hydra")
-        or last in {"filename", *keys_of_type("a folder to write to")}
-    ):
+    written = {"filename", *keys_of_type("a folder to write to")}
+    if not (equals and _KEY.fullmatch(key)) or key.startswith("hydra") or key.rpartition(".")[2] in written:
         return False
     try:
         (entry,) = parsed([override])
@@ -80,10 +77,6 @@ def _is_plain(override: str) -> bool:
         _TRANSFORM.fullmatch(str(node["_target_"])) for _, node in nodes(given)
     )
     return next(_instructions(given, special=("_target_",) if transforms else ()), None) is None
-
-
-def _is_known(target: Any) -> bool:
-    return isinstance(target, str) and target in NODES
 
 
 def _instructions(value: Any, special: tuple[str, ...] = _SPECIAL) -> Iterator[str]:
