@@ -89,6 +89,8 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
     trainer = build_trainer(settings, callbacks, False)
+    if not trainer.limit_val_batches:
+        raise InputError("trainer.limit_val_batches=0 leaves no image to score: give a larger one, or null for all")
     compile_network(module, trainer, settings.compile)
     trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:

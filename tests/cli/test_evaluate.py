@@ -58,6 +58,12 @@ def test_how_many_images_are_scored_is_said(options, tmp_path, caplog):
     assert "scored: 10 of 10 images" in caplog.text
 
 
+def test_an_evaluation_of_no_image_is_refused(run, tmp_path):
+    checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
+    with pytest.raises(InputError, match=r"limit_val_batches=0 leaves no image"):
+        evaluation.main(configured(tmp_path, checkpoint, "trainer.limit_val_batches=0", name="eval"))
+
+
 def test_evaluation_reads_the_root_that_is_given(run, tmp_path):
     checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
     with pytest.raises(InputError, match="nowhere"):
