@@ -124,4 +124,5 @@ def open_index(key: str, build: Callable[[], tuple[Mapping[str, np.ndarray], Map
         # It writes the memory of an array as it lies there, whatever the strides.
         dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(dense, draft, metadata={"meta": json.dumps(dict(meta))})
+        draft.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets the owner alone read what it writes
     return Index(path)

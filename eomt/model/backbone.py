@@ -54,6 +54,7 @@ class Backbone(nn.Module):
         self.name = name
         self.options = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0, **(options or {})}
         self.vit = _create(name, self.options)
+        _check_supported(name, self.vit)
         for block in self.vit.blocks:
             # A method of the block itself: FSDP2 gathers a block's weights around the block's own methods.
             block.run = MethodType(_run, block)
@@ -256,4 +257,3 @@ def _check_supported(name: str, vit: nn.Module) -> None:
             f"model.backbone={name} is not a plain ViT with a final norm that EoMT can extend: "
             "take a DINOv2 or DINOv3 ViT such as vit_large_patch14_reg4_dinov2"
         )
-    return vit

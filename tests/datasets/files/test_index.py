@@ -56,6 +56,13 @@ def test_index_is_built_once(cache):
     assert [path.name for path in cache.iterdir()] == ["key.safetensors"]
 
 
+def test_an_index_is_as_readable_as_its_folder(cache):
+    for mode in (0o755, 0o700):
+        cache.chmod(mode)
+        open_index(f"key{mode}", build)
+        assert (cache / f"key{mode}.safetensors").stat().st_mode & 0o777 == mode & 0o666
+
+
 def test_rows_are_the_callers_own():
     index = open_index("key", build)
     for start, end in ((0, 3), (997, 1000), (5, 5), (1000, 1000)):
