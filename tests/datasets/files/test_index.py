@@ -57,6 +57,7 @@ def test_index_is_built_once(cache):
 
 
 def test_an_index_is_as_readable_as_its_folder(cache):
+    cache.mkdir(exist_ok=True)
     for mode in (0o755, 0o700):
         cache.chmod(mode)
         open_index(f"key{mode}", build)
