@@ -3,7 +3,8 @@
     python -m pytest -m stress tests/stress/test_resume.py                    20 kills
     python -m pytest -m "slow or stress" tests/stress/test_resume.py --count 1
 
-SIGKILL, SIGTERM, SIGUSR1 and Ctrl-C in turn; a checkpoint after every step, validation within, a data worker.
+SIGKILL, SIGTERM, SIGUSR1 and Ctrl-C in turn; a checkpoint after every step, validation within, a data worker; all
+weights trained, and LoRA with averaged weights.
 """
 
 import random
@@ -23,10 +24,10 @@ pytestmark = pytest.mark.xdist_group("kills")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-@pytest.fixture(scope="module")
-def settings(options):
+@pytest.fixture(scope="module", params=[(), ("callbacks.ema.decay=0.9", "model.lora.rank=2")], ids=["all", "lora, ema"])
+def settings(options, request):
     run = ("trainer.max_epochs=12", "trainer.check_val_every_n_epoch=3", "callbacks.last.every_n_steps=1")
-    return (*options, *run, "callbacks.pictures=null", "callbacks.curves=null")
+    return (*options, *run, *request.param, "callbacks.pictures=null", "callbacks.curves=null")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def state(folder):
     return {**parts, "loader": checkpoint["loops"]["fit_loop"]["state_dict"], "logged": read_logs(folder)}
 
 
-@pytest.mark.parametrize("count", [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.stress)])
 def test_killed_runs_end_like_the_undisturbed_one(settings, undisturbed, tmp_path, request, count):
     moments, steps = random.Random(0), undisturbed["global_step"]
     for number in range(request.config.getoption("count") or count):
