@@ -64,21 +64,32 @@ def _from_file(path: Path) -> np.ndarray:
         raise InputError(f"{path} cannot be read: {reason}") from error
 
 
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert a loaded PIL image of any mode: uint8 [H, W, 3], red, green, blue, contiguous and writable.
+
+    Transparent pixels are put on white; 16-bit values are scaled, 65535 to 255.
+
+    Raises:
+        InputError: if its values fit neither 8 nor 16 bits.
+    """
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return _as_rgb(image)
+    # Pillow's own conversion would clip all that is above 255 to white.
+    values = np.asarray(image)
+    if values.dtype == np.int32:
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+        values = values.astype(np.uint16)
+    return _from_array(values, list(values.shape))
+
+
 def _from_pil(image: Image.Image, where: str) -> np.ndarray:
     try:
         image.load()
         # Damaged EXIF data are no reason to refuse the pixels. After loading: Pillow itself turns TIFFs.
         with suppress(Exception):
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            # Pillow's own conversion would clip all that is above 255 to white.
-            values = np.asarray(image)
-            if values.dtype == np.int32:
-                if values.min() < 0 or values.max() > 65535:
-                    raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
-                values = values.astype(np.uint16)
-            return _from_array(values, list(values.shape))
-        return _as_rgb(image)
+        return to_rgb(image)
     except MemoryError:
         raise
     except Exception as error:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from eomt.errors import InputError
+from eomt.photo import to_rgb
 
 _PNG_BIT_DEPTH = 24  # offset of that byte: section 11.2.1 of the PNG specification (IHDR)
 
@@ -15,8 +16,8 @@ _PNG_BIT_DEPTH = 24  # offset of that byte: section 11.2.1 of the PNG specificat
 def decode_rgb(data: bytes, where: str) -> np.ndarray:
     """Decode a photograph: uint8 [H, W, 3], red, green, blue, contiguous and writable.
 
-    Grey and CMYK files become RGB. An EXIF orientation is not followed: annotations are drawn on the
-    pixels as stored.
+    Files of any mode are converted as `Segmenter` converts them. An EXIF orientation is not followed: annotations are
+    drawn on the pixels as stored.
 
     Args:
         data: the file's bytes.
@@ -26,8 +27,10 @@ def decode_rgb(data: bytes, where: str) -> np.ndarray:
         InputError: if they are no complete image.
     """
     image = _load(data, where)
-    # Pillow's convert copies even where there is nothing to convert.
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    try:
+        return to_rgb(image)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def decode_id_map(data: bytes, where: str) -> np.ndarray:
