@@ -19,7 +19,8 @@ ROW_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 _LONGEST = 32 << 20  # characters of one element: it is parsed into memory as a whole
 _LARGEST = 1 << 63
 _LONGEST_SIDE = 1 << 20  # pixels of an image
-_FARTHEST = 10  # image sides between a corner and its image: drawing an outline takes memory by its length
+_FARTHEST = 10  # image sides between a corner and its image
+_LONGEST_OUTLINE = 1 << 24  # pixels of an object: drawing takes some 80 bytes for each
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -42,6 +43,8 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
     try:
         for _ in text.items("{", "}"):
             key = text.value()
+            if not isinstance(key, str):
+                raise ValueError(f"expected a key, found {str(key)[:60]}")
             text.take(":")
             wanted = key in missing
             missing.discard(key)
@@ -178,7 +181,13 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
         raise ValueError("it has no segmentation, and a box alone is no mask")
     if isinstance(segmentation, list):
         # A list of arrays: of lists, the first with 4 numbers, pycocotools would make boxes.
-        drawn = coco_mask.frPyObjects([_polygon(polygon, size) for polygon in segmentation], *size)
+        polygons = [_polygon(polygon, size) for polygon in segmentation]
+        # No side of a polygon is longer than 2 * _FARTHEST image sides: most outlines need not be measured.
+        if sum(map(len, polygons)) * _FARTHEST * max(size) > _LONGEST_OUTLINE:
+            outline = sum(map(_outline, polygons))
+            if outline > _LONGEST_OUTLINE:
+                raise ValueError(f"the outline of its polygons is {outline:.0f} pixels long")
+        drawn = coco_mask.frPyObjects(polygons, *size)
         return drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
     if not isinstance(segmentation, Mapping):
         raise TypeError(f"its segmentation must be polygons or run lengths, found {str(segmentation)[:60]!r}")
@@ -205,6 +214,12 @@ def _polygon(numbers: Sequence[float], size: tuple[int, int]) -> np.ndarray:
     if not np.abs(polygon).max() <= _FARTHEST * max(size):
         raise ValueError(f"a corner of its polygon lies far off its image of {size[1]}x{size[0]} (width x height)")
     return polygon
+
+
+def _outline(polygon: np.ndarray) -> float:
+    """The length of an outline in pixels, of each side the longer of height and width."""
+    corners = polygon.reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def area(value: float | None, mask: dict) -> float:
