@@ -141,6 +141,8 @@ def _with_typed(carried: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
         if override.type is OverrideType.CHANGE and OmegaConf.select(settings, key, default=_MISSING) is _MISSING:
             raise InputError(f"{key} is no key of the evaluation of {cfg.ckpt}")
         OmegaConf.update(settings, key, override.value(), force_add=True)
+    # Also with what was typed for it, such as a path that an export has left out.
+    settings.data.train = settings.data.get("val")
     return settings
 
 

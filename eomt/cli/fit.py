@@ -67,6 +67,8 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         check_same_run(checkpoint, module.description(), any(isinstance(c, WeightAverage) for c in callbacks))
         _check_same_rates(checkpoint, cfg)
         continue_logs(cfg, checkpoint)
+        resumed_at = checkpoint["global_step"]
+        del checkpoint  # mapped, it would keep its room on the disk after newer ones have taken its names
     trainer = build_trainer(cfg, callbacks, build_loggers(cfg) or False)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     if trainer.is_global_zero:
@@ -74,7 +76,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
             OmegaConf.save(cfg, temporary, resolve=True)
     compile_network(module, trainer, cfg.compile)
     trainer.fit(module, data, ckpt_path=resume)
-    if resume and trainer.global_step == checkpoint["global_step"]:
+    if resume and trainer.global_step == resumed_at:
         log.info("no step was left to train: the run of ckpt= had ended at step %d", trainer.global_step)
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.

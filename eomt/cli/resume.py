@@ -37,7 +37,7 @@ def with_saved_overrides(arguments: Sequence[str]) -> list[str]:
         # Another task or experiment is another configuration; values of the old one would not fit it.
         saved = []
     saved = [o for o in saved if key_of(o) not in typed and key_of(o).partition(".")[0] not in typed]
-    if typed.get("trust_code") != "true":
+    if typed.get("trust_code", "").lower() != "true":
         check_overrides(saved)
     folder = []
     if path.parent.name == "checkpoints" and "hydra.run.dir" not in typed:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 
-from eomt.cli.arguments import GROUPS, parsed
+from eomt.cli.arguments import CONFIGS, parsed
 from eomt.cli.check import keys_of_type, nodes
 from eomt.cli.nodes import NODES
 from eomt.cli.settings import SCORES
@@ -18,6 +19,8 @@ from eomt.errors import InputError
 _TRANSFORM = re.compile(r"albumentations\.[A-Z]\w*")
 _NAME = re.compile(r"[A-Za-z]\w*")
 _KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
+# A text that leads out of the folder it is joined to.
+_ELSEWHERE = re.compile(r"[/\\]|^\.+$")
 _SPECIAL = ("_target_", "_partial_")
 
 
@@ -60,23 +63,39 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def _is_plain(override: str) -> bool:
     key, equals, _ = override.partition("=")
-    written = {"filename", *keys_of_type("a folder to write to")}
-    if not (equals and _KEY.fullmatch(key)) or key.startswith("hydra") or key.rpartition(".")[2] in written:
+    if not (equals and _KEY.fullmatch(key)) or key.startswith("hydra"):
         return False
     try:
         (entry,) = parsed([override])
     except (HydraException, InputError):
         return False
     given = entry.value()
-    if key == "kind" and given not in SCORES:
+    entries = list(_entries(key.rpartition(".")[2], given))
+    if {name for name, _ in entries} & {"filename", *keys_of_type("a folder to write to")}:
+        return False
+    # The run's folder is named by its task, those of loggers by what is set for them.
+    if key.partition(".")[0] in ("task_name", "logger") and any(_ELSEWHERE.search(str(text)) for _, text in entries):
+        return False
+    if key == "kind" and str(given) not in SCORES:
         return False
     # The choice of a group names a file below configs/.
-    if key in (*GROUPS, "debug", "logger") and not (isinstance(given, str) and _NAME.fullmatch(given)):
+    if Path(CONFIGS, key).is_dir() and not (isinstance(given, str) and _NAME.fullmatch(given)):
         return False
     transforms = key == "data.augmentations" and all(
         _TRANSFORM.fullmatch(str(node["_target_"])) for _, node in nodes(given)
     )
     return next(_instructions(given, special=("_target_",) if transforms else ()), None) is None
+
+
+def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The names of a value and of all within it, with the innermost values."""
+    yield name, None if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _entries(str(key), entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _entries(name, entry)
 
 
 def _instructions(value: Any, special: tuple[str, ...] = _SPECIAL) -> Iterator[str]:

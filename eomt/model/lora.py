@@ -72,6 +72,9 @@ def merged(state: Mapping[str, Tensor], lora: Mapping | None) -> dict[str, Tenso
         layer = name.removesuffix(_A)
         try:
             a, b, weight = state[name], state[layer + _B], state[f"{layer}.weight"]
+            if not (a.ndim == b.ndim == 2 and (len(b), a.shape[1]) == weight.shape):
+                # Small A and B could make a product of any size.
+                raise ValueError(f"B A is {[*b.shape[:1], *a.shape[1:]]}, the weight {list(weight.shape)}")
             # In float64: the merged weight is rounded once.
             change = b.double() @ a.double() * (float(lora["alpha"]) / int(lora["rank"]))
             plain[f"{layer}.weight"] = (weight.double() + change).to(weight.dtype)

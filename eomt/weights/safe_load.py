@@ -223,7 +223,8 @@ def _check_archive(path: Path, stamp: tuple[int, int, int]) -> None:
             if not summed:
                 entry.CRC = None  # torch.serialization.set_crc32_options(False) has left them out
             with archive.open(entry) as file:
-                if entry.filename.endswith(".pkl"):
+                # PyTorch finds its pickle by a name in any case.
+                if entry.filename.lower().endswith(".pkl"):
                     _check_pickle(file.read())
                 while file.read(2**22):
                     pass

@@ -173,7 +173,8 @@ def _image_size(state: Mapping[str, Tensor], patch_size: int, prefix: int, known
 
 
 def _depth(state: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(key.split(".")[3]) for key in state if key.startswith(_BLOCKS)), default=-1)
+    # Counted: a key may claim any number.
+    return len({key.split(".")[3] for key in state if key.startswith(_BLOCKS)})
 
 
 def _is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ from PIL import Image
 
 import eval as evaluation
 import train
+from eomt.cli.evaluate import weights_and_settings
 from eomt.errors import InputError
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
@@ -68,6 +69,16 @@ def test_evaluation_reads_the_root_that_is_given(run, tmp_path):
     checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
     with pytest.raises(InputError, match="nowhere"):
         evaluation.main(configured(tmp_path, checkpoint, "data.root=/nowhere", name="eval"))
+
+
+def test_a_setting_that_a_checkpoint_lacks_is_typed_once(run, tmp_path):
+    """Exports leave paths out; the training set's are not needed."""
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    checkpoint[FORMAT]["config"]["data"]["val"]["split"] = None
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    cfg = configured(tmp_path, f"ckpt='{tmp_path}/x.ckpt'", "data.val.split=val", name="eval")
+    _, settings = weights_and_settings(cfg)
+    assert settings.data.val.split == "val"
 
 
 def test_evaluation_refuses_other_classes(run, tmp_path, shared_data):

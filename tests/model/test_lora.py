@@ -38,3 +38,10 @@ def test_lora_weights_without_their_scale_are_refused(lora):
     state = {"x.weight": torch.ones(2, 2), "x.lora_a": torch.ones(1, 2), "x.lora_b": torch.ones(2, 1)}
     with pytest.raises(InputError, match="the LoRA weights of x cannot be merged"):
         merged(state, lora)
+
+
+def test_small_lora_weights_with_a_large_product_are_refused():
+    """Before the product fills the memory."""
+    state = {"x.weight": torch.ones(2, 2), "x.lora_a": torch.ones(1, 10**6), "x.lora_b": torch.ones(10**6, 1)}
+    with pytest.raises(InputError, match=r"B A is \[1000000, 1000000\], the weight \[2, 2\]"):
+        merged(state, {"rank": 1, "alpha": 1})

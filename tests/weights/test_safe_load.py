@@ -96,6 +96,11 @@ def broken_files(folder):
         checkpoint("deep.ckpt", network_part(backbone_options={"embed_dim": 64, "depth": 10**9})),
         "network has 1000000000 blocks",
     )
+    far = {"backbone.vit.blocks.999999999.norm1.weight": torch.zeros(64)}
+    yield (
+        checkpoint("far.ckpt", network_part(backbone_options={"embed_dim": 64, "depth": 10**9}), **far),
+        "network has 1000000000 blocks, its weights 3",
+    )
     yield (
         checkpoint("wide.ckpt", network_part(num_queries=10**12)),
         "no network has num_queries=1000000000000",
@@ -235,3 +240,12 @@ def test_no_file_of_a_few_bytes_fills_the_memory(call, sums, tmp_path):
         torch.serialization.set_crc32_options(True)
     with pytest.raises(InputError, match=r"x\.bin holds Python objects \(\S+ (bytearray|Tensor|FloatTensor)\)"):
         read_weights(tmp_path / "x.bin")
+
+
+def test_a_pickle_is_checked_under_any_name_that_pytorch_takes(tmp_path):
+    torch.save({"queries": Call(bytearray, 10**10)}, tmp_path / "small.bin")
+    with zipfile.ZipFile(tmp_path / "small.bin") as archive, zipfile.ZipFile(tmp_path / "LARGE.bin", "w") as other:
+        for name in archive.namelist():
+            other.writestr(name.replace("data.pkl", "DATA.PKL"), archive.read(name))
+    with pytest.raises(InputError, match=r"LARGE\.bin holds Python objects"):
+        read_weights(tmp_path / "LARGE.bin")
