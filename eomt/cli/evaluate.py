@@ -122,6 +122,9 @@ def _scored(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def _inherited(weights: Weights) -> dict[str, Any]:
     """The part of the configuration in a checkpoint that an evaluation takes, plain and not checked."""
     settings = {key: weights.config[key] for key in Scored.model_fields if key in weights.config}
+    if settings:
+        # A configuration of another kind could name a custom task, which `check_config` has not seen.
+        settings["kind"] = weights.kind
     data = settings.get("data")
     if isinstance(data, Mapping):
         # The training set, whose reader and augmentations may be foreign code, is not read.

@@ -81,6 +81,15 @@ def test_a_setting_that_a_checkpoint_lacks_is_typed_once(run, tmp_path):
     assert settings.data.val.split == "val"
 
 
+def test_no_task_is_taken_from_a_configuration_of_another_kind(run, tmp_path):
+    """The kind that needs trust is the one that would be run."""
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    checkpoint[FORMAT]["config"]["kind"] = "circles.ThingsFirst"
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    _, settings = weights_and_settings(configured(tmp_path, f"ckpt='{tmp_path}/x.ckpt'", name="eval"))
+    assert settings.kind == "panoptic"
+
+
 def test_evaluation_refuses_other_classes(run, tmp_path, shared_data):
     checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
     with pytest.raises(InputError, match="trained on other classes"):
