@@ -48,7 +48,8 @@ def panoptic_segmentation(
         ids = torch.zeros(placement.height, placement.width, dtype=torch.int32, device=mask_logits.device)
         return Segmentation(ids, labels, scores)
 
-    code, own_area = _argmax_of_masks(mask_logits, kept, scores, placement, size, mask_threshold, max_bytes)
+    stacked = mask_logits.device.type != "cpu"
+    code, own_area = _argmax_of_masks(mask_logits, kept, scores, placement, size, mask_threshold, max_bytes, stacked)
     # Not `bincount`: it makes the host wait for the largest value.
     counts = torch.histc(code.double(), bins=2 * len(kept), min=0, max=2 * len(kept)).long()
     outside, inside = counts.reshape(-1, 2).T
@@ -69,8 +70,12 @@ def _argmax_of_masks(
     size: tuple[int, int],
     mask_threshold: float,
     max_bytes: int,
+    stacked: bool,
 ) -> tuple[Tensor, Tensor]:
     """Argmax over the K >= 1 queries `kept` of class times mask probability, `scores` being float32 [K].
+
+    With `stacked` a chunk of masks is reduced at once: few launches on a GPU. A CPU is up to four times faster mask by
+    mask. The result is the same.
 
     Returns:
         int32 [H, W], 2k where query k wins with a probability below the threshold and 2k + 1 where it wins with at
@@ -89,12 +94,20 @@ def _argmax_of_masks(
         inside = probability >= mask_threshold
         own_area[query : query + len(inside)] = inside.sum((1, 2), dtype=torch.int32)
         probability *= scores[query : query + len(inside), None, None]
+        last = query + len(inside)
+        if stacked:
+            probability, number = probability.max(0, keepdim=True)
+            inside = inside.gather(0, number)
         for product, own in zip(probability, inside, strict=True):
             better = product > best
             torch.maximum(best, product, out=best)
             within ^= better & (within ^ own)  # own where better: a CPU takes a tenth of the time of `where`
-            winner.masked_fill_(better, query)
-            query += 1
+            if stacked:
+                winner = torch.where(better, (number[0] + query).int(), winner)
+            else:
+                winner.masked_fill_(better, query)
+                query += 1
+        query = last
         del logits, probability, inside, product, own  # before the next chunk is made
     return winner.mul_(2).add_(within), own_area
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from eomt.postprocess.geometry import Placement
-from eomt.postprocess.panoptic import panoptic_segmentation
+from eomt.postprocess.panoptic import _argmax_of_masks, panoptic_segmentation
 from tests.host_syncs import HostSyncs
 from tests.postprocess.cases import SETTINGS, added_memory, fitted, golden
 
@@ -62,6 +62,18 @@ def test_the_size_of_chunks_does_not_matter(seed):
 
 
 # Scaled by 1, enlarged, made smaller, and extremely long.
+@pytest.mark.parametrize("max_bytes", [1, 7 * 10**5, 2**30])
+@pytest.mark.parametrize("seed", range(3))
+def test_chunks_at_once_give_what_masks_in_turn_give(seed, max_bytes):
+    masks, classes = crowded(seed=seed)
+    scores = classes.softmax(-1)[:, :-1].amax(-1)
+    assert scores[10:20].equal(scores[:10]), "ties"
+    arguments = masks, torch.arange(len(masks)), scores, fitted(61, 83, (96, 96)), (96, 96), 0.5, max_bytes
+    for stacked, in_turn in zip(*(_argmax_of_masks(*arguments, stacked) for stacked in (True, False)), strict=True):
+        assert torch.equal(stacked, in_turn)
+        assert stacked.dtype == in_turn.dtype
+
+
 @pytest.mark.parametrize("shape", [(96, 96), (72, 96), (301, 400), (50, 30), (7, 96), (1, 300)])
 def test_equals_the_rule_written_with_all_masks_at_once(shape):
     masks, classes = crowded(seed=sum(shape))
@@ -194,7 +206,7 @@ def test_no_confident_query_gives_no_segment(no_object):
 
 LARGE = """
 import torch
-from eomt.postprocess.panoptic import panoptic_segmentation
+from eomt.postprocess.panoptic import _argmax_of_masks, panoptic_segmentation
 from tests.postprocess.cases import fitted
 masks, classes = torch.randn(200, 160, 160), torch.zeros(200, 134)
 classes[torch.arange(64), torch.arange(64)] = 20
