@@ -255,7 +255,9 @@ class BestCheckpoint(Checkpoint):
         if trainer.sanity_checking or trainer.fast_dev_run:
             return
         score = trainer.callback_metrics.get(self.monitor)
-        if score is None or not self._is_better(float(score)):
+        # A run that is resumed in another folder has a score, but no file there.
+        kept = self._last.path.with_name("best.ckpt").is_file()
+        if score is None or (kept and not self._is_better(float(score))):
             return
         self.score = float(score)
         if trainer.is_global_zero and self._last.step == trainer.global_step and self._last.path.is_file():

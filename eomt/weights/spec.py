@@ -20,8 +20,12 @@ POSITION = "backbone.vit.pos_embed"
 _BLOCKS = "backbone.vit.blocks."
 # Masked blocks of the published sizes that do not have 3.
 _MASKED_BLOCKS = {"large": 4, "giant": 5}
-# Arguments of the models alone: timm's factory would take more, such as a file to unpickle.
+# Arguments of the models alone: timm's factory would take more, such as a file to unpickle. On a device of their own
+# shapes would take memory before they are compared.
 _OPTIONS = frozenset().union(*(inspect.signature(vit.__init__).parameters for vit in (VisionTransformer, Eva)))
+_OPTIONS -= {"self", "device", "dtype"}
+# Rotary embeddings and inputs are as large as the image size, which no weight of a DINOv3 shows.
+_MAX_PATCHES, _MAX_PIXELS = 2**20, 2**28
 
 
 class _Size(NamedTuple):
@@ -120,6 +124,9 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in spec.items():
         if key not in _RULES or not _RULES[key](value):
             raise InputError(f"no network has {key}={value}")
+    pixels = math.prod(spec["image_size"])
+    if pixels > min(_MAX_PIXELS, _MAX_PATCHES * spec["patch_size"] ** 2):
+        raise InputError(f"no network has image_size={list(spec['image_size'])} and patch_size={spec['patch_size']}")
     return {key: spec[key] for key in _RULES}
 
 

@@ -283,6 +283,19 @@ def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+def test_a_run_in_a_new_folder_has_a_best_checkpoint(tmp_path):
+    """The best score so far came with the checkpoint, its file stayed where it was."""
+    (tmp_path / "last.ckpt").write_text("last")
+    last, best = LastCheckpoint(tmp_path), BestCheckpoint("pq")
+    best.score, last.step = 60.0, 7
+    trainer = SimpleNamespace(callbacks=[best, last], sanity_checking=False, fast_dev_run=False, is_global_zero=True)
+    trainer.global_step, trainer.callback_metrics = 7, {"pq": torch.tensor(50.0)}
+    best.setup(trainer, None, "fit")
+    best.on_validation_end(trainer, None)
+    assert (tmp_path / "best.ckpt").read_text() == "last"
+    assert best.score == 50
+
+
 def test_the_best_checkpoint_is_a_copy_of_the_last():
     with pytest.raises(InputError, match=r"callbacks\.last=null"):
         BestCheckpoint("pq").setup(SimpleNamespace(callbacks=[]), None, "fit")

@@ -106,6 +106,9 @@ def broken_files(folder):
         "no network has num_queries=1000000000000",
     )
     yield checkpoint("vit.ckpt", network_part(backbone="hf-hub:someone/model")), "no model that timm knows"
+    on_host = {"embed_dim": 2**15, "num_heads": 2**9, "device": "cpu"}
+    yield checkpoint("host.ckpt", network_part(backbone_options=on_host)), "no network has backbone_options"
+    yield checkpoint("tall.ckpt", network_part(image_size=[2**16, 2**14])), r"image_size=\[65536, 16384\] and patch"
     # timm's factory would unpickle this file.
     yield checkpoint("hidden.ckpt", network_part(backbone_options={"checkpoint_path": "evil.bin"})), "checkpoint_path"
     yield export("brackets", "[" * 10**6), "is no JSON object"
