@@ -6,11 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
-from scipy.ndimage import find_objects
 from torch import Tensor
-
-_EMPTY = (slice(0, 0), slice(0, 0))
 
 
 class Segmentation(NamedTuple):
@@ -46,9 +44,11 @@ class Segmentation(NamedTuple):
 
     def boxes(self) -> np.ndarray:
         """int64 [S, 4]: left, top, width and height in pixels; 0 for a segment without pixels."""
-        found = find_objects(self.ids.numpy(force=True), max_label=len(self.labels))
-        boxes = [(x.start, y.start, x.stop - x.start, y.stop - y.start) for y, x in ((box or _EMPTY) for box in found)]
-        return np.array(boxes, dtype=np.int64).reshape(-1, 4)
+        ids = self.ids.numpy(force=True)
+        found = [Image.fromarray(ids == s + 1).getbbox() or (0, 0, 0, 0) for s in range(len(self.labels))]
+        boxes = np.array(found, dtype=np.int64).reshape(-1, 4)
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
 
     def above(self, threshold: float) -> Segmentation:
         """The segments with a score of at least `threshold`, renumbered in their order."""
