@@ -6,6 +6,7 @@ embed an image into [prefix, patch] tokens and run a list of blocks on them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
@@ -21,6 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from eomt.errors import InputError
 from eomt.model.lora import LoRALinear
+
+OPTIONS = frozenset().union(*(inspect.signature(vit.__init__).parameters for vit in (VisionTransformer, Eva)))
+OPTIONS -= {"self", "device", "dtype"}
+"""Arguments of timm's models. Its factory would take more, such as a file to unpickle or a folder to write to; and on a
+device of its own, a network of which only the shapes are wanted would take memory."""
 
 
 class Backbone(nn.Module):
@@ -50,6 +56,9 @@ class Backbone(nn.Module):
         options: Mapping | None = None,
     ):
         super().__init__()
+        for key in options or {}:
+            if key not in OPTIONS:
+                raise InputError(f"model.backbone_options: {key} is no option of timm's Vision Transformers")
         check_image_size(image_size, patch_size)
         self.name = name
         self.options = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0, **(options or {})}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import Eva, VisionTransformer
 from torch import Tensor
 
 from eomt.errors import InputError
+from eomt.model.backbone import OPTIONS
 from eomt.model.eomt import EoMT
 from eomt.weights.key_maps import first_block, is_gated
 
@@ -20,10 +19,6 @@ POSITION = "backbone.vit.pos_embed"
 _BLOCKS = "backbone.vit.blocks."
 # Masked blocks of the published sizes that do not have 3.
 _MASKED_BLOCKS = {"large": 4, "giant": 5}
-# Arguments of the models alone: timm's factory would take more, such as a file to unpickle. On a device of their own
-# shapes would take memory before they are compared.
-_OPTIONS = frozenset().union(*(inspect.signature(vit.__init__).parameters for vit in (VisionTransformer, Eva)))
-_OPTIONS -= {"self", "device", "dtype"}
 # Rotary embeddings and inputs are as large as the image size, which no weight of a DINOv3 shows.
 _MAX_PATCHES, _MAX_PIXELS = 2**20, 2**28
 
@@ -202,6 +197,6 @@ _RULES = {
     "num_masked_blocks": _is_number,
     "patch_size": _is_number,
     "backbone_options": lambda value: (
-        isinstance(value, Mapping) and all(key in _OPTIONS and _is_plain(value[key]) for key in value)
+        isinstance(value, Mapping) and all(key in OPTIONS and _is_plain(value[key]) for key in value)
     ),
 }

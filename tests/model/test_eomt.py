@@ -90,7 +90,9 @@ def test_giant_with_its_gated_mlp_builds_and_runs():
         ({"backbone_options": {"depth": 1, "final_norm": False}}, "not a plain ViT with a final norm"),
         ({"backbone_options": {"depth": 0}}, "not a plain ViT"),
         ({"num_masked_blocks": 4}, "num_masked_blocks=4"),
-        ({"backbone_options": {"no_such_option": 1}}, "no_such_option"),
+        ({"backbone_options": {"no_such_option": 1}}, "no_such_option is no option"),
+        # timm would unpickle the file.
+        ({"backbone_options": {"checkpoint_path": "x.bin"}}, "checkpoint_path is no option"),
     ],
 )
 def test_bad_values_are_named_in_one_line(changes, words):
