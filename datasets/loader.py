@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
@@ -39,6 +41,9 @@ MAX_BAD_IMAGES = 10
 
 # A batch takes milliseconds to seconds; a restart of a file server takes minutes.
 TIMEOUT_SECONDS = 300.0
+
+# Workers send each tensor as an open file: 16 of them, at batches of 16 images with five tensors, some 2,500.
+OPEN_FILES = 1 << 16
 
 
 class TrainingSet(Dataset):
@@ -148,6 +153,8 @@ class BatchLoader(DataLoader):
         at_once: int = 1,
         **options: Any,
     ):
+        if num_workers:
+            _allow_open_files()
         with warnings.catch_warnings():
             # PyTorch counts the cores; the number of workers is a setting of the user's.
             warnings.filterwarnings("ignore", ".*worker processes in total.*")
@@ -294,6 +301,15 @@ class ResumableLoader(BatchLoader):
                 f"order ({'; '.join(changed)}): resume with the same values, or from the end of an epoch"
             )
         self._epoch, self._done = state["epoch"], state["batches"]
+
+
+def _allow_open_files() -> None:
+    """Raise this process's soft limit of open files, often 1,024, to OPEN_FILES, as far as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # some systems allow fewer than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _notice_dead_workers() -> None:

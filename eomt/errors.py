@@ -40,6 +40,11 @@ def worker_failure(error: Exception, timeout: float = 0) -> InputError:
             f"no batch of data within {timeout:g} s (data.timeout): the file system or a data worker hangs; "
             "check that the data can be read, then resume from last.ckpt"
         )
+    if "ancdata" in reason or "Too many open files" in reason:
+        return InputError(
+            f"data workers need more open files than the system allows ({reason}): raise the limit (ulimit -n), or "
+            "take fewer data.num_workers or a smaller data.eval_batch_size; resume from last.ckpt"
+        )
     return InputError(
         f"a data worker has ended ({reason}): fewer data.num_workers or a smaller data.batch_size take less memory; "
         "resume from last.ckpt"

@@ -4,6 +4,7 @@ import errno
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import time
 
@@ -15,6 +16,7 @@ from lightning.fabric.utilities import move_data_to_device
 from datasets.files import source
 from datasets.loader import (
     MAX_REPLACEMENTS,
+    BatchLoader,
     EvaluationLoader,
     EvaluationSet,
     ResumableLoader,
@@ -314,6 +316,21 @@ def test_a_worker_that_dies_while_no_batch_is_waited_for_is_recognised():
 def test_a_file_system_that_hangs_ends_the_run_in_one_line(loader):
     with pytest.raises(InputError, match=r"\Ano batch of data within 0\.5 s \(data\.timeout\): .* from last\.ckpt\Z"):
         list(loader(FaultyReader(dict.fromkeys(range(3, 12), hang)), workers=2, timeout=0.5))
+
+
+def test_workers_may_send_more_tensors_than_the_usual_limit_of_open_files():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = limits[1] if limits[1] != resource.RLIM_INFINITY else 1 << 20
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), limits[1]))
+        BatchLoader(range(4), list, num_workers=0, timeout=1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(1024, hard)
+        BatchLoader(range(4), list, num_workers=1, timeout=1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(1 << 16, hard), limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    for text in ("received 0 items of ancdata", "[Errno 24] Too many open files"):
+        assert "ulimit -n" in str(worker_failure(RuntimeError(text)))
 
 
 def test_faults_of_a_custom_reader_keep_their_stack_trace():
