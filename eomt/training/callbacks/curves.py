@@ -57,8 +57,9 @@ def read_logs(folder: str | Path) -> dict[str, dict[int, float]]:
         a series per quantity: optimizer step, counted from 0, to value.
     """
     series: dict[str, dict[int, float]] = defaultdict(dict)
-    paths = Path(folder).glob("csv/version_*/metrics.csv")
-    for path in sorted(paths, key=lambda path: int(path.parent.name.removeprefix("version_"))):
+    paths = {path.parent.name.removeprefix("version_"): path for path in Path(folder).glob("csv/version_*/metrics.csv")}
+    # A copy that somebody has made may be called version_0_old.
+    for path in (paths[number] for number in sorted(filter(str.isdecimal, paths), key=int)):
         first = None
         for step, values in _rows(path):
             if first is None:

@@ -20,6 +20,7 @@ def test_a_resumed_run_takes_the_place_of_what_it_did_again(tmp_path):
     write_log(tmp_path, 1, "0,10,1,", "0,,2,0.7")
     write_log(tmp_path, 10, "0,,3,0.6", "0,20,3,")
     write_log(tmp_path, 2)
+    write_log(tmp_path, "0_old", "0,,7,0.1")
     whole = {"train/loss": {0: 0.9, 1: 0.8, 2: 0.7, 3: 0.6}, "pq": {1: 10, 3: 20}}
     assert read_logs(tmp_path) == whole
 
