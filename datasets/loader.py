@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -320,7 +321,7 @@ def _notice_dead_workers() -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     if callable(handler):
         BatchLoader.on_dead_worker = handler
-    elif BatchLoader.on_dead_worker is not None:
+    elif BatchLoader.on_dead_worker is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, BatchLoader.on_dead_worker)
 
 
