@@ -171,14 +171,6 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     # Lightning's advertisements, and its remark on `weights_only`, which our checkpoint reader always sets.
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
-    if settings["strategy"] == "fsdp2":
-        settings["strategy"] = ShardedStrategy()
-    plugins = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision(cfg.matmul_precision)
     # Warnings of Lightning about what is meant: our loaders shard by themselves, few steps may be wanted, and one
     # process may be started by hand where srun exists.
     for words in (
@@ -189,6 +181,14 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         "srun. command is available",
     ):
         warnings.filterwarnings("ignore", f".*{words}.*")
+    if settings["strategy"] == "fsdp2":
+        settings["strategy"] = ShardedStrategy()
+    plugins = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision(cfg.matmul_precision)
     try:
         trainer = lightning.Trainer(
             **settings, callbacks=callbacks, logger=loggers, plugins=plugins, use_distributed_sampler=False
