@@ -1,4 +1,4 @@
-"""What the benchmarks share: networks with equal weights, inputs and targets, a clock, and counts of operations."""
+"""Shared parts of the benchmarks: networks with equal weights, inputs and targets, a clock, and counts of operations."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def descendants(parent: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """True if a process exists and is no zombie."""
     return _stat(Path(f"/proc/{pid}"))[:1] not in ([], ["Z"])
 
 

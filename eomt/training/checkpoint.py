@@ -278,7 +278,7 @@ class BestCheckpoint(Checkpoint):
 
 
 def validates_after(trainer: lightning.Trainer, ahead: int = 0) -> bool:
-    """Whether Lightning validates after the current batch.
+    """True if Lightning validates after the current batch.
 
     Lightning's own function is private. A wrong result here would cost a needless checkpoint, or the validation of a
     run that is killed between two hooks.

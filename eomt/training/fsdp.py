@@ -64,7 +64,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Whether Lightning restores optimizers by `load_optimizer_state_dict`, as with other strategies."""
+        """True: Lightning restores optimizers by `load_optimizer_state_dict`, as with other strategies."""
         return True
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = True) -> dict[str, Any]:

@@ -297,7 +297,7 @@ class EoMTModule(lightning.LightningModule):
 
     @property
     def mask_free(self) -> bool:
-        """Whether the network is validated as it is deployed, without attention masks."""
+        """True if the network is validated as it is deployed, without attention masks."""
         return not (self.validate_masked and any(self.probabilities))
 
     @property

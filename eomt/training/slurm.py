@@ -24,7 +24,7 @@ def batch_job() -> str | None:
 
 
 def first_task() -> bool:
-    """Whether this process is the first task of its job; also true outside SLURM."""
+    """True if this process is the first task of its job; also true outside SLURM."""
     return os.environ.get("SLURM_PROCID", "0") == "0"
 
 

@@ -38,7 +38,7 @@ def undisturbed(settings, tmp_path_factory):
 
 
 def state(folder):
-    """What must be the same: weights, optimizer, schedule, the loader's position, all logged numbers."""
+    """Parts that must be the same: weights, optimizer, schedule, the loader's position, all logged numbers."""
     checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     parts = {part: checkpoint[part] for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")}
     return {**parts, "loader": checkpoint["loops"]["fit_loop"]["state_dict"], "logged": read_logs(folder)}
