@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: networks with equal weights, inputs and targets, a clock, and counts of operations."""
+"""Shared parts of the benchmarks: networks of equal weights, inputs and targets, a clock, operation counts."""
 
 from __future__ import annotations
 
