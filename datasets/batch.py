@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from eomt.postprocess.geometry import Placement
-from eomt.targets import BatchTargets, ImageTargets, collate_targets
+from eomt.targets import BatchTargets, ImageId, ImageTargets, collate_targets
 
 
 class TrainItem(NamedTuple):
@@ -55,7 +55,7 @@ class EvalItem(NamedTuple):
     placement: Placement
     targets: ImageTargets | None
     name: str
-    image_id: int
+    image_id: ImageId
 
 
 class EvalBatch(NamedTuple):
@@ -77,7 +77,7 @@ class EvalBatch(NamedTuple):
     placements: tuple[Placement, ...]
     targets: tuple[ImageTargets, ...]
     names: tuple[str, ...]
-    image_ids: tuple[int, ...]
+    image_ids: tuple[ImageId, ...]
 
 
 def collate_train(items: Sequence[TrainItem]) -> TrainBatch:

@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all."""
+"""Files and folders: listing them, and writing them whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,9 +8,51 @@ import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from eomt.errors import InputError
+
+_MOST_VISITS = 100  # of one folder, to which several links lead
+
+
+def walk(folder: str | Path, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """Walk through a folder, all below it and all folders that are linked into it.
+
+    A link to a folder that contains the link is passed over.
+
+    Args:
+        folder: the folder; one that is not there has no files.
+        hidden: also enter folders whose names begin with a dot.
+
+    Yields:
+        The path of each folder, and the names of the files in it.
+
+    Raises:
+        InputError: if a folder cannot be read, or links lead to one in more than 100 ways.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise InputError(f"{error.filename}: {error.strerror}") from error
+
+    above = {str(folder): (os.path.realpath(folder),)}  # the real paths of a folder and of those above it
+    visits: Counter[str] = Counter()
+    for parent, folders, names in os.walk(str(folder), onerror=fail, followlinks=True):
+        chain = above.pop(parent)
+        for name in list(folders):
+            path = os.path.join(parent, name)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(chain[-1], name)
+            if real in chain or (name.startswith(".") and not hidden):
+                folders.remove(name)
+                continue
+            above[path] = (*chain, real)
+            visits[real] += 1
+            if visits[real] > _MOST_VISITS:
+                raise InputError(f"links below {folder} lead to {real} in more than {_MOST_VISITS} ways: remove some")
+        yield parent, names
 
 
 @contextlib.contextmanager

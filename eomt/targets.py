@@ -18,6 +18,9 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import default_collate
 
+ImageId = int | float | str
+"""An image's id in its data set, a whole number of any size or a text, which results repeat as it stands there."""
+
 _BITS, _MORE, _SIGN = 5, 0x20, 0x10  # of a character of a run-length code
 _MOST_CHARACTERS = 7  # of a length: 32 bits
 

@@ -30,13 +30,13 @@ from eomt.postprocess.panoptic import panoptic_segmentation
 from eomt.postprocess.semantic import semantic_segmentation
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.postprocess.writers import InstanceWriter, PanopticWriter, ResultWriter, SemanticWriter
-from eomt.targets import ImageTargets
+from eomt.targets import ImageId, ImageTargets
 
 
 class Metric(Protocol):
     """A score of a dataset. Every rank updates it with its own images; `compute` and `per_class` join the ranks."""
 
-    def update(self, prediction: Segmentation | Instances, targets: ImageTargets, image_id: int | str) -> None:
+    def update(self, prediction: Segmentation | Instances, targets: ImageTargets, image_id: ImageId) -> None:
         """Add one image, its ground truth at the image's own size."""
 
     def compute(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from hashlib import blake2b
 from logging import getLogger
@@ -32,14 +32,16 @@ _LARGEST_RATIO = 200
 _FREE_BYTES = 64 << 20
 
 _LOCAL_HEADER = struct.Struct("<4s22x2H")  # signature, lengths of name and extra field (PKWARE's APPNOTE.TXT, 4.3.7)
+_UTF8 = 1 << 11  # flag of a member (4.4.4)
 _END_RECORD, _END_SIGNATURE = 22, b"PK\5\6"  # bytes without the archive's comment (4.3.16)
 
 
 def find_source(parent: Path, name: str) -> Source | None:
-    """The archive `parent/name.zip`, else the folder `parent/name`, else None.
+    """The archive `parent/name.zip`, else the folder `parent/name`, else None; `name` may end in `.zip` or `/`.
 
     Member names are relative to the folder `name` in the archive, where it has one, or to the folder itself.
     """
+    name = name.rstrip("/").removesuffix(".zip")
     archive, folder = parent / f"{name}.zip", parent / name
     if archive.is_file():
         return ZipArchive(archive, prefix=Path(name).name)
@@ -59,6 +61,7 @@ class ZipArchive:
 
     def __init__(self, path: Path, prefix: str = "", end: int | None = None, label: str | None = None):
         self._path = Path(path)
+        self.path = self._path.with_suffix("")
         self._label = label or str(path)
         self._prefix = f"{prefix}/" if prefix else ""
         self._inside = ""
@@ -72,15 +75,16 @@ class ZipArchive:
     def below(self, folder: str) -> ZipArchive:
         archive = copy(self)
         archive._inside = f"{self._inside}{folder}/"
+        archive.path = self.path / folder
         return archive
 
     def members(self) -> dict[str, Member]:
         found = {
-            info.filename: Member(
+            name: Member(
                 info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type, info.flag_bits
             )
             for info in self._listed()
-            if not info.is_dir()
+            if not (name := _member_name(info)).endswith("/") and not name.startswith("__MACOSX/")
         }
         found = _strip(found, self._prefix) or found
         return _strip(found, self._inside)
@@ -195,6 +199,15 @@ class ZipArchive:
 
     def _damaged(self, name: str, what: str) -> InputError:
         return InputError(f"{self.describe(name)} {what}: the archive is damaged; download it again")
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """A member's path, as all systems write it: some use backslashes, or start at `./`, or do not say UTF-8."""
+    name = info.filename
+    if not info.flag_bits & _UTF8:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()  # zipfile has read it as cp437
+    return name.replace("\\", "/").removeprefix("./").lstrip("/")
 
 
 def _strip(members: dict[str, Member], folder: str) -> dict[str, Member]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from datasets.files.index import Index, text_columns
 from eomt.errors import InputError
+from eomt.files import walk
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
@@ -47,7 +48,13 @@ class Member(NamedTuple):
 
 
 class Source(Protocol):
-    """A zip archive or a folder. It can be pickled, and used by threads and forked processes at once."""
+    """A zip archive or a folder. It can be pickled, and used by threads and forked processes at once.
+
+    Attributes:
+        path: the folder; of an archive, the one that unpacking it in its place would make.
+    """
+
+    path: Path
 
     def describe(self, name: str) -> str:
         """Name of a member in messages."""
@@ -69,7 +76,7 @@ class Source(Protocol):
 
 
 class Folder:
-    """The files below a folder."""
+    """The files below a folder, links followed."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -82,9 +89,7 @@ class Folder:
 
     def members(self) -> dict[str, Member]:
         start = len(os.path.join(self.path, ""))
-        return {
-            os.path.join(folder, file)[start:]: Member() for folder, _, files in os.walk(self.path) for file in files
-        }
+        return {os.path.join(folder, name)[start:]: Member() for folder, names in walk(self.path) for name in names}
 
     def fingerprint(self) -> bytes:
         return blake2b("\n".join(sorted(self.members())).encode("utf-8", "surrogateescape")).digest()
@@ -102,6 +107,11 @@ class Folder:
                     yield chunk
         except OSError as error:
             raise InputError(f"cannot read {self.describe(name)}: {error.strerror}") from error
+
+
+def is_hidden(name: str) -> bool:
+    """True for files that systems leave behind, such as macOS's ._photo.jpg and all below .Trash."""
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
 def file_columns(name: str, files: Iterable[tuple[str, Member]]) -> dict[str, np.ndarray]:

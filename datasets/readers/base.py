@@ -9,7 +9,7 @@ import numpy as np
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.targets import ImageTargets
+from eomt.targets import ImageId, ImageTargets
 
 
 class Reader(Protocol):
@@ -37,7 +37,7 @@ class Reader(Protocol):
     def name(self, index: int) -> str:
         """The image's file name, for messages and for the names of results."""
 
-    def image_id(self, index: int) -> int:
+    def image_id(self, index: int) -> ImageId:
         """The id under which result files name the image."""
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:

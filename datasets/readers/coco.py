@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from datasets.readers.base import check_size, open_root
 from datasets.readers.coco_index import VERSION, build_index
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.targets import ImageTargets, runs, targets_from_id_map, targets_from_rles
+from eomt.targets import ImageId, ImageTargets, runs, targets_from_id_map, targets_from_rles
+
+log = logging.getLogger("eomt.data")
 
 
 class _CocoReader:
@@ -33,20 +37,23 @@ class _CocoReader:
     ):
         annotations = annotations or f"{self.kind}_{split}2017"
         images = images or f"{split}2017"
-        source, json, name, masks = _find(root, images, annotations, self.archive, self.kind == "panoptic")
-        state = blake2b(json.digest(name) + source.fingerprint(), digest_size=16)
+        source, truth, name, masks = _find(root, images, annotations, self.archive, self.kind == "panoptic")
+        state = blake2b(truth.digest(name) + source.fingerprint(), digest_size=16)
         if masks:
             state.update(masks.fingerprint())
 
         def build() -> tuple[dict[str, np.ndarray], dict]:
-            member = Member() if isinstance(json, Folder) else json.members()[name]
-            return build_index(lambda: json.chunks(name, member), json.describe(name), source, masks)
+            member = Member() if isinstance(truth, Folder) else truth.members()[name]
+            folders = (truth.path, open_root(root, ""))
+            return build_index(lambda: truth.chunks(name, member), truth.describe(name), source, masks, folders)
 
         key = f"{self.kind}-{VERSION}-{name.removesuffix('.json')[:80]}-{state.hexdigest()}"
         self._index = open_index(key, build)
         self._images = IndexedFiles(source, self._index, "image")
         self._masks = IndexedFiles(masks, self._index, "mask") if masks else None
         self.classes = Classes.from_list(self._index.meta["categories"])
+        for note in self._index.meta["notes"]:
+            log.info("%s", note)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -54,8 +61,8 @@ class _CocoReader:
     def name(self, index: int) -> str:
         return self._images.name(index)
 
-    def image_id(self, index: int) -> int:
-        return int(self._index.rows("image_id", index, index + 1)[0])
+    def image_id(self, index: int) -> ImageId:
+        return json.loads(self._index.texts("image_id", index, index + 1)[0])
 
     def files(self) -> tuple[set[str], set[str]]:
         """The images that the JSON names, and all files beside them."""
@@ -196,25 +203,25 @@ def _find(
     source = find_source(folder, images)
     extracted = Path(folder, annotations) if custom else folder / "annotations" / f"{annotations}.json"
     name, stem = extracted.name, annotations.removesuffix(".json")
-    json = pngs = None
+    truth = pngs = None
     if not custom and (folder / archive).is_file():
         packed = ZipArchive(folder / archive, "annotations")
         members = packed.members()
         nested = members.get(f"{stem}.zip") if masks else None
         if name in members and (nested or not masks):
-            json = packed
+            truth = packed
             pngs = packed.nested(f"{stem}.zip", nested, stem) if nested else None
-    if json is None and extracted.is_file():
+    if truth is None and extracted.is_file():
         pngs = find_source(extracted.parent, name.removesuffix(".json")) if masks else None
-        json = Folder(extracted.parent) if pngs or not masks else None
+        truth = Folder(extracted.parent) if pngs or not masks else None
     needs = annotations if custom else f"{archive} with annotations/{stem}.json"
     if masks:
         needs += f" and its PNGs in {stem}.zip or {stem}/"
-    wanted = {f"{images}.zip or {images}/": source, needs: json}
+    wanted = {f"{images}.zip or {images}/": source, needs: truth}
     missing = " and ".join(what for what, thing in wanted.items() if thing is None)
     if missing:
         raise InputError(
             f"data.root: {folder} lacks {missing}; download it, no need to unpack it, or name custom files by "
             "`images` and `annotations` of data.train and data.val"
         )
-    return source, json, name, pngs
+    return source, truth, name, pngs

@@ -11,16 +11,18 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from eomt.errors import InputError
-from eomt.targets import check_rle
+from eomt.targets import ImageId, check_rle
 
 ROW_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 """Errors of reading a row that breaks COCO's format."""
 
 _LONGEST = 32 << 20  # characters of one element: it is parsed into memory as a whole
 _LARGEST = 1 << 63
+_LONGEST_NAME = 1000  # characters of a file name or an image id
 _LONGEST_SIDE = 1 << 20  # pixels of an image
 _FARTHEST = 10  # image sides between a corner and its image
 _LONGEST_OUTLINE = 1 << 24  # pixels of an object: drawing takes some 80 bytes for each
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -145,6 +147,15 @@ def whole(row: Mapping, key: str) -> int:
     return number
 
 
+def image_id(row: Mapping, key: str) -> ImageId:
+    """An image's id, a whole number of any size or a text, as it stands there. ValueError or KeyError otherwise."""
+    value = row[key]
+    is_id = type(value) in (int, str) or (type(value) is float and value.is_integer())
+    if not is_id or len(json.dumps(value)) > _LONGEST_NAME:
+        raise ValueError(f"{key} must be a whole number or a short text, found {repr(value)[:60]}")
+    return value
+
+
 def flag(row: Mapping, key: str) -> bool:
     """0 or 1; 0 if it is missing. ValueError for anything else."""
     value = row.get(key) or 0
@@ -156,7 +167,7 @@ def flag(row: Mapping, key: str) -> bool:
 def file_name(row: Mapping) -> str:
     """The name of a file. ValueError otherwise, KeyError if it is missing."""
     value = row["file_name"]
-    if not isinstance(value, str) or not 0 < len(value) <= 1000 or "\n" in value:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or _CONTROL.search(value.strip()):
         raise ValueError(f"a file name was expected, found {repr(value)[:60]}")
     value.encode()  # half a character, which JSON can write, raises ValueError
     return value

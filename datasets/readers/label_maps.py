@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+from unicodedata import normalize
 
 import numpy as np
 
 from datasets.files.decode import decode_color_map, decode_label_map, decode_rgb
 from datasets.files.index import open_index
-from datasets.files.source import IndexedFiles, Member, Source, file_columns
+from datasets.files.source import IndexedFiles, Member, Source, file_columns, is_hidden
 from datasets.readers.base import check_size
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 VOID = -1
 """Class of a pixel that belongs to no segment."""
 
-_VERSION = 2  # part of the index's key: raise it when the arrays or their meaning change
+_VERSION = 3  # part of the index's key: raise it when the arrays or their meaning change
 
 
 class LabelTable:
@@ -195,20 +196,15 @@ def _by_stem(source: Source, endings: Sequence[str]) -> dict[str, tuple[str, Mem
     found: dict[str, tuple[str, Member]] = {}
     for name, member in source.members().items():
         ending = next((ending for ending in endings if name.lower().endswith(ending.lower())), None)
-        if ending is None or _is_hidden(name):
+        if ending is None or is_hidden(name):
             continue
         try:
             name.encode()
         except UnicodeEncodeError as error:  # a folder gives this for bytes that it cannot decode
             raise InputError(f"{source.describe(ascii(name))} has a name that is no UTF-8: rename the file") from error
-        stem = name[: -len(ending)]
+        stem = normalize("NFC", name[: -len(ending)])  # systems write accents in two ways
         if stem in found:
             names = " and ".join(sorted((found[stem][0], name)))
             raise InputError(f"{source.describe('')} has both {names}: files are matched by name, so keep one of them")
         found[stem] = name, member
     return found
-
-
-def _is_hidden(name: str) -> bool:
-    """True for files that systems leave behind, such as macOS's __MACOSX/._photo.jpg."""
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))

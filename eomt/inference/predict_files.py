@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 
 from eomt.errors import InputError
-from eomt.files import replacing, write_json
+from eomt.files import replacing, walk, write_json
 from eomt.inference.result import Result
 from eomt.inference.segmenter import Segmenter
 from eomt.postprocess.writers import flat_name, shortened
@@ -68,12 +68,7 @@ def _expand(entry: str) -> tuple[Path, list[Path]]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename}: {error.strerror}") from error
-
-    # Not glob, which skips what cannot be read and runs in circles of links.
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, names in walk(folder, hidden=False):
         yield from (Path(parent, name) for name in names if not name.startswith(".") and _is_image(Path(parent, name)))
 
 

@@ -16,6 +16,7 @@ from eomt.postprocess.draw import DRAWN_SCORE, draw_segments
 from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.postprocess.writers import ids_to_rgb, object_rows, panoptic_row
+from eomt.targets import ImageId
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,7 +120,7 @@ class Result:
         flat = self.prediction.above(threshold).flat()
         return Image.fromarray(draw_segments(pixels, flat.ids, flat.labels, self.classes, flat.scores, alpha))
 
-    def to_coco(self, image_id: int | str) -> list[dict]:
+    def to_coco(self, image_id: ImageId) -> list[dict]:
         """A row per segment in COCO's result format, plain values fit for JSON; see `object_rows`."""
         if isinstance(self.prediction, Instances):
             rles = self.prediction.rles
@@ -129,7 +130,7 @@ class Result:
             rles = [encode_masks((ids == s + 1)[None])[0] for s in range(len(self))]
         return object_rows(rles, self.labels.tolist(), self.scores.tolist(), self.classes, image_id)
 
-    def to_coco_panoptic(self, image_id: int | str, file_name: str) -> tuple[dict, np.ndarray]:
+    def to_coco_panoptic(self, image_id: ImageId, file_name: str) -> tuple[dict, np.ndarray]:
         """A row and a picture in COCO's panoptic format.
 
         Args:

@@ -21,7 +21,7 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances
-from eomt.targets import ImageTargets
+from eomt.targets import ImageId, ImageTargets
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 NAMES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -53,10 +53,10 @@ class AveragePrecision:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._images: dict[int | str, _Image] = {}
+        self._images: dict[ImageId, _Image] = {}
         self._evaluated: tuple[np.ndarray, np.ndarray] | None = None
 
-    def update(self, instances: Instances, targets: ImageTargets, image_id: int | str) -> None:
+    def update(self, instances: Instances, targets: ImageTargets, image_id: ImageId) -> None:
         """Add one image.
 
         Args:
@@ -70,7 +70,7 @@ class AveragePrecision:
         size = tuple(targets.ids.shape[1:])
         if tuple(instances.size) != size:
             raise InputError(
-                f"the prediction of image {image_id} is {list(instances.size)}, its ground truth "
+                f"the prediction of image {image_id!r} is {list(instances.size)}, its ground truth "
                 f"{list(size)}: score them at one size"
             )
         codes, areas = _codes(targets), targets.areas
@@ -124,13 +124,14 @@ class AveragePrecision:
                 self._evaluated = found[0]
         return self._evaluated
 
-    def _evaluate(self, images: dict[int | str, _Image]) -> tuple[np.ndarray, np.ndarray]:
+    def _evaluate(self, images: dict[ImageId, _Image]) -> tuple[np.ndarray, np.ndarray]:
         if self.library == "hotcoco":
             from hotcoco import COCO, COCOeval
         else:
             from pycocotools.coco import COCO
             from pycocotools.cocoeval import COCOeval
-        ordered = [images[key] for key in sorted(images)]
+        # The tools take whole numbers as ids, in the order of the images: numbers before texts.
+        ordered = [images[key] for key in sorted(images, key=lambda key: (isinstance(key, str), key))]
         # Ids from 1: COCOeval takes 0 for "unmatched".
         document = {
             "images": [

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from eomt.classes import Classes
 from eomt.metrics.panoptic_quality import shared_pixels
 from eomt.postprocess.types import Segmentation
-from eomt.targets import ImageTargets
+from eomt.targets import ImageId, ImageTargets
 
 
 class MeanIoU(Metric):
@@ -32,7 +32,7 @@ class MeanIoU(Metric):
         empty = torch.zeros(len(classes), len(classes) + 1, dtype=torch.int64)
         self.add_state("pixels", empty, dist_reduce_fx="sum")
 
-    def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: int | None = None) -> None:
+    def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: ImageId | None = None) -> None:
         """Add one image.
 
         Args:

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.postprocess.types import Segmentation
-from eomt.targets import ImageTargets
+from eomt.targets import ImageId, ImageTargets
 
 # Sums of IoU are integers in units of 2^-42: their sum does not depend on the order of images and ranks, and no
 # precision setting casts them, as `module.to(torch.bfloat16)` does to torchmetrics' floats. The error of a match is
@@ -37,7 +37,7 @@ class PanopticQuality(Metric):
         self.classes = classes
         self.add_state("sums", torch.zeros(4, len(classes), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: int | None = None) -> None:
+    def update(self, segmentation: Segmentation, targets: ImageTargets, image_id: ImageId | None = None) -> None:
         """Add one image.
 
         Args:

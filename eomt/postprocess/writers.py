@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -10,11 +11,15 @@ from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.postprocess.types import Instances, Segmentation
+from eomt.targets import ImageId
+
+log = logging.getLogger("eomt")
 
 LONGEST_NAME = 180  # bytes; file systems take 255, of which drafts and suffixes need some
 
@@ -88,7 +93,7 @@ class ResultWriter:
         if self.rank != 0:
             return path
         parts = [self._part(rank) for rank in range(self.world_size)]
-        rows: dict[int | str, tuple[str, str]] = {}
+        rows: dict[ImageId, tuple[str, str]] = {}
         for part in parts:
             with part.open() as lines:
                 for line in lines:
@@ -107,7 +112,7 @@ class ResultWriter:
         """The JSON file, from the images' JSON texts; empty if there is no such file."""
         return ""
 
-    def _note(self, image_id: int | str, file_name: str, text: str = "") -> None:
+    def _note(self, image_id: ImageId, file_name: str, text: str = "") -> None:
         # JSON has no bare tab, so rank 0 need not parse the text again.
         self._rows.write(json.dumps([image_id, file_name]) + "\t" + text + "\n")
 
@@ -144,7 +149,7 @@ class PanopticWriter(ResultWriter):
         """The PNG's name in `panoptic/`."""
         return f"{flat_name(_relative(name).with_suffix(''))}.png"
 
-    def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
+    def add(self, segmentation: Segmentation, name: str, image_id: ImageId) -> None:
         """Write the PNG of an image, given its name or path in the dataset and the dataset's id; note its row."""
         file_name = self.file_name(name)
         self._save_picture(ids_to_rgb(segmentation.ids.numpy(force=True)), file_name)
@@ -157,19 +162,29 @@ class PanopticWriter(ResultWriter):
 class InstanceWriter(ResultWriter):
     """Writer of COCO's result format of objects: `instances.json`, one list of all images' objects.
 
-    See `object_rows`. The file appears only when it is complete.
+    See `object_rows`. The file appears only when it is complete. Where no image has an object, it holds one of no
+    pixels and score 0: pycocotools' `loadRes` fails on an empty list, and no score counts that object.
     """
 
     result = "instances.json"
+    _nothing: dict | None = None
 
-    def add(self, instances: Instances, name: str, image_id: int | str) -> None:
+    def add(self, instances: Instances, name: str, image_id: ImageId) -> None:
         """Note the objects of an image, given its name, by which images are ordered, and the dataset's id."""
         labels, scores = instances.labels.tolist(), instances.scores.tolist()
         rows = object_rows(instances.rles, labels, scores, self.classes, image_id)
         self._note(image_id, name, json.dumps(rows)[1:-1])
+        if self._nothing is None:
+            height, width = instances.size
+            empty = coco_mask.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
+            (self._nothing,) = object_rows([empty], [0], [0.0], self.classes, image_id)
 
     def _document(self, rows: list[str]) -> str:
-        return f"[{', '.join(filter(None, rows))}]"
+        found = ", ".join(filter(None, rows))
+        if not found and self._nothing:
+            log.info("no image has an object: %s holds an empty one of score 0, so that it can be loaded", self.result)
+            found = json.dumps(self._nothing)
+        return f"[{found}]"
 
 
 class SemanticWriter(ResultWriter):
@@ -203,7 +218,7 @@ class SemanticWriter(ResultWriter):
         """The PNG's path in `semantic/`."""
         return _relative(name).with_suffix(".png").as_posix()
 
-    def add(self, segmentation: Segmentation, name: str, image_id: int | str) -> None:
+    def add(self, segmentation: Segmentation, name: str, image_id: ImageId) -> None:
         """Write the PNG of an image, given its name or path in the dataset and the dataset's id."""
         values = self._values[np.append(0, segmentation.labels.numpy(force=True) + 1)]
         file_name = self.file_name(name)
@@ -228,7 +243,7 @@ def _relative(name: str) -> PurePath:
 
 
 def object_rows(
-    rles: Sequence[dict], labels: Sequence[int], scores: Sequence[float], classes: Classes, image_id: int | str
+    rles: Sequence[dict], labels: Sequence[int], scores: Sequence[float], classes: Classes, image_id: ImageId
 ) -> list[dict]:
     """An image's S objects in COCO's result format, plain values fit for JSON.
 
@@ -253,7 +268,7 @@ def object_rows(
     ]
 
 
-def panoptic_row(segmentation: Segmentation, classes: Classes, image_id: int | str, file_name: str) -> dict:
+def panoptic_row(segmentation: Segmentation, classes: Classes, image_id: ImageId, file_name: str) -> dict:
     """An image's segments in COCO's panoptic format, plain values fit for JSON.
 
     Args:

@@ -5,12 +5,11 @@ import io
 import json
 
 import numpy as np
+import pycocotools.cocoeval
 import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from eomt.classes import Classes, SegmentClass
 from eomt.errors import InputError
@@ -192,8 +191,9 @@ def random_instances(seed, count=4, height=40, width=50):
     return Instances((height, width), rles, labels, scores, areas, torch.arange(count))
 
 
-def official_stats(document, path):
-    """pycocotools' twelve numbers of a result file."""
+def official_stats(document, path, tool=pycocotools):
+    """A tool's twelve numbers of a result file."""
+    COCO, COCOeval = (tool.coco.COCO, tool.cocoeval.COCOeval) if tool is pycocotools else (tool.COCO, tool.COCOeval)
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = document
@@ -233,6 +233,63 @@ def test_pycocotools_scores_the_instances_as_the_metric_does(shared_data, tmp_pa
     scores = [score.item() for score in metric.compute().values()]
     assert 5 < scores[0] < 95
     assert scores == pytest.approx(100 * official_stats(document, path), abs=1e-9)
+
+
+def large_set(ids, classes):
+    """A document of images of two megapixels with objects of all sizes, rings among them, and their targets."""
+    document = {"images": [], "annotations": [], "categories": classes.to_list()}
+    y, x, truth = *np.ogrid[:1200, :1800], {}
+    for seed, k in enumerate(ids):
+        draw = np.random.default_rng(seed)
+        middles = [(np.hypot(y - draw.integers(1200), x - draw.integers(1800)), r) for r in (9, 30, 60, 200, 500)]
+        masks = np.stack([(far < r) & (far > r - r // draw.integers(1, 7)) for far, r in middles])
+        labels = draw.integers(0, 2, 5).tolist()
+        truth[k] = as_targets((1200, 1800), masks, labels, [False] * 5)
+        document["images"].append({"id": k, "height": 1200, "width": 1800})
+        for code, label, mask in zip(encode(masks), labels, masks, strict=True):
+            row = {"id": len(document["annotations"]) + 1, "image_id": k, "category_id": classes.ids[label]}
+            document["annotations"].append({**row, "segmentation": code, "area": int(mask.sum()), "iscrowd": 0})
+    return document, truth
+
+
+@pytest.mark.parametrize(
+    "ids", [["town_000_19", "a\tb"], [1 << 60, 1 << 54, (1 << 54) + 1], [2.0, 10.0, 1]], ids=["text", "large", "float"]
+)
+def test_large_images_of_any_ids_score_as_pycocotools_scores_the_file(tmp_path, ids):
+    document, truth = large_set(ids, CLASSES)
+    metric, writer = AveragePrecision(CLASSES), InstanceWriter(tmp_path, CLASSES)
+    for seed, (k, targets) in enumerate(truth.items()):
+        masks = np.roll(targets.masks().numpy(), seed + 2, 1)
+        found = as_instances((1200, 1800), masks, targets.labels.tolist(), [0.5, 0.5, 0.5, 0.7, 0.3])
+        metric.update(found, targets, k)
+        writer.add(found, f"{seed}.jpg", k)
+    path = writer.close()
+    rows = json.loads(path.read_text())
+    assert [json.dumps(row["image_id"]) for row in rows[::5]] == list(map(json.dumps, ids))
+    scores = [score.item() for score in metric.compute().values()]
+    assert 5 < scores[0] < 95
+    assert len(set(scores)) > 8
+    assert scores == pytest.approx(100 * official_stats(document, path), abs=1e-9)
+
+
+@pytest.mark.parametrize("tool", ["pycocotools", "hotcoco"])
+def test_results_without_an_object_can_be_loaded_and_score_nothing(tmp_path, tool, caplog):
+    document, truth = large_set([7, 8], CLASSES)
+    metric, writers = AveragePrecision(CLASSES), [InstanceWriter(tmp_path, CLASSES, rank, 2) for rank in (1, 0)]
+    for k, targets in truth.items():
+        nothing = as_instances((1200, 1800), [], [], [])
+        metric.update(nothing, targets, k)
+        writers[k - 7].add(nothing, f"{k}.jpg", k)
+    for writer in writers:
+        writer.flush()
+    with caplog.at_level("INFO", "eomt"):
+        path = [writer.close() for writer in writers][-1]
+    assert "no image has an object: instances.json holds an empty one of score 0" in caplog.text
+    (row,) = json.loads(path.read_text())
+    assert coco_mask.decode(row.pop("segmentation")).sum() == 0
+    assert row == {"image_id": 8, "category_id": 7, "score": 0.0}
+    scores = [100 * score for score in official_stats(document, path, pytest.importorskip(tool))]
+    assert scores == [score.item() for score in metric.compute().values()] == [0] * 12
 
 
 def test_files_have_the_rows_that_results_give(tmp_path):

@@ -195,7 +195,7 @@ def test_all_faults_of_an_instance_json_are_named(tmp_path, monkeypatch):
     for what in ("annotation id 1 stands more", "category id 9", "annotation 5 cannot", "annotation 6 cannot"):
         assert what in faults
     faults = "\n".join(lines(report, "not_opened", "val"))
-    for what in ("image id 0 stands", "image id 1 stands", "file name 2.jpg stands", "3.jpg is missing"):
+    for what in ("image id 0 stands", "image id 1 stands", "file name '2.jpg' stands", "3.jpg is missing"):
         assert what in faults
     assert report["classes"] == []
 

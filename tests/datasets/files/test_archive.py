@@ -48,6 +48,22 @@ def test_zip_members(tmp_path, method, comment):
     assert contents(ZipArchive(tmp_path / "train2017.zip", prefix="absent")) == FILES
 
 
+def test_names_that_other_systems_write(tmp_path):
+    raw = {
+        b"./train\\a.jpg": b"1",
+        b"train\\sub\\": b"",
+        b"train/sub/\xc3\xa9.jpg": b"2",  # UTF-8, not marked as such
+        b"train/\x81.jpg": b"3",  # cp437
+        b"__MACOSX/train/._a.jpg": b"4",
+    }
+    data = zip_bytes({f"{k:*<{len(name)}}": content for k, (name, content) in enumerate(raw.items())})
+    for k, name in enumerate(raw):
+        data = data.replace(f"{k:*<{len(name)}}".encode(), name)
+    (tmp_path / "train.zip").write_bytes(data)
+    found = contents(find_source(tmp_path, "train.zip"))
+    assert found == {"a.jpg": b"1", "sub/\xe9.jpg": b"2", "\xfc.jpg": b"3"}
+
+
 def test_zip64(tmp_path, monkeypatch):
     # Offsets and sizes beyond 4 GiB and more than 65,535 members, as in train2017.zip, without their bulk.
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)

@@ -28,6 +28,29 @@ def test_folder(tmp_path):
     fails(r"cannot read .*a\.jpg: No such file", read, source, "a.jpg", Member())
 
 
+def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
+    write_folder(tmp_path / "disk2", {"c/x.jpg": b"x"})
+    write_folder(tmp_path / "set", {"a/y.jpg": b"y"})
+    links = {"b": tmp_path / "disk2", "b2": tmp_path / "disk2", "a/up": tmp_path / "set", "gone": tmp_path / "nothing"}
+    for name, target in links.items():
+        (tmp_path / "set" / name).symlink_to(target)
+    (tmp_path / "disk2" / "back").symlink_to(tmp_path)
+    found = Folder(tmp_path / "set").members()
+    assert sorted(found) == ["a/y.jpg", "b/c/x.jpg", "b2/c/x.jpg", "gone"]
+    before = Folder(tmp_path / "set").fingerprint()
+    write_folder(tmp_path / "disk2", {"new.jpg": b""})
+    assert Folder(tmp_path / "set").fingerprint() != before
+
+
+def test_links_that_multiply(tmp_path):
+    for depth in range(12):
+        (tmp_path / f"{depth}").mkdir()
+        for name in "ab":
+            (tmp_path / f"{depth}" / name).symlink_to(tmp_path / f"{depth + 1}")
+    (tmp_path / "12").mkdir()
+    fails("links below .*0 lead to .* in more than 100 ways", Folder(tmp_path / "0").members)
+
+
 def test_files_of_an_index_come_back(tmp_path, monkeypatch):
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
     files = {"a/\xe9.txt": Member(1 << 40, 2, (1 << 64) - 1, 0xFFFFFFFF, 8, 0x800), "b.txt": Member()}

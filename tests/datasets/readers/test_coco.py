@@ -66,7 +66,6 @@ def check_instances(data, made):
     assert [data.name(k) for k in range(4)] == list(made.sizes)
     assert [data.image_id(k) for k in range(4)] == [7, 3, 5, 1]
     assert data.has_targets().tolist() == [True, False, False, True]
-    assert data._index.column("segment_id").tolist() == [11, 14, 10, 13, 12, 15]
     coco = official(made.json)
     for k, name in enumerate(made.sizes):
         image, targets = data.read(k)
@@ -115,6 +114,36 @@ def test_layouts_of_instance_sets(tmp_path, instances, layout, monkeypatch):
     instances.json["annotations"][0]["area"] = 99.5
     instances.write(tmp_path, layout)
     check_instances(opened(), instances)
+
+
+IDS = ["town_000019", 1 << 70, 5.0, "\u00e9\n\ud800\t"]
+
+
+@pytest.mark.parametrize("kind", ["instances", "panoptic"])
+def test_image_ids_come_back_as_they_stand_in_the_json(tmp_path, request, kind):
+    made = request.getfixturevalue(kind)
+    new = dict(zip([row["id"] for row in made.json["images"]], IDS, strict=True))
+    for row in made.json["images"]:
+        row["id"] = new[row["id"]]
+    for row in made.json["annotations"]:
+        row["image_id"] = new[row["image_id"]]
+        row["id"] = f"{row.get('id')}-of-text"
+    data = custom(made.write(tmp_path)) if kind == "instances" else CocoPanoptic(made.write(tmp_path), "val")
+    assert [json.dumps(data.image_id(k)) for k in range(4)] == list(map(json.dumps, IDS))
+    counts = {"instances": [4, 1, 0, 1], "panoptic": [2, 1, 0, 0]}
+    assert [len(data.read(k)[1].labels) for k in range(4)] == counts[kind]
+
+
+def test_files_under_other_names(tmp_path, instances, caplog):
+    for row in instances.json["images"][1:]:
+        row["file_name"] = f"C:\\photos\\{row['file_name']}"
+    for _ in range(2):  # said also when the index comes from the cache
+        caplog.clear()
+        with caplog.at_level("INFO", "eomt.data"):
+            check_instances(custom(instances.write(tmp_path)), instances)
+        assert "3 of 4 files are found by names like theirs, the first: sub/b.png for" in caplog.text
+    instances.json["images"][1]["file_name"] = "./a.jpg"
+    fails(r"'a\.jpg' and './a\.jpg' are both the file .*a\.jpg", custom, instances.write(tmp_path))
 
 
 def test_no_annotations_at_all(tmp_path, instances):
