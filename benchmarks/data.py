@@ -38,12 +38,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hydra import compose, initialize_config_dir
 
-from datasets.files.decode import decode_id_map, decode_label_map, decode_rgb
+from datasets.files.decode import decode_id_map, decode_label_map
 from datasets.loader import TrainingSet
 from datasets.module import SegmentationData
 from datasets.sampler import SampleKey
 from datasets.transforms import TrainTransform
 from eomt.cli.build import build_data
+from eomt.photo import read_photo
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 # How a task's ground truth is decoded; None where it is in the annotations.
@@ -81,7 +82,7 @@ def decode_row(training: TrainingSet, chosen: list[int], root: str, task: str) -
     """Decode the files from memory."""
     stems = [Path(training.reader.name(int(training.indices[k]))).stem for k in chosen]
     stored = stored_files(Path(root), set(stems))
-    decode = {".jpg": decode_rgb, ".png": DECODE[task]}
+    decode = {".jpg": lambda content, stem: read_photo(io.BytesIO(content), stem), ".png": DECODE[task]}
 
     def run(position: int, turn: int) -> None:
         for suffix, content in stored[stems[position]]:

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.batch import EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
+from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
 from datasets.files.source import read_with_retry
 from datasets.readers.base import Reader
 from datasets.sampler import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform
 from eomt.errors import InputError, worker_failure
-from eomt.postprocess.geometry import Geometry
+from eomt.postprocess.geometry import MAX_WINDOWS, Geometry, is_reduced
 
 log = logging.getLogger("eomt.data")
 
@@ -131,6 +131,27 @@ class EvaluationSet(Dataset):
         return EvalItem(inputs, placement, None if again else targets, name, self.reader.image_id(index))
 
 
+class PhotoNotes:
+    """Says what was done with photos that have an EXIF orientation, once for each kind of what was done.
+
+    Args:
+        reader: the set; custom readers need not have `photos`.
+        name: the set's name in messages.
+    """
+
+    def __init__(self, reader: Reader, name: str):
+        self._photos = getattr(reader, "photos", None)
+        self._name = name
+        self._said: frozenset[int] = frozenset()
+
+    def say(self) -> None:
+        """Say it of the photos that have been read so far, if there is something new."""
+        note, kinds = self._photos.note() if self._photos else ("", frozenset())
+        if kinds - self._said:
+            log.info("%s: %s", self._name, note)
+            self._said |= kinds
+
+
 class BatchLoader(DataLoader):
     """A DataLoader whose failures are errors of one line.
 
@@ -211,12 +232,38 @@ class EvaluationLoader(BatchLoader):
         dataset: the images.
         batch_size: images per batch.
         num_workers, timeout: see `BatchLoader`.
+        limit: the number of batches that will be asked for, if fewer than there are.
     """
 
-    def __init__(self, dataset: EvaluationSet, batch_size: int, num_workers: int, timeout: float = TIMEOUT_SECONDS):
+    def __init__(
+        self,
+        dataset: EvaluationSet,
+        batch_size: int,
+        num_workers: int,
+        timeout: float = TIMEOUT_SECONDS,
+        limit: int | None = None,
+    ):
         missing = -(-dataset.most // batch_size) - -(-len(dataset) // batch_size)
         order = range(len(dataset) + missing)
         super().__init__(dataset, collate_eval, num_workers, timeout, batch_size=batch_size, sampler=order)
+        self._limit = min(limit or len(self), len(self))
+        self._notes = PhotoNotes(dataset.reader, "data.val")
+        self._reduced: set[str] = set()
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        known = len(self._reduced)
+        for done, batch in enumerate(super().__iter__(), start=1):
+            placed = zip(batch.names, batch.placements, strict=False)  # one that is repeated has no name
+            self._reduced |= {name for name, placement in placed if is_reduced(placement, self.dataset.size)}
+            if done == self._limit:
+                self._notes.say()
+                if len(self._reduced) > known:
+                    log.info(
+                        "data.val: %d images are longer than %d windows of their shorter side and are seen at a lower "
+                        "resolution, the first: %s; cut them into pieces for a finer result",
+                        *(len(self._reduced), MAX_WINDOWS, min(self._reduced)),
+                    )
+            yield batch
 
 
 class ResumableLoader(BatchLoader):
@@ -249,6 +296,7 @@ class ResumableLoader(BatchLoader):
         self._limit = min(limit or len(batch_sampler), len(batch_sampler))
         self._epoch = self._done = 0
         self._bad: set[str] = set()
+        self._notes = PhotoNotes(dataset.reader, "data.train")
 
     def __iter__(self) -> Iterator[TrainBatch]:
         """The rest of the epoch, with the segment counts of each optimizer step.
@@ -260,6 +308,7 @@ class ResumableLoader(BatchLoader):
         while step := list(islice(batches, min(accumulated - done % accumulated, self._limit - done))):
             done += len(step)
             counts = tuple(count for batch in step for count in batch.targets.counts)
+            self._notes.say()
             for batch in step:
                 self._report(batch.skipped)
                 self._done += 1

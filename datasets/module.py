@@ -180,9 +180,9 @@ class SegmentationData(LightningDataModule):
         images = self.training_set()
         return images, EpochBatchSampler(len(images), self.batch_size, self.global_batch, self.seed, rank, world_size)
 
-    def _limit(self, batches: int) -> int:
-        """The number of batches of an epoch that the trainer asks for: an int counts them, a float is a share."""
-        limit = self.trainer.limit_train_batches if self.trainer else None
+    def _limit(self, batches: int, key: str = "limit_train_batches") -> int:
+        """The number of batches that the trainer asks for: an int counts them, a float is a share."""
+        limit = getattr(self.trainer, key) if self.trainer else None
         if limit is None:
             return batches
         return int(batches * limit) if isinstance(limit, float) else min(limit, batches)
@@ -190,13 +190,13 @@ class SegmentationData(LightningDataModule):
     def val_dataloader(self) -> EvaluationLoader:
         """Loader of `EvalBatch`."""
         images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._rank_and_size())
-        return EvaluationLoader(images, self.eval_batch_size, self.num_workers, self.timeout)
+        limit = self._limit(-(-images.most // self.eval_batch_size), "limit_val_batches")
+        return EvaluationLoader(images, self.eval_batch_size, self.num_workers, self.timeout, limit)
 
     def validated(self) -> tuple[int, int]:
         """The number of images that a validation scores on all ranks, and that of the whole set."""
         images, ranks = len(self.reader("val")), self.trainer.world_size
-        batches, limit = math.ceil(images / ranks / self.eval_batch_size), self.trainer.limit_val_batches
-        limit = int(batches * limit) if isinstance(limit, float) else limit
+        limit = self._limit(math.ceil(images / ranks / self.eval_batch_size), "limit_val_batches")
         shares = [len(range(rank, images, ranks)) for rank in range(ranks)]
         return sum(min(share, limit * self.eval_batch_size) for share in shares), self._sizes["val"]
 

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from eomt.errors import InputError
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
+Form = Literal["upright", "stored"]
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels
+# What turns a stored photo upright, by its orientation (EXIF 2.3, tag 274).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STORED = _UPRIGHT | {6: _UPRIGHT[8], 8: _UPRIGHT[6]}  # the way back
+_SIDEWAYS = 5  # from this orientation on, height and width change places
+
+
+class Photo(NamedTuple):
+    """A photo as it was taken from its file.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], red, green, blue.
+        orientation: the EXIF orientation that the file tells, 1 to 8; 1 if it tells none.
+        form: "upright" or "stored".
+    """
+
+    pixels: np.ndarray
+    orientation: int
+    form: Form
 
 
 def load_image(source: ImageSource) -> np.ndarray:
@@ -39,7 +69,7 @@ def load_image(source: ImageSource) -> np.ndarray:
     if isinstance(source, str | Path):
         return _from_file(Path(source).expanduser())
     if isinstance(source, Image.Image):
-        return _from_pil(source, "the PIL image")
+        return _from_pil(source, "the PIL image").pixels
     if isinstance(source, Tensor):
         values = source.detach()
         # NumPy has no bfloat16.
@@ -50,21 +80,46 @@ def load_image(source: ImageSource) -> np.ndarray:
     raise InputError(f"an image must be a path, a PIL image, a NumPy array or a tensor, found {type(source).__name__}")
 
 
+def read_photo(
+    file: BinaryIO,
+    where: str,
+    forms: Sequence[Form] = ("upright",),
+    size: Callable[[], tuple[int, int] | None] | None = None,
+) -> Photo:
+    """Read a photo from an open file, as `load_image` does; pixels are writable.
+
+    Args:
+        file: the open file.
+        where: its name in messages.
+        forms: the forms that may be taken, the preferred one first. An unusable EXIF block is no orientation.
+        size: gives the (height, width) of the photo's ground truth, or None; called if it decides between two forms.
+            Another form than the first is taken if only that has this size.
+
+    Raises:
+        InputError: if it is no image, or damaged.
+    """
+    try:
+        with Image.open(file) as image:
+            return _from_pil(image, where, forms, size)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises many kinds on files that are no images
+        reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{where} cannot be read: {reason}") from error
+
+
 def _from_file(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path} is a folder, not an image" if path.is_dir() else f"{path}: no such file")
     try:
         # Opened here: given a name, Pillow memory-maps uncompressed grey TIFFs and shears those with an orientation.
-        with path.open("rb") as file, Image.open(file) as image:
-            return _from_pil(image, str(path))
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # Pillow raises many kinds on files that are no images
-        reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{path} cannot be read: {reason}") from error
+        with path.open("rb") as file:
+            return read_photo(file, str(path)).pixels
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> np.ndarray:
     """Convert a loaded PIL image of any mode: uint8 [H, W, 3], red, green, blue, contiguous and writable.
 
     Transparent pixels are put on white; 16-bit values are scaled, 65535 to 255.
@@ -83,17 +138,49 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return _from_array(values, list(values.shape))
 
 
-def _from_pil(image: Image.Image, where: str) -> np.ndarray:
+def _from_pil(
+    image: Image.Image,
+    where: str,
+    forms: Sequence[Form] = ("upright",),
+    size: Callable[[], tuple[int, int] | None] | None = None,
+) -> Photo:
     try:
+        # Pillow turns TIFFs as it loads them. PNGs tell their orientation only then.
+        found: Form = "upright" if image.format == "TIFF" else "stored"
+        orientation = _orientation(image) if found == "upright" else 1
         image.load()
-        # Damaged EXIF data are no reason to refuse the pixels. After loading: Pillow itself turns TIFFs.
-        with suppress(Exception):
-            image = ImageOps.exif_transpose(image)
-        return to_rgb(image)
+        orientation = _orientation(image) if found == "stored" else orientation
+        form = _chosen(image.size[::-1], found, orientation, forms, size)
+        if form != found and orientation != 1:
+            image = image.transpose((_UPRIGHT if form == "upright" else _STORED)[orientation])
+        return Photo(_to_rgb(image), orientation, form)
     except MemoryError:
         raise
     except Exception as error:
         raise InputError(f"{where} cannot be read: {error or type(error).__name__}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):  # damaged EXIF data are no reason to refuse the pixels
+        value = image.getexif().get(ExifTags.Base.Orientation)
+        return int(value) if value in _UPRIGHT else 1
+    return 1
+
+
+def _chosen(
+    shape: tuple[int, int],
+    found: Form,
+    orientation: int,
+    forms: Sequence[Form],
+    size: Callable[[], tuple[int, int] | None] | None,
+) -> Form:
+    """The first form, or the only one of the size that is wanted; `shape` is that of the form `found`."""
+    if len(forms) > 1 and size is not None and orientation >= _SIDEWAYS and shape[0] != shape[1]:
+        wanted = size()
+        for form in forms:
+            if wanted == (shape if form == found else shape[::-1]):
+                return form
+    return forms[0]
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

@@ -33,6 +33,7 @@ KINDS = {
     "many_segments": (WARNING, "images with more segments than model.num_queries, which cannot all be matched"),
     "small_image": (WARNING, "images with a very short side"),
     "long_image": (WARNING, "images of extreme proportions"),
+    "exif": (WARNING, "photos with an EXIF orientation; data.exif=upright or data.exif=stored decides for all"),
     "outside": (WARNING, "images with boxes or polygons that reach beyond the image"),
     "box": (WARNING, "images with boxes that do not fit their masks (training uses the masks alone)"),
     "area": (WARNING, "images with areas that do not fit their masks (average precision sorts objects by the areas)"),

@@ -16,9 +16,9 @@ from datasets.check.report import ERROR, WARNING, Report, Tally, log
 from datasets.loader import BatchLoader
 from datasets.module import SegmentationData, check_same_classes
 from datasets.readers.base import Reader
-from datasets.readers.folder import IMAGE_ENDINGS
 from eomt.errors import InputError
 from eomt.files import replacing
+from eomt.photo import IMAGE_SUFFIXES
 
 _TOGETHER = 8  # images that a worker sends at once
 
@@ -101,6 +101,8 @@ def _check_images(
         odd = list(odd_image(image, reader.classes, num_queries))
         if hasattr(reader, "annotated"):
             odd += odd_annotations(image, *reader.annotated(index), reader.classes)
+        if hasattr(reader, "photos") and (what := reader.photos.exif(index)):
+            odd.append(("exif", what))
         first_split, first_name = first = seen.setdefault(image.digest, (split, name))
         if first != (split, name):
             kind = "duplicate" if first_split == split else "leak"
@@ -124,5 +126,5 @@ def _check_unused(readers: Iterable[Reader], report: Report) -> None:
             there |= its_there
     for path in sorted(there - used):
         name = PurePath(path.rpartition(": ")[2])
-        if name.suffix.lower() in IMAGE_ENDINGS and not name.name.startswith("."):
+        if name.suffix.lower() in IMAGE_SUFFIXES and not name.name.startswith("."):
             report.add("unused_file", "", path, "nothing refers to it")

@@ -1,4 +1,4 @@
-"""Decoding of image files to arrays."""
+"""Decoding of ground truth that is stored as PNGs."""
 
 from __future__ import annotations
 
@@ -8,29 +8,8 @@ import numpy as np
 from PIL import Image
 
 from eomt.errors import InputError
-from eomt.photo import to_rgb
 
 _PNG_BIT_DEPTH = 24  # offset of that byte: section 11.2.1 of the PNG specification (IHDR)
-
-
-def decode_rgb(data: bytes, where: str) -> np.ndarray:
-    """Decode a photograph: uint8 [H, W, 3], red, green, blue, contiguous and writable.
-
-    Files of any mode are converted as `Segmenter` converts them. An EXIF orientation is not followed: annotations are
-    drawn on the pixels as stored.
-
-    Args:
-        data: the file's bytes.
-        where: the file's name in the message.
-
-    Raises:
-        InputError: if they are no complete image.
-    """
-    image = _load(data, where)
-    try:
-        return to_rgb(image)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def decode_id_map(data: bytes, where: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from datasets.files.source import Folder, IndexedFiles
 from datasets.readers.base import check_size, open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files, targets_from_runs
 from eomt.errors import InputError
+from eomt.photo import Form
 from eomt.published_classes import ADE20K
 from eomt.targets import ImageTargets, runs
 
@@ -35,13 +36,14 @@ class Ade20kSemantic(LabelMaps):
     Args:
         root: the folder.
         split: "train" or "val".
+        exif: see `Photos`; photos are usually taken as stored.
 
     Raises:
         InputError: if no folder is given, or if a file is missing or damaged.
     """
 
-    def __init__(self, root: str | Path | None, split: str = "train"):
-        super().__init__(*_paired(root, split), ADE20K, _TABLE)
+    def __init__(self, root: str | Path | None, split: str = "train", exif: Form | None = None):
+        super().__init__(*_paired(root, split), ADE20K, _TABLE, exif, "stored")
 
 
 class Ade20kPanoptic(LabelMaps):
@@ -58,13 +60,14 @@ class Ade20kPanoptic(LabelMaps):
     Args:
         root: the folder.
         split: "train" or "val".
+        exif: see `Photos`; photos are usually taken as stored.
 
     Raises:
         InputError: if no folder is given, or if a file is missing or damaged.
     """
 
-    def __init__(self, root: str | Path | None, split: str = "train"):
-        super().__init__(*_paired(root, split, instances=True), ADE20K, _TABLE)
+    def __init__(self, root: str | Path | None, split: str = "train", exif: Form | None = None):
+        super().__init__(*_paired(root, split, instances=True), ADE20K, _TABLE, exif, "stored")
 
     def _targets(self, index: int, size: tuple[int, int], image: str) -> ImageTargets:
         (semantic, where), (instances, where_instances) = (files.read(index) for files in self._truths)

@@ -20,7 +20,7 @@ class Reader(Protocol):
 
     A reader may have two methods more, which `check_data.py` calls: `annotated(index)`, see
     `datasets.readers.coco.CocoInstance`, and `files() -> tuple[set[str], set[str]]`, the paths that it uses and those
-    that lie in its folders.
+    that lie in its folders; and an attribute `photos`, the `datasets.files.photos.Photos` that it reads.
 
     Attributes:
         classes: the classes that the targets' labels count.
@@ -66,7 +66,7 @@ class FirstImages:
         self._count = min(count, len(reader))
         self.classes = reader.classes
         self.name, self.image_id, self.read = reader.name, reader.image_id, reader.read
-        for method in ("annotated", "files"):
+        for method in ("annotated", "files", "photos"):
             if hasattr(reader, method):
                 setattr(self, method, getattr(reader, method))
 

@@ -9,6 +9,7 @@ from datasets.files.source import Folder, Source
 from datasets.readers.base import open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from eomt.errors import InputError
+from eomt.photo import Form
 from eomt.published_classes import CITYSCAPES
 
 _NAMES = ("leftImg8bit", "gtFine")
@@ -24,12 +25,13 @@ class CityscapesSemantic(LabelMaps):
     Args:
         root: the folder with the archives.
         split: "train" or "val".
+        exif: see `Photos`; photos are usually taken as stored.
 
     Raises:
         InputError: if no folder is given, or if a file is missing or damaged.
     """
 
-    def __init__(self, root: str | Path | None, split: str = "train"):
+    def __init__(self, root: str | Path | None, split: str = "train", exif: Form | None = None):
         if split not in ("train", "val"):
             raise InputError(f"Cityscapes has the splits train and val, not {split!r}")
         root = open_root(root, " and ".join(map(_archive, _NAMES)))
@@ -40,7 +42,7 @@ class CityscapesSemantic(LabelMaps):
         images, labels = (source.below(split) for source in found)
         files = pair_files(images, ["_leftImg8bit.png"], [(labels, "_gtFine_labelIds.png")])
         class_of = dict.fromkeys(range(256), VOID) | {label_id: k for k, label_id in enumerate(CITYSCAPES.ids)}
-        super().__init__(*files, CITYSCAPES, LabelTable(class_of, "download the archive again"))
+        super().__init__(*files, CITYSCAPES, LabelTable(class_of, "download the archive again"), exif, "stored")
 
 
 def _archive(name: str) -> str:

@@ -10,16 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files.archive import ZipArchive, find_source
-from datasets.files.decode import decode_id_map, decode_rgb
+from datasets.files.decode import decode_id_map
 from datasets.files.index import open_index
+from datasets.files.photos import Photos
 from datasets.files.source import Folder, IndexedFiles, Member, Source
 from datasets.readers.base import check_size, open_root
 from datasets.readers.coco_index import VERSION, build_index
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.photo import Form
 from eomt.targets import ImageId, ImageTargets, runs, targets_from_id_map, targets_from_rles
 
 log = logging.getLogger("eomt.data")
+
+_PUBLISHED = ("train2017", "val2017")  # folders and archives of COCO's own photos
 
 
 class _CocoReader:
@@ -34,6 +38,7 @@ class _CocoReader:
         split: str = "train",
         images: str | None = None,
         annotations: str | None = None,
+        exif: Form | None = None,
     ):
         annotations = annotations or f"{self.kind}_{split}2017"
         images = images or f"{split}2017"
@@ -50,6 +55,8 @@ class _CocoReader:
         key = f"{self.kind}-{VERSION}-{name.removesuffix('.json')[:80]}-{state.hexdigest()}"
         self._index = open_index(key, build)
         self._images = IndexedFiles(source, self._index, "image")
+        # COCO's own annotations were drawn on the photos as stored.
+        self.photos = Photos(self._images, exif, "stored" if Path(images).name in _PUBLISHED else "upright")
         self._masks = IndexedFiles(masks, self._index, "mask") if masks else None
         self.classes = Classes.from_list(self._index.meta["categories"])
         for note in self._index.meta["notes"]:
@@ -84,8 +91,8 @@ class _CocoReader:
 
     def _image(self, index: int) -> tuple[np.ndarray, str]:
         """uint8 [H, W, 3], and its name in messages. InputError if it cannot be read or its size is not the JSON's."""
-        data, where = self._images.read(index)
-        image, (height, width) = decode_rgb(data, where), self._size(index)
+        height, width = self._size(index)
+        image, where = self.photos.read(index, lambda: (height, width))
         if image.shape[:2] != (height, width):
             found = f"{image.shape[1]}x{image.shape[0]}"
             raise InputError(f"{where} is {found} (width x height), but its JSON says {width}x{height}")
@@ -119,6 +126,7 @@ class CocoInstance(_CocoReader):
         images: the images' archive or folder without `.zip`, default `{split}2017`.
         annotations: the name of the JSON without suffix, default `instances_{split}2017`; or the path of a custom
             JSON, absolute or below `root`, ending in `.json`.
+        exif: see `Photos`; photos in `train2017` and `val2017` are usually taken as stored, others upright.
 
     Raises:
         InputError: if no folder is given; if a file is missing or damaged; if the JSON names an image that is not
@@ -156,6 +164,7 @@ class CocoPanoptic(_CocoReader):
         images: the images' archive or folder without `.zip`, default `{split}2017`.
         annotations: the name of the JSON and of its PNGs without suffix, default `panoptic_{split}2017`; or the path
             of a custom JSON, as for `CocoInstance`: its PNGs are in the archive or folder of the same name beside it.
+        exif: as for `CocoInstance`.
 
     Raises:
         InputError: as `CocoInstance`; if the JSON names a PNG that is not there, or a segment id twice in an image.

@@ -15,9 +15,8 @@ from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from eomt.classes import Classes, is_color, is_whole
 from eomt.custom_classes import FORMS, is_list, read_classes
 from eomt.errors import InputError
+from eomt.photo import IMAGE_SUFFIXES, Form
 from eomt.targets import runs
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 # Label files to look into when the classes are not given.
 _SAMPLE = 8
@@ -38,6 +37,7 @@ class FolderSemantic(LabelMaps):
         ignore: the void value, several, or None. With `color_labels` a colour [red, green, blue], several, or the
             level of a grey: 255 is white, 0 black.
         color_labels: the colours of the label PNGs stand for classes.
+        exif: see `Photos`.
 
     Raises:
         InputError: if a value is missing or not of these forms, a file is missing or damaged, an image has no label
@@ -52,14 +52,15 @@ class FolderSemantic(LabelMaps):
         classes: str | Path | Sequence | Mapping | None,
         ignore: int | Sequence | None = 255,
         color_labels: bool = False,
+        exif: Form | None = None,
     ):
         root = open_root(root, "folders or archives of images and of label PNGs")
         photos, truth = _find(root, "images", images), _find(root, "labels", labels)
-        files, truths = pair_files(photos, IMAGE_ENDINGS, [(truth, ".png")])
+        files, truths = pair_files(photos, IMAGE_SUFFIXES, [(truth, ".png")])
         if classes is None:
             raise InputError(_ask_for_classes(truths[0], color_labels))
         listed = read_classes(classes, root, color_labels)
-        super().__init__(files, truths, listed, _table(listed, ignore, color_labels))
+        super().__init__(files, truths, listed, _table(listed, ignore, color_labels), exif)
 
 
 def _find(root: Path, key: str, name: str) -> Source:

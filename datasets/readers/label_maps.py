@@ -9,12 +9,14 @@ from unicodedata import normalize
 
 import numpy as np
 
-from datasets.files.decode import decode_color_map, decode_label_map, decode_rgb
+from datasets.files.decode import decode_color_map, decode_label_map
 from datasets.files.index import open_index
+from datasets.files.photos import Photos, image_size
 from datasets.files.source import IndexedFiles, Member, Source, file_columns, is_hidden
 from datasets.readers.base import check_size
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.photo import Form
 from eomt.targets import ImageTargets, runs, targets_from_id_map
 
 log = logging.getLogger(__name__)
@@ -77,14 +79,24 @@ class LabelMaps:
         images, truths: what `pair_files` found; the first truths are the label PNGs.
         classes: at most 32767 of them.
         table: the classes of the PNGs' values.
+        exif, usual: see `Photos`.
     """
 
-    def __init__(self, images: IndexedFiles, truths: Sequence[IndexedFiles], classes: Classes, table: LabelTable):
+    def __init__(
+        self,
+        images: IndexedFiles,
+        truths: Sequence[IndexedFiles],
+        classes: Classes,
+        table: LabelTable,
+        exif: Form | None = None,
+        usual: Form = "upright",
+    ):
         most = np.iinfo(np.int16).max  # segments of an image: targets number them in int16
         if len(classes) > most:
             raise InputError(f"the dataset has {len(classes)} classes, more than {most}")
         self.classes = classes
         self._images = images
+        self.photos = Photos(images, exif, usual)
         self._truths = truths
         self._table = table
 
@@ -106,8 +118,7 @@ class LabelMaps:
         return set().union(*used), set().union(*there)
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
-        data, where = self._images.read(index)
-        image = decode_rgb(data, where)
+        image, where = self.photos.read(index, lambda: image_size(self._truths[0].read(index)[0]))
         return image, self._targets(index, image.shape[:2], where)
 
     def _targets(self, index: int, size: tuple[int, int], image: str) -> ImageTargets:

@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,6 +65,8 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Otherwise Hydra prints errors itself.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # Pillow's, on damaged EXIF blocks, which are no orientation, and on large photos, which are meant.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     OmegaConf.register_new_resolver("run_id", _run_id, use_cache=True, replace=True)
     # Importing takes longer than anything before training: a signal then ends the run in order, too.
     try:

@@ -27,6 +27,8 @@ from eomt.cli.settings import (
     Workers,
 )
 
+Exif = Literal["upright", "stored"] | None
+
 
 class Data(Section):
     """`datasets.module.SegmentationData`."""
@@ -49,6 +51,7 @@ class Data(Section):
     classes: Path | Names | None = None
     ignore: Values | None = None
     color_labels: bool = False
+    exif: Exif = None
 
 
 class Reader(Section):
@@ -57,6 +60,7 @@ class Reader(Section):
 
 class SplitReader(Reader):
     split: Literal["train", "val"]
+    exif: Exif = None
 
 
 class CocoReader(SplitReader):
@@ -64,7 +68,8 @@ class CocoReader(SplitReader):
     annotations: Path | None = None
 
 
-class ShapesReader(SplitReader):
+class ShapesReader(Reader):
+    split: Literal["train", "val"]
     kind: Literal["panoptic", "instance", "semantic"]
     seed: Natural = 0
     train_images: Count = 1800
@@ -78,6 +83,7 @@ class FolderReader(Reader):
     classes: Path | Names | None
     ignore: Values | None
     color_labels: bool
+    exif: Exif = None
 
 
 class Loss(Section):

@@ -16,9 +16,9 @@ from eomt.errors import InputError
 from eomt.files import replacing, walk, write_json
 from eomt.inference.result import Result
 from eomt.inference.segmenter import Segmenter
+from eomt.photo import IMAGE_SUFFIXES
 from eomt.postprocess.writers import flat_name, shortened
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PICTURES, PREDICTIONS, INDEX = "pictures", "predictions", "images.json"
 LONGEST_JPEG = 65535  # pixels of a side
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +22,11 @@ from eomt.inference.result import Result
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
 from eomt.photo import ImageSource, load_image
-from eomt.postprocess.geometry import Placement, run_unpadded
+from eomt.postprocess.geometry import MAX_WINDOWS, Placement, is_reduced, run_unpadded
 from eomt.tasks import Task, predict_images, task_of
 from eomt.weights.load import read_weights
+
+log = logging.getLogger("eomt")
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -199,7 +202,15 @@ class Segmenter:
             pool.shutdown(cancel_futures=True)
 
     def _prepare(self, image: ImageSource) -> tuple[Tensor, Placement]:
-        return self.task.geometry.prepare(load_image(image), self.network.image_size)
+        inputs, placement = self.task.geometry.prepare(load_image(image), self.network.image_size)
+        if is_reduced(placement, self.network.image_size):
+            name = image if isinstance(image, str | Path) else "an image"
+            log.warning(
+                "%s is %d x %d (width x height), longer than %d windows of its shorter side: it is seen at a lower "
+                "resolution; cut it into pieces for a finer result",
+                *(name, placement.width, placement.height, MAX_WINDOWS),
+            )
+        return inputs, placement
 
     @torch.inference_mode()
     def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement]) -> list[Logits]:

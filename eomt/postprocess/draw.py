@@ -145,7 +145,8 @@ def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: 
     font = _font(height, width)
     # On a coarse map: a name need not be placed to the pixel.
     stride = max(1, max(ids.shape) // 160)
-    coarse = ids[stride // 2 :: stride, stride // 2 :: stride]
+    top, left = (min(stride // 2, side - 1) for side in ids.shape)
+    coarse = ids[top::stride, left::stride]
     depth = _border_distance(coarse) * stride
     areas = np.bincount(coarse.ravel(), minlength=len(texts) + 1)[1:]
     picture = Image.fromarray(canvas)

@@ -20,6 +20,9 @@ from torch import Tensor
 from eomt.errors import InputError
 from eomt.model.outputs import Logits
 
+MAX_WINDOWS = 32
+"""Windows of an image: longer ones are seen at a lower resolution, or time and memory would have no bound."""
+
 # On a CPU chunks that the cache and the allocator keep take half the time of larger ones.
 _CPU_BYTES = 2**24
 
@@ -62,9 +65,22 @@ def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def cover_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The smallest size of the image's aspect ratio that covers `size`, sides rounded half to even."""
+    """The smallest size of the image's aspect ratio that covers `size`, sides rounded half to even.
+
+    An image that would take more than MAX_WINDOWS windows is scaled to so many: its shorter side, at least 1, is then
+    smaller than `size`.
+    """
     factor = max(size[0] / height, size[1] / width)
-    return max(round(height * factor), size[0]), max(round(width * factor), size[1])
+    least, most = size, (MAX_WINDOWS * size[0], MAX_WINDOWS * size[1])
+    if height * factor > most[0] or width * factor > most[1]:
+        factor, least = min(most[0] / height, most[1] / width), (1, 1)
+    return max(round(height * factor), least[0]), max(round(width * factor), least[1])
+
+
+def is_reduced(placement: Placement, size: tuple[int, int]) -> bool:
+    """True if an image takes the most windows and yet does not cover them; see `cover_size`."""
+    sides = (placement.scaled_height, size[0]), (placement.scaled_width, size[1])
+    return any(own > side for own, side in sides) and any(own < side for own, side in sides)
 
 
 def fit_and_pad(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Placement]:
@@ -196,13 +212,15 @@ def cut_windows(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
         size: height and width of a window.
 
     Returns:
-        uint8 [N, 3, height, width], windows from left to right or from top to bottom, and the placement
-        that `merge_windows` needs.
+        uint8 [N, 3, height, width], windows from left to right or from top to bottom, zeros where an image of extreme
+        proportions does not cover them (see `cover_size`), and the placement that `merge_windows` needs.
 
     Raises:
         InputError: if an array is not uint8 [h, w, 3], or the image has no pixel.
     """
     scaled, placement = _resize(image, size, cover_size)
+    height, width = (max(own, side) for own, side in zip(placement[2:], size, strict=True))
+    scaled = F.pad(scaled, (0, width - placement.scaled_width, 0, height - placement.scaled_height))
     return torch.stack([scaled[:, rows, columns] for rows, columns in _windows(placement, size)]), placement
 
 
@@ -223,7 +241,8 @@ def merge_windows(score: Callable[[int], Tensor], placement: Placement, size: tu
         if total is None:
             total = scores.new_zeros(len(scores), *placement[2:])
             covered = scores.new_zeros(placement[2:])
-        total[:, rows, columns] += scores
+        part = total[:, rows, columns]
+        part += scores[:, : part.shape[1], : part.shape[2]]
         covered[rows, columns] += 1
         del scores
     return total.div_(covered)
@@ -247,7 +266,8 @@ def _view_one(inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Te
 def _view_windows(inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     view = inputs.new_empty(3, placement.scaled_height, placement.scaled_width)
     for window, (rows, columns) in zip(inputs, _windows(placement, size), strict=True):
-        view[:, rows, columns] = window
+        part = view[:, rows, columns]
+        part.copy_(window[:, : part.shape[1], : part.shape[2]])
     return view
 
 
@@ -259,8 +279,8 @@ def _windows(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, s
     """Rows and columns of each window in the scaled image."""
     return [
         (slice(top, top + size[0]), slice(left, left + size[1]))
-        for top in window_starts(placement.scaled_height, size[0])
-        for left in window_starts(placement.scaled_width, size[1])
+        for top in window_starts(max(placement.scaled_height, size[0]), size[0])
+        for left in window_starts(max(placement.scaled_width, size[1]), size[1])
     ]
 
 

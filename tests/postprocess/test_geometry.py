@@ -16,12 +16,14 @@ from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import (
     FIT_AND_PAD,
+    MAX_WINDOWS,
     WINDOWS,
     Placement,
     cover_size,
     cut_windows,
     fit_and_pad,
     fit_size,
+    is_reduced,
     merge_windows,
     run_unpadded,
     undo_fit,
@@ -142,6 +144,20 @@ def test_merging_the_cut_windows_gives_the_scaled_image(height, width):
         (placement.scaled_width, placement.scaled_height), Image.Resampling.BILINEAR
     )
     assert torch.equal(whole, torch.from_numpy(np.array(scaled)).permute(2, 0, 1).float())
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (100_000, 1), (2, 130)])
+def test_images_of_extreme_proportions_take_no_more_windows(shape):
+    image = random_image(*shape)
+    windows, placement = cut_windows(image, (32, 32))
+    assert len(windows) == MAX_WINDOWS
+    assert is_reduced(placement, (32, 32))
+    scaled = Image.fromarray(image).resize(placement[:1:-1], Image.Resampling.BILINEAR)
+    scaled = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
+    assert torch.equal(merge_windows(lambda number: windows[number].float(), placement, (32, 32)), scaled.float())
+    assert torch.equal(WINDOWS.view(windows, placement, (32, 32)), scaled)
+    assert not is_reduced(fit_and_pad(image, (32, 32))[1], (32, 32))
+    assert not is_reduced(cut_windows(random_image(4, 128), (32, 32))[1], (32, 32))
 
 
 @pytest.mark.parametrize("geometry", [FIT_AND_PAD, WINDOWS])

@@ -105,11 +105,14 @@ KEYS = {"images": "", "annotations": ".json"}
 
 def odd_set(root):
     """Everything that is odd but no error, in one instance set."""
-    shapes = {"small.jpg": (20, 30), "long.jpg": (40, 400)}
+    shapes = {"small.jpg": (20, 30), "long.jpg": (40, 400), "turned.jpg": (48, 64)}
     names = ["fine", "bare", "crowd", "empty", "tiny", "many", "outside", "polygon", "box", "nobox", "area", "copy"]
     sizes = {f"{name}.jpg": (48, 64) for name in names} | shapes
     files = {name: photo(*size, seed=k) for k, (name, size) in enumerate(sizes.items())}
     files["copy.jpg"] = files["fine.jpg"]
+    sideways = Image.Exif()
+    sideways[0x112] = 6
+    files["turned.jpg"] = photo(64, 48, seed=50, exif=sideways)
     images = [image_row(k, name, *size) for k, (name, size) in enumerate(sizes.items())]
     number = {row["file_name"]: row["id"] for row in images}
     good = {name: row(100 + k, k, square(2, 2, 12), bbox=[2, 2, 12, 12], area=144) for name, k in number.items()}
@@ -144,6 +147,7 @@ def test_every_oddity_is_named_and_is_no_error(tmp_path, monkeypatch):
         "many_segments": {"many.jpg": "4 segments, the network has 3 queries"},
         "small_image": {"small.jpg": "30 x 20"},
         "long_image": {"long.jpg": "400 x 40"},
+        "exif": {"turned.jpg": "orientation 6, turned upright"},
         "outside": {
             "outside.jpg": "the box of cat [52, 36, 72, 48]",
             "polygon.jpg": "the polygon of cat [-20, 0, 12, 32]",
@@ -165,7 +169,7 @@ def test_every_oddity_is_named_and_is_no_error(tmp_path, monkeypatch):
         for name, what in names.items():
             assert what in here[name], name
     assert found(report, "unseen_class", "train") == found(report, "unseen_class")
-    assert report["classes"][0]["train"]["images"] == 14 - 3, "all but bare, crowd and empty"
+    assert report["classes"][0]["train"]["images"] == 15 - 3, "all but bare, crowd and empty"
     report, _ = checked(tmp_path / "first", *coco(tmp_path / "set"), "data.max_images=9")
     assert report["sets"]["train"]["images"] == 9
     assert found(report, "box").keys() == {"box.jpg", "outside.jpg"}

@@ -1,60 +1,14 @@
-"""Decoding of label PNGs and photographs."""
-
-import io
+"""Decoding of label PNGs."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.files.decode import decode_color_map, decode_label_map, decode_rgb
+from datasets.files.decode import decode_color_map, decode_label_map
 from eomt.errors import InputError
-from eomt.photo import load_image
 from tests.label_files import encoded, label_png, narrow_png, photo
 
 VALUES = np.array([[0, 1, 1, 255], [2, 0, 1, 255], [255, 255, 0, 0]])
-TURNED = Image.Exif()
-TURNED[0x112] = 6  # to be shown rotated by 90 degrees
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind", "options"),
-    [
-        ("L", "JPEG", {}),
-        ("CMYK", "JPEG", {}),
-        ("RGB", "JPEG", {"exif": TURNED}),
-        ("P", "PNG", {}),
-    ],
-)
-def test_photographs_of_other_colours_become_rgb_and_stay_as_stored(mode, kind, options):
-    data = photo(2, 3, 5, kind, mode, **options)
-    image = decode_rgb(data, "x.jpg")
-    np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-    assert image.shape == (2, 3, 3)
-    assert image.flags.writeable
-
-
-@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA", "P with transparency", "1", "F"])
-def test_photographs_are_the_same_in_training_and_prediction(mode, tmp_path):
-    values = np.arange(48).reshape(6, 8)
-    if mode == "I;16":
-        image, kind = Image.fromarray((values * 1300).astype(np.uint16)), "PNG"
-    elif mode == "F":
-        image, kind = Image.fromarray((values / 48).astype(np.float32)), "TIFF"
-    else:
-        image, kind = Image.fromarray((values * 5).astype(np.uint8)).convert("RGBA"), "PNG"
-        image.putalpha(Image.fromarray((values * 3).astype(np.uint8)))
-        image = image.convert(mode[:2].strip()) if mode != "RGBA" else image
-    image.save(tmp_path / "x", kind, **({"transparency": 0} if "transparency" in mode else {}))
-    read = decode_rgb((tmp_path / "x").read_bytes(), "x")
-    np.testing.assert_array_equal(read, load_image(tmp_path / "x"))
-    assert read.min() < 250
-    assert read.max() > 60
-
-
-def test_values_of_no_photograph_end_in_one_line():
-    data = encoded(Image.fromarray(np.full((2, 2), 70000, dtype=np.int32)), kind="TIFF")
-    with pytest.raises(InputError, match=r"x\.tif: its values go from 70000 to 70000; save it with 8 or 16 bits"):
-        decode_rgb(data, "x.tif")
 
 
 def indexed(values, **options):

@@ -1,15 +1,16 @@
 """Files of a folder, files by number, and repeated reads."""
 
 import errno
+import io
 from types import SimpleNamespace
 
 import pytest
 
 from datasets.files import source as module
-from datasets.files.decode import decode_rgb
 from datasets.files.index import open_index
 from datasets.files.source import PAUSES, Folder, IndexedFiles, Member, file_columns, read_with_retry
 from eomt.errors import InputError
+from eomt.photo import read_photo
 from tests.label_files import contents, fails, photo, read, write_folder
 
 FILES = {"a.jpg": b"photo", "sub/\xe9.jpg": b"some text " * 400_000, "empty.jpg": b""}
@@ -97,6 +98,6 @@ def test_a_read_that_succeeds_in_the_end(waited):
 
 
 def test_damaged_images_are_not_read_again(waited):
-    with pytest.raises(InputError, match="cannot be decoded"):
-        read_with_retry(lambda _: decode_rgb(photo(9, 9)[:-30], "x.jpg"), 0)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_with_retry(lambda _: read_photo(io.BytesIO(photo(9, 9)[:-30]), "x.jpg"), 0)
     assert not waited

@@ -244,8 +244,8 @@ IMAGE_FAULTS = {
     "png broken": ("b.png", id_png([[SKY, DOG]])[:50], "b.png .* cannot be decoded"),
     "png empty": ("b.png", b"", "b.png .* cannot be decoded"),
     "image of another size": ("b.jpg", photo(3, 2), r"b.jpg is 2x3 .*JSON says 3x2"),
-    "image cut": ("b.jpg", photo(2, 3)[:-20], "b.jpg cannot be decoded"),
-    "image of text": ("b.jpg", b"<html>404</html>", "b.jpg cannot be decoded"),
+    "image cut": ("b.jpg", photo(2, 3)[:-20], "b.jpg cannot be read: "),
+    "image of text": ("b.jpg", b"<html>404</html>", "b.jpg cannot be read: it is no image"),
 }
 
 

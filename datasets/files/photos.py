@@ -1,0 +1,90 @@
+"""The photos of a set, turned upright by EXIF or as stored, and a record of what was done."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.files.source import IndexedFiles
+from eomt.photo import Form, read_photo
+
+_STORED, _ALONE = 16, 32  # flags in the record, beside the orientation
+
+
+class Photos:
+    """Photos by number.
+
+    Args:
+        files: the image files.
+        exif: "upright" or "stored" decides for all photos; None takes the usual form, and the other where only that
+            has the size of the photo's ground truth.
+        usual: the form in which the set was annotated, as far as is known. Annotation tools show photos upright; the
+            authors of published sets drew on them as stored.
+
+    Attributes:
+        record: uint8 [N], in memory that all processes share. Of each photo 0 until it is read; then its EXIF
+            orientation, and flags.
+    """
+
+    def __init__(self, files: IndexedFiles, exif: Form | None = None, usual: Form = "upright"):
+        self.files = files
+        self._exif = exif
+        self._forms = (exif,) if exif else sorted(("upright", "stored"), key=usual.__ne__)
+        self.record = torch.zeros(len(files), dtype=torch.uint8).share_memory_()
+
+    def read(self, index: int, size: Callable[[], tuple[int, int] | None]) -> tuple[np.ndarray, str]:
+        """Read a photo: uint8 [H, W, 3], contiguous and writable, and its name in messages.
+
+        Args:
+            index: its number.
+            size: gives the (height, width) of its ground truth, or None; called if it decides between two forms.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        data, where = self.files.read(index)
+        photo = read_photo(io.BytesIO(data), where, self._forms, size)
+        flags = _STORED * (photo.form == "stored") + _ALONE * (photo.form != self._forms[0])
+        self.record[index] = photo.orientation + flags * (photo.orientation > 1)
+        done = self.exif(index)
+        return photo.pixels, f"{where} (EXIF {done})" if done else where
+
+    def exif(self, index: int) -> str:
+        """What was done with a photo that has been read; empty if it has no EXIF orientation."""
+        code = int(self.record[index])
+        if code % _STORED <= 1:
+            return ""
+        form = "taken as stored" if code & _STORED else "turned upright"
+        reason = f" by data.exif={self._exif}" if self._exif else ""
+        reason = ": only so it has the size of its annotation" if code & _ALONE else reason
+        return f"orientation {code % _STORED}, {form}{reason}"
+
+    def note(self) -> tuple[str, frozenset[int]]:
+        """What was done with the photos that have been read so far: a line, and the kinds of what was done.
+
+        Both are empty if there is nothing to say, as where `exif` was given.
+        """
+        codes = self.record.numpy()
+        found = codes[codes % _STORED > 1]
+        if self._exif or not len(found):
+            return "", frozenset()
+        stored, alone = (found & _STORED > 0).sum(), (found & _ALONE > 0).sum()
+        parts = [f"{len(found) - stored} turned upright", f"{stored} taken as stored"]
+        parts += [f"{alone} of these because only so they have the size of their annotation"] * bool(alone)
+        return (
+            f"{len(found)} of the {(codes > 0).sum()} photos read so far have an EXIF orientation: {', '.join(parts)}; "
+            "data.exif=upright or data.exif=stored decides for all, check_data.py names them"
+        ), frozenset((found // _STORED).tolist())
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """The (height, width) of an image file, from its header; None if it is none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size[::-1]
+    except Exception:  # what is wrong with it is said where it is decoded
+        return None
