@@ -36,8 +36,7 @@ def main(cfg: DictConfig) -> None:
         chosen["classes"] = read_classes(cfg["classes"], Path.cwd(), key="classes")
     weights = read_weights(cfg["ckpt"], **chosen)
     batch = None if cfg["dynamic_batch"] else cfg["batch_size"]
-    run, metrics = metrics_of(cfg["ckpt"])
-    check = export(weights, batch=batch, run=run, metrics=metrics, **request)
+    check = export(weights, batch=batch, metrics=metrics_of(cfg["ckpt"]), **request)
     if check is not None:
         log.info("compared with PyTorch: %s", check)
     log.info("%s: %s", cfg["format"], cfg["out"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import lightning
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -83,7 +84,10 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         freeze=freeze,
         lora=lora if lora["rank"] else None,
         seed=cfg.seed,
-        run={"config": OmegaConf.to_container(cfg, resolve=True), "overrides": typed_overrides()},
+        run={
+            "config": OmegaConf.to_container(cfg, resolve=True),
+            "environment": list(_from_environment(OmegaConf.to_container(cfg))),
+        },
     )
 
 
@@ -199,11 +203,13 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     return trainer
 
 
-def typed_overrides() -> list[str]:
-    """The overrides that started this run, without Hydra's own keys."""
-    if not HydraConfig.initialized():
-        return []
-    return [o for o in HydraConfig.get().overrides.task if not o.startswith(("ckpt=", "prefetch="))]
+def _from_environment(value: Any, name: str = "") -> Iterator[str]:
+    """Dotted names of the values that an environment variable gives, which exports leave out."""
+    if isinstance(value, str) and "${oc.env:" in value:
+        yield name
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from _from_environment(entry, f"{name}.{key}".lstrip("."))
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -15,7 +15,6 @@ from eomt.cli.build import (
     build_module,
     build_trainer,
     compile_network,
-    typed_overrides,
 )
 from eomt.cli.main import log
 from eomt.cli.resume import check_unused, choose_checkpoint, continue_logs
@@ -37,7 +36,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         cfg: train.py's configuration.
         signals: requests to stop.
     """
-    choose_checkpoint(cfg, typed_overrides())
+    choose_checkpoint(cfg)
     data = build_data(cfg)
     lightning.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data.classes, data.image_size)
@@ -66,6 +65,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         checkpoint = read_checkpoint(resume, mmap=True)
         check_same_run(checkpoint, module.description(), any(isinstance(c, WeightAverage) for c in callbacks))
         _check_same_rates(checkpoint, cfg)
+        module.run["environment"] += checkpoint[FORMAT].get("environment") or []
         continue_logs(cfg, checkpoint)
         resumed_at = checkpoint["global_step"]
         del checkpoint  # mapped, it would keep its room on the disk after newer ones have taken its names

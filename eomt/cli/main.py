@@ -79,15 +79,9 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
 
 
 def arguments_for(name: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments for Hydra: paths quoted, a resumed run's overrides added, eval.py's settings set apart."""
+    """Arguments for Hydra: paths quoted, eval.py's settings set apart."""
     arguments = quote_paths(arguments)
-    if name == "eval":
-        return split_for_eval(arguments)
-    if name == "train" and any(argument.startswith("ckpt=") for argument in arguments):
-        from eomt.cli.resume import with_saved_overrides
-
-        return with_saved_overrides(arguments)
-    return arguments
+    return split_for_eval(arguments) if name == "eval" else arguments
 
 
 def checked(name: str, cfg: DictConfig) -> dict[str, Any]:
@@ -133,11 +127,15 @@ def _run_id() -> str:
 def _run(name: str, function: Callable[[DictConfig], None]) -> None:
     job = _job(function)
     try:
-        sys.argv[1:] = arguments_for(name, sys.argv[1:])
+        sys.argv[1:], config = arguments_for(name, sys.argv[1:]), name
+        if name == "train" and "ckpt" in map(key_of, sys.argv[1:]):
+            from eomt.cli.resume import resumed
+
+            sys.argv[1:], config = resumed(sys.argv[1:])
         if not first_task():
             rank = os.environ["SLURM_PROCID"]
             sys.argv += ["hydra.output_subdir=null", f"hydra.job.name={name}_rank_{rank}"]
-        hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(job)()
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(job)()
     except (*ENDINGS, KeyboardInterrupt) as error:
         _end(error)
     except (TypeError, ValueError):

@@ -1,58 +1,73 @@
-"""Resuming a run: its overrides, its checkpoint and its logs."""
+"""Resuming a run: its configuration, its checkpoint and its logs."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, open_dict
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from eomt.cli.arguments import key_of, parsed, quote_paths
-from eomt.cli.trust import check_overrides
+from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed, quote_paths
+from eomt.cli.settings import Run
+from eomt.cli.trust import check_config, inside
 from eomt.errors import InputError
 from eomt.training.slurm import batch_job
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, intact, read_checkpoint
 
+RESUMED = "resumed"
+"""The name by which Hydra finds the configuration of the run that is resumed."""
 
-def with_saved_overrides(arguments: Sequence[str]) -> list[str]:
-    """Put the overrides that the checkpoint's run was started with before those that are typed, and its folder behind.
 
-    What is typed takes the place of what is saved; another choice of a group, of all saved values within it.
+def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
+    """Let Hydra compose what is typed over the configuration of the run that ckpt= is of, in that run's folder.
+
+    Another task, model, experiment or debug makes another configuration, of which the old one's values are no part;
+    another logger, trainer or callbacks replaces that section alone.
 
     Args:
         arguments: the typed arguments, with quoted paths.
 
+    Returns:
+        The arguments with the run's folder, unless a folder is typed; and the name of the configuration.
+
     Raises:
-        InputError: if a saved override is more than a plain value of a key, and trust_code=true is not typed.
+        InputError: if the saved configuration holds more than plain values of known keys, or would write outside the
+            run's folder, and trust_code=true is not typed.
     """
-    typed = {key_of(argument): argument.partition("=")[2] for argument in arguments}
-    if typed.get("ckpt", "null") == "null":
-        return list(arguments)
-    path = Path(str(parsed([f"ckpt={typed['ckpt']}"])[0].value()))
-    saved = _saved_overrides(path)
+    arguments, keys = list(arguments), [key_of(argument) for argument in arguments]
+    given = parsed([argument for argument, key in zip(arguments, keys, strict=True) if key == "ckpt"])[-1].value()
+    path = Path(str(given))
+    saved = None if given is None else _saved_part(path)
     if saved is None:
-        return list(arguments)
-    if {"task", "experiment"} & typed.keys():
-        # Another task or experiment is another configuration; values of the old one would not fit it.
-        saved = []
-    saved = [o for o in saved if key_of(o) not in typed and key_of(o).partition(".")[0] not in typed]
-    if typed.get("trust_code", "").lower() != "true":
-        check_overrides(saved)
-    folder = []
-    if path.parent.name == "checkpoints" and "hydra.run.dir" not in typed:
-        folder = quote_paths([f"hydra.run.dir={path.absolute().parent.parent}"])
-    # Overrides stand together: with a flag such as --config-dir between them, Hydra reads none behind it.
-    start = next(i for i, argument in enumerate(arguments) if _is_override(argument))
-    end = next((i for i in range(start, len(arguments)) if not _is_override(arguments[i])), len(arguments))
-    return [*arguments[:start], *saved, *arguments[start:end], *folder, *arguments[end:]]
+        return arguments, "train"
+    if path.parent.name == "checkpoints" and "hydra.run.dir" not in keys:
+        # Overrides stand together: with a flag such as --config-dir between them, Hydra reads none behind it.
+        arguments.insert(keys.index("ckpt") + 1, *quote_paths([f"hydra.run.dir={path.absolute().parents[1]}"]))
+    if {*keys} & {*GROUPS, "debug"} or not isinstance(saved.get("config"), Mapping):
+        return arguments, "train"
+    chosen = {*keys} & {"logger", "trainer", "callbacks"}
+    config = {key: saved["config"][key] for key in Run.model_fields if key in saved["config"] and key not in chosen}
+    trusted = "trust_code=true" in [argument.lower() for argument in arguments]
+    if not trusted:
+        check_config(str(path), str(config.get("kind")), config)
+    config = inside(config, config.get("run_folder"), trusted)
+    data = config.get("data")
+    if isinstance(data, Mapping) and data.get("seed") == config.get("seed"):
+        config["data"] = {**data, "seed": "${seed}"}
+    own = yaml.safe_load(Path(CONFIGS, "train.yaml").read_text())
+    config |= {key: own[key] for key in ("hydra", "ckpt", "trust_code", "prefetch", "run_folder")}
+    kept = {"_self_", "override hydra/job_logging", *chosen}
+    config["defaults"] = [entry for entry in own["defaults"] if kept & {*([entry] if entry == "_self_" else entry)}]
+    ConfigStore.instance().store(RESUMED, config)
+    return arguments, RESUMED
 
 
-def _is_override(argument: str) -> bool:
-    return "=" in argument and not argument.startswith("-")
-
-
-def choose_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> None:
+def choose_checkpoint(cfg: DictConfig) -> None:
     """Set `cfg.ckpt` to the checkpoint that the run really resumes from.
 
     A requeued SLURM job resumes from its own last checkpoint, whatever it started from; a damaged `last.ckpt` gives
@@ -60,12 +75,11 @@ def choose_checkpoint(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
     Args:
         cfg: the run's configuration.
-        overrides: the typed overrides, as checkpoints keep them.
 
     Raises:
         InputError: if the folder holds another run of the same job.
     """
-    own = _of_this_job(Path(cfg.run_folder), overrides)
+    own = _of_this_job(cfg)
     if own is not None:
         cfg.ckpt = str(own)
     elif cfg.ckpt and Path(cfg.ckpt).name == "last.ckpt":
@@ -101,30 +115,28 @@ def continue_logs(cfg: DictConfig, checkpoint: Mapping) -> None:
                 settings[key] = saved
 
 
-def _saved_overrides(path: Path) -> list[str] | None:
-    """The overrides in a checkpoint, or in the one before it if it is damaged; None if it is of no run."""
+def _saved_part(path: Path) -> Mapping[str, Any] | None:
+    """What a checkpoint says of its run, or the one before it if it is damaged; None if it is of no run."""
     for candidate in (path, path.with_name(PREVIOUS)) if path.name == "last.ckpt" else (path,):
-        try:
-            saved = read_checkpoint(candidate, mmap=True)[FORMAT].get("overrides")
-        except InputError:
-            # Weights of another source, which start a new run; or damaged, which is said when they are read.
-            continue
-        return [str(override) for override in saved] if isinstance(saved, list | tuple) else []
+        # Weights of another source start a new run; what is damaged is said when it is read.
+        with contextlib.suppress(InputError):
+            return read_checkpoint(candidate, mmap=True)[FORMAT]
     return None
 
 
-def _of_this_job(run_folder: Path, overrides: Sequence[str]) -> Path | None:
+def _of_this_job(cfg: DictConfig) -> Path | None:
     """The last checkpoint that an earlier start of this SLURM job has left in its run folder."""
-    job, last = batch_job(), run_folder / "checkpoints" / "last.ckpt"
+    job, last = batch_job(), Path(cfg.run_folder, "checkpoints", "last.ckpt")
     if job is None or not (last.is_file() or last.with_name(PREVIOUS).is_file()):
         return None
     last = intact(last)
     saved = read_checkpoint(last, mmap=True)
     if saved.get(CONTINUATION, {}).get("job") != job:
         return None
-    if sorted(saved[FORMAT].get("overrides", [])) != sorted(overrides):
+    config = OmegaConf.to_container(cfg, resolve=True)
+    if {**config, "ckpt": None} != {**(saved[FORMAT].get("config") or {}), "ckpt": None}:
         raise InputError(
-            f"{run_folder} holds another run of this job, started with other settings: give each run of a job a "
+            f"{cfg.run_folder} holds another run of this job, started with other settings: give each run of a job a "
             "folder of its own by hydra.run.dir="
         )
     return last

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra.errors import HydraException
-
-from eomt.cli.arguments import CONFIGS, parsed
 from eomt.cli.check import keys_of_type, nodes
-from eomt.cli.nodes import NODES
+from eomt.cli.nodes import NODES, Logger
 from eomt.cli.settings import SCORES
 from eomt.errors import InputError
 
+FOLDERS = keys_of_type("a folder to write to")
+"""The keys, in any section, that name folders to write to."""
+
 # A transform of albumentations by its class: that package's functions, which read files, start in lower case.
 _TRANSFORM = re.compile(r"albumentations\.[A-Z]\w*")
-_NAME = re.compile(r"[A-Za-z]\w*")
-_KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 # A text that leads out of the folder it is joined to.
 _ELSEWHERE = re.compile(r"[/\\]|^\.+$")
 _SPECIAL = ("_target_", "_partial_")
@@ -33,11 +31,11 @@ def check_config(name: str, kind: str, config: Mapping[str, Any]) -> None:
         config: the settings of the run that wrote it.
 
     Raises:
-        InputError: if it names another class, or holds an instruction to Hydra or OmegaConf.
+        InputError: if it names another class, or a logger elsewhere than under `logger`; holds an instruction to Hydra
+            or OmegaConf; or has loggers or a task whose names lead to another folder.
     """
     foreign = [str(kind)] if kind not in SCORES else []
-    targets = [node["_target_"] for _, node in nodes(config)]
-    foreign += [str(target) for target in targets if not isinstance(target, str) or target not in NODES]
+    foreign += [str(node["_target_"]) for path, node in nodes(config) if not _is_ours(path, node["_target_"])]
     if foreign:
         names = ", ".join(entry[:80] for entry in dict.fromkeys(foreign))
         raise InputError(f"ckpt= would run {names}: if you trust it, say so by trust_code=true")
@@ -45,69 +43,76 @@ def check_config(name: str, kind: str, config: Mapping[str, Any]) -> None:
         raise InputError(
             f"ckpt={name} holds {entry[:80]!r}, which is no plain value: trust_code=true takes it as it is"
         )
+    named = {key: config[key] for key in ("task_name", "logger") if key in config}
+    for key, text in _entries("", named):
+        if key not in FOLDERS and _ELSEWHERE.search(str(text)) and key != "_target_":
+            raise _outside(key, text)
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Check that overrides from a checkpoint set plain values of keys that are there.
+def inside(config: Any, run_folder: Any, trusted: bool, key: str = "") -> Any:
+    """Move the folders that a checkpoint's configuration writes to into the folder of the run that takes it.
+
+    Args:
+        config: the settings, or a part of them.
+        run_folder: the run folder in them.
+        trusted: leave those that lie elsewhere as they are.
+        key: the name of that part.
 
     Raises:
-        InputError: if one does anything else: flags, hydra's keys, new or deleted keys, classes, interpolations,
-            folders that are written to.
+        InputError: if one lies elsewhere, unless it is trusted.
     """
-    for override in overrides:
-        if not isinstance(override, str) or not _is_plain(override):
-            raise InputError(
-                f"ckpt= would set {str(override)[:80]!r}: type it again if it is yours, or say trust_code=true"
-            )
+    if isinstance(config, Mapping):
+        return {name: inside(value, run_folder, trusted, name) for name, value in config.items()}
+    if isinstance(config, list):
+        return [inside(value, run_folder, trusted, key) for value in config]
+    if key not in FOLDERS or config is None:
+        return config
+    path = os.path.relpath(str(config), str(run_folder))
+    if path.startswith(os.pardir):
+        if trusted:
+            return config
+        raise _outside(key, config)
+    return "${run_folder}" if path == os.curdir else f"${{run_folder}}/{path}"
 
 
-def _is_plain(override: str) -> bool:
-    key, equals, _ = override.partition("=")
-    if not (equals and _KEY.fullmatch(key)) or key.startswith("hydra"):
-        return False
-    try:
-        (entry,) = parsed([override])
-    except (HydraException, InputError):
-        return False
-    given = entry.value()
-    entries = list(_entries(key.rpartition(".")[2], given))
-    if {name for name, _ in entries} & {"filename", *keys_of_type("a folder to write to")}:
-        return False
-    # The run's folder is named by its task, those of loggers by what is set for them.
-    if key.partition(".")[0] in ("task_name", "logger") and any(_ELSEWHERE.search(str(text)) for _, text in entries):
-        return False
-    if key == "kind" and str(given) not in SCORES:
-        return False
-    # The choice of a group names a file below configs/.
-    if Path(CONFIGS, key).is_dir() and not (isinstance(given, str) and _NAME.fullmatch(given)):
-        return False
-    transforms = key == "data.augmentations" and all(
-        _TRANSFORM.fullmatch(str(node["_target_"])) for _, node in nodes(given)
+def _outside(key: str, value: Any) -> InputError:
+    return InputError(
+        f"ckpt= would write elsewhere than into its run's folder, {key}={str(value)[:80]}: if you trust it, say so by "
+        "trust_code=true"
     )
-    return next(_instructions(given, special=("_target_",) if transforms else ()), None) is None
+
+
+def _is_ours(path: tuple, target: Any) -> bool:
+    """True for a class of the registry where it belongs, and for a transform of the data's augmentations."""
+    if path[:2] == ("data", "augmentations"):
+        return isinstance(target, str) and bool(_TRANSFORM.fullmatch(target))
+    section = NODES.get(target) if isinstance(target, str) else None
+    # Loggers take any key, and some of these name folders.
+    return section is not None and issubclass(section, Logger) == (path[0] == "logger")
 
 
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The names of a value and of all within it, with the innermost values."""
-    yield name, None if isinstance(value, Mapping) else value
+    """The innermost values with their names."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
             yield from _entries(str(key), entry)
     elif isinstance(value, list):
         for entry in value:
             yield from _entries(name, entry)
+    else:
+        yield name, value
 
 
-def _instructions(value: Any, special: tuple[str, ...] = _SPECIAL) -> Iterator[str]:
+def _instructions(value: Any) -> Iterator[str]:
     """Instructions to Hydra or OmegaConf: keys such as _args_, and interpolations."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
-            if not isinstance(key, str | int) or (str(key).startswith("_") and key not in special) or "${" in str(key):
+            if not isinstance(key, str | int) or (str(key).startswith("_") and key not in _SPECIAL) or "${" in str(key):
                 yield str(key)
-            yield from _instructions(entry, special)
+            yield from _instructions(entry)
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from _instructions(entry, special)
+            yield from _instructions(entry)
     elif isinstance(value, str) and ("${" in value or value == "???"):
         yield value
     elif not isinstance(value, str | bool | int | float | None):

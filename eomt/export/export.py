@@ -41,7 +41,6 @@ def export(
     precision: str = "32",
     batch: int | None = 1,
     images: Sequence[Path] = (),
-    run: Path | None = None,
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Check | None:
@@ -59,7 +58,6 @@ def export(
         precision: the precision of the weights: "32", "16" or "bf16" (not for ONNX).
         batch: the number of images that a graph takes at a time; None for any number.
         images: files on which a graph is compared, beside noise.
-        run: the folder of the training run, if known: see `redact`.
         metrics: contents of a run's `metrics.json`, for the card.
 
     Returns:
@@ -70,7 +68,7 @@ def export(
             PyTorch.
     """
     path = check_request(format, precision, images, out, overwrite)
-    config, overrides = redact(weights.config, weights.overrides, run)
+    config = redact(weights.config, weights.environment)
     metrics = dict(metrics or {})
     state = _rounded(weights.state, _DTYPES[precision])
     description = {
@@ -78,7 +76,6 @@ def export(
         "classes": weights.classes.to_list(),
         "network": dict(weights.network),
         "config": config,
-        "overrides": overrides,
         "step": weights.step,
         "metrics": metrics,
     }
@@ -138,8 +135,8 @@ def check_request(format: str, precision: str, images: Sequence[Path], out: str 
     return path
 
 
-def metrics_of(source: str | Path) -> tuple[Path | None, dict[str, Any]]:
-    """The run's folder that a checkpoint lies in, if it does, and the scores recorded beside the weights.
+def metrics_of(source: str | Path) -> dict[str, Any]:
+    """The scores recorded beside weights, where there are any.
 
     Args:
         source: RUN/checkpoints/NAME.ckpt, with the scores in RUN/metrics.json; or an exported folder or its file of
@@ -147,12 +144,11 @@ def metrics_of(source: str | Path) -> tuple[Path | None, dict[str, Any]]:
     """
     path = Path(source).expanduser()
     if path.parent.name == "checkpoints":
-        run = path.absolute().parent.parent
-        return run, _scores(run / "metrics.json")
+        return _scores(path.absolute().parents[1] / "metrics.json")
     if path.name in WHOLE and not path.is_dir():
         path = path.parent
     metrics = _scores(path / EXPORT).get("metrics")
-    return None, metrics if isinstance(metrics, dict) else {}
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _scores(path: Path) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def description(part: Mapping[str, Any]) -> dict[str, Any]:
             "kind": part["kind"],
             "classes": Classes.from_list(part["classes"]),
             "config": config,
-            "overrides": tuple(str(override) for override in part.get("overrides") or ()),
+            "environment": tuple(str(name) for name in part.get("environment") or ()),
             "step": max(0, int(part.get("step") or 0)),
         }
     except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:

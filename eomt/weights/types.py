@@ -27,7 +27,7 @@ class Weights:
         kind: the kind of segmentation; None where it is not known.
         classes: None where they are not known.
         config: the training run's configuration, plain values; empty where the source has none.
-        overrides: the command-line overrides of that run.
+        environment: dotted names of the values in `config` that came from environment variables.
         step: optimizer steps that the weights have seen; 0 where the source does not say.
         mask_probabilities: float32 [L2] in 0..1, one per masked block, see `eomt.training.annealing`; None where they
             are not known.
@@ -43,7 +43,7 @@ class Weights:
     kind: str | None = None
     classes: Classes | None = field(default=None, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    overrides: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
     step: int = 0
     mask_probabilities: Tensor | None = field(default=None, repr=False)
     guessed: frozenset[str] = frozenset()

@@ -14,7 +14,8 @@ from eomt.training.callbacks.curves import read_logs
 from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import read_checkpoint
 from eomt.weights.load import read_weights
-from tests.running import ROOT, configured
+from tests.running import ROOT, SMALL, configured
+from tests.weights.sources import SEVEN
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -89,6 +90,13 @@ def test_weights_without_a_run_start_a_new_one(run, options, tmp_path, caplog):
     train.main(configured(tmp_path, *options, "trainer.max_steps=1", f"ckpt='{tmp_path}/weights.ckpt'"))
     assert "no run to resume" in caplog.text
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
+
+
+def test_values_from_the_environment_are_named_in_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINE", "hidden")
+    cfg = configured(tmp_path, *SMALL, "task_name=${oc.env:MINE}")
+    run = build.build_module(cfg, SEVEN, (64, 64)).run
+    assert (run["config"]["task_name"], run["environment"]) == ("hidden", ["task_name"])
 
 
 def test_a_logger_that_is_not_installed_is_named(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from eomt.cli import main, resume
 from eomt.errors import InputError, Stopped
@@ -18,10 +19,11 @@ from tests.running import configured
 
 
 def write_last(run, job=None, **logs):
-    """Write the `last.ckpt` of a run in its folder; return its path."""
+    """Write the `last.ckpt` of a run with default settings in its folder; return its path."""
     last = run / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({FORMAT: {"overrides": []}, CONTINUATION: {"job": job, "logs": logs}, "global_step": 3}, last)
+    config = OmegaConf.to_container(configured(run), resolve=True)
+    torch.save({FORMAT: {"config": config}, CONTINUATION: {"job": job, "logs": logs}, "global_step": 3}, last)
     return last
 
 
@@ -31,20 +33,20 @@ def test_a_requeued_job_resumes_by_itself(tmp_path, monkeypatch):
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
         monkeypatch.setenv(name, value)
     cfg = configured(run)
-    resume.choose_checkpoint(cfg, [])
+    resume.choose_checkpoint(cfg)
     assert cfg.ckpt is None
     write_last(run)
-    resume.choose_checkpoint(cfg, [])
+    resume.choose_checkpoint(cfg)
     assert cfg.ckpt is None, "the checkpoint of no job"
     last = write_last(run, job="7")
     cfg.ckpt = "weights/to/start/from.ckpt"
-    resume.choose_checkpoint(cfg, [])
+    resume.choose_checkpoint(cfg)
     assert cfg.ckpt == str(last)
     with pytest.raises(InputError, match=r"another run of this job.*hydra\.run\.dir="):
-        resume.choose_checkpoint(cfg, ["seed=1"])
+        resume.choose_checkpoint(configured(run, "seed=1"))
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     cfg.ckpt = None
-    resume.choose_checkpoint(cfg, [])
+    resume.choose_checkpoint(cfg)
     assert cfg.ckpt is None
 
 

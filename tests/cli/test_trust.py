@@ -1,8 +1,10 @@
 """Requests of a hostile checkpoint that are refused."""
 
+import contextlib
+
 import pytest
 
-from eomt.cli.trust import check_config, check_overrides
+from eomt.cli.trust import check_config, inside
 from eomt.errors import InputError
 
 READER = {"_target_": "datasets.readers.coco.CocoPanoptic", "_partial_": True, "split": "val"}
@@ -63,73 +65,46 @@ def test_instructions_to_hydra_need_trust(entry):
         check_config("X", "panoptic", {"data": {"val": {**READER, **entry}}})
 
 
-def test_plain_overrides_are_taken():
-    check_overrides(
-        [
-            "task=coco_panoptic",
-            "model=tiny",
-            "experiment=small_set",
-            "data.root='/a b/c=d'",
-            "data.image_size=[64,96]",
-            "model.backbone_options={embed_dim: 32, depth: 3}",
-            "kind=instance",
-            "logger=wandb",
-            "logger.wandb.name='run 1, lr=0.1'",
-            "logger.wandb.offline=true",
-            "task_name=coco-1",
-            "trainer.max_epochs=3",
-            "data.augmentations=[{_target_: albumentations.OneOf, transforms: [{_target_: albumentations.Rotate}]}]",
-            "seed=7",
-        ]
-    )
+TRANSFORM = {"_target_": "albumentations.OneOf", "transforms": [{"_target_": "albumentations.Rotate"}]}
+
+
+def test_transforms_belong_to_augmentations():
+    check_config("X", "panoptic", {"data": {"augmentations": [TRANSFORM]}})
+    wrong = ({"data": {"val": TRANSFORM}}, {"data": {"augmentations": [{"_target_": "albumentations.load"}]}})
+    for config in (*wrong, {"data": {"augmentations": [READER]}}):
+        with pytest.raises(InputError, match="ckpt= would run"):
+            check_config("X", "panoptic", config)
+
+
+LOGGER = {"_target_": "lightning.pytorch.loggers.WandbLogger", "save_dir": "/run", "name": "run 1, lr=0.1"}
 
 
 @pytest.mark.parametrize(
-    "override",
+    "part",
     [
-        "callbacks.x._target_=os.system",
-        "callbacks.best={'_target_': os.system}",
-        "data.train={_args_: [1]}",
-        "callbacks={x: {y: [{_target_: a}]}}",
-        "hydra.job_logging.handlers.file.filename=/tmp/x",
-        "hydra.run.dir=/tmp/x",
-        "+hydra.job.env_set.A=b",
-        "data.augmentations=[{_target_: albumentations.load, filepath_or_buffer: x}]",
-        "data.augmentations=[{_target_: albumentations.OneOf, transforms: [{_target_: os.system}]}]",
-        "data.augmentations=[{_target_: albumentations.Flip, _args_: [x]}]",
-        "data.val={_target_: albumentations.Flip}",
-        "+data.new=1",
-        "~data.root",
-        "--config-dir=/tmp",
-        "--multirun",
-        "seed=1,2",
-        "data.root=${oc.env:HOME}",
-        "data.root='${oc.env:HOME}'",
-        "task=../../evil",
-        "trainer=../../evil",
-        "callbacks=/tmp/evil",
-        "task=[coco_panoptic,evil]",
-        "hydra/launcher=submitit_slurm",
-        "model@data=tiny",
-        "kind=circles.ThingsFirst",
-        "kind=[instance]",
-        "task_name=../../x",
-        "task_name=..",
-        "logger.csv.name=../../x",
-        "logger.csv={version: /tmp/x}",
-        "logger.csv={save_dir: x}",
-        "callbacks.last={folder: /tmp/x}",
-        "callbacks.x=[{y: {folder: /tmp/x}}]",
-        "run_folder=/tmp/x",
-        "callbacks.last.folder=/tmp/x",
-        "callbacks.best.filename=../x",
-        "trainer.default_root_dir=/tmp/x",
-        "seed",
-        "seed=[",
-        "",
-        7,
+        {"task_name": "../../x"},
+        {"task_name": ".."},
+        {"task_name": "/x"},
+        {"logger": {"x": {**LOGGER, "name": "../../x"}}},
+        {"logger": {"x": {**LOGGER, "version": "/tmp/x"}}},
+        {"logger": {"x": {**LOGGER, "a": [{"b": "x\\y"}]}}},
+        {"callbacks": {"x": LOGGER}},
+        {"callbacks": {"last": {"folder": "/tmp/x"}}},
+        {"callbacks": {"x": [{"y": {"folder": ["/run/../x"]}}]}},
+        {"trainer": {"default_root_dir": "x"}},
+        {"logger": {"csv": {"save_dir": ".."}}},
     ],
 )
-def test_other_overrides_need_trust(override):
-    with pytest.raises(InputError, match=r"ckpt= would set .*trust_code=true"):
-        check_overrides([override])
+def test_a_configuration_that_writes_elsewhere_needs_trust(part):
+    good = {"task_name": "coco-1", "logger": {"x": LOGGER}, "callbacks": {"last": {"folder": "/run/a"}}}
+    for config, refused in ((good, False), (good | part, True)):
+        with pytest.raises(InputError, match=r"trust_code=true") if refused else contextlib.nullcontext():
+            check_config("X", "panoptic", config)
+            inside(config, "/run", trusted=False)
+
+
+def test_folders_follow_the_run():
+    config = {"a": {"save_dir": "/run", "x": "/run"}, "b": [{"folder": "/run/b/../c"}, {"folder": None}]}
+    moved = {"a": {"save_dir": "${run_folder}", "x": "/run"}, "b": [{"folder": "${run_folder}/c"}, {"folder": None}]}
+    assert inside(config, "/run", trusted=False) == moved
+    assert inside({"folder": "/x"}, "/run", trusted=True) == {"folder": "/x"}

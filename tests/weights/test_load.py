@@ -22,7 +22,7 @@ from tests.weights.sources import SEVEN, assert_equal, part_of, small, write_fol
 def test_our_own_forms(tmp_path, caplog):
     network = small(7)
     state = network.state_dict()
-    own = part_of(network) | {"config": {"postprocess": {"score_threshold": 0.25}}, "overrides": ["seed=1"]}
+    own = part_of(network) | {"config": {"postprocess": {"score_threshold": 0.25}}, "environment": ["seed"]}
     saved = {f"network.{key}": value for key, value in state.items()} | {"mask_probabilities": torch.tensor([0.5])}
     whole = {"eomt": own, "state_dict": saved, "global_step": 12, "optimizer_states": [{"state": {}}]}
     torch.save(whole, tmp_path / "a=1, (b).ckpt")
@@ -39,7 +39,7 @@ def test_our_own_forms(tmp_path, caplog):
         assert (weights.kind, weights.classes) == ("panoptic", SEVEN)
     for weights in (checkpoint, exported, file):
         assert weights.config == {"postprocess": {"score_threshold": 0.25}}
-        assert (weights.overrides, weights.step) == (("seed=1",), 12)
+        assert (weights.environment, weights.step) == (("seed",), 12)
     assert [w.resumable for w in (checkpoint, exported, file, bare)] == [True, False, False, False]
     assert checkpoint.mask_probabilities.tolist() == [0.5]
     assert caplog.messages[0].endswith(

@@ -215,7 +215,7 @@ def deep(levels):
         ({"classes": [{"id": 1, "name": "x", "color": [0, 0], "isthing": 1}]}, "garbles a part"),
         ({"classes": [{"id": 1, "name": "x", "color": [0, -5, 999], "isthing": 1}]}, "garbles a part"),
         ({"learns": 5}, "damaged"),
-        ({"overrides": 5}, "garbles a part"),
+        ({"environment": 5}, "garbles a part"),
         ({"kind": "semantic\n" * 5000}, "was chosen"),
     ],
 )
