@@ -6,7 +6,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.inference.background import Background
+from eomt.inference.graphs import FixedBatches, compile_network
+from eomt.inference.precision import PRECISIONS, with_cast_weights
 from eomt.inference.result import Result
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
 from eomt.photo import ImageSource, load_image
 from eomt.postprocess.geometry import MAX_WINDOWS, Placement, is_reduced, run_unpadded
+from eomt.postprocess.types import Instances, Segmentation
 from eomt.tasks import Task, predict_images, task_of
 from eomt.weights.load import read_weights
 
 log = logging.getLogger("eomt")
-
-PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 class Segmenter:
@@ -42,6 +45,12 @@ class Segmenter:
         precision: "32", or "bf16" or "16" for mixed precision; default bf16 on a GPU, 32 on a CPU.
         unpadded: leave out the patches that only show padding; see `run_unpadded`. Faster, and results
             change a little, unless an image fills the input. Sets `network.backbone.crop_position`.
+        compile: True compiles the network by `torch.compile`, in place, at the first images, which takes a minute;
+            "max-autotune" takes longer and may gain more. None leaves it; on a GPU its launches are replayed as a CUDA
+            graph, which False leaves out as well.
+
+    Attributes:
+        network: the network; in mixed precision with cast weights, see `with_cast_weights`.
 
     Raises:
         InputError: if the device cannot be used, there is no such precision, or the network has another
@@ -56,12 +65,13 @@ class Segmenter:
         device: str | torch.device | None = None,
         precision: str | int | None = None,
         unpadded: bool = False,
+        compile: bool | str | None = None,
     ):
         if network.num_classes != len(classes):
             raise InputError(f"the network tells {network.num_classes} classes apart, but {len(classes)} are named")
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self.network = network.to(self.device).eval()
+            network = network.to(self.device).eval()
         except (AssertionError, NotImplementedError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"device={device} cannot be used ({reason}); such as cpu, cuda or cuda:1 can") from error
@@ -73,7 +83,12 @@ class Segmenter:
         self.task = task
         self.classes = classes
         self.unpadded = unpadded
-        self.network.backbone.crop_position = unpadded
+        network.backbone.crop_position = unpadded
+        dtype = PRECISIONS[self.precision]
+        self.network = network if dtype is None else with_cast_weights(network, dtype)
+        compile_network(self.network, compile or False, one_size=not unpadded)
+        self._batches = FixedBatches(self.network, bool(compile), self.device.type == "cuda" and compile is not False)
+        self._copying: torch.cuda.Stream | None = None
 
     @classmethod
     def load(
@@ -84,6 +99,7 @@ class Segmenter:
         trust_code: bool = False,
         *,
         unpadded: bool = False,
+        compile: bool | str | None = None,
         kind: str | None = None,
         classes: Classes | None = None,
         network: Mapping[str, Any] | None = None,
@@ -94,7 +110,7 @@ class Segmenter:
 
         Args:
             source: a path such as RUN/checkpoints/best.ckpt, or a Hub id; see `eomt.weights.load.read_weights`.
-            device, precision, unpadded: see `Segmenter`.
+            device, precision, unpadded, compile: see `Segmenter`.
             trust_code: True imports a custom task that the source names, which runs its code.
             kind, classes, network, backbone: complete a source that does not say them; see `read_weights`.
             options: options of the task's post-processing, such as `score_threshold`; default the training run's, or
@@ -115,7 +131,7 @@ class Segmenter:
         task = task_of(weights.kind, (weights.config.get("postprocess") or {}) | given)
         model = EoMT(**weights.network)
         model.load_state_dict(weights.state)
-        return cls(model, task, weights.classes, device, precision, unpadded)
+        return cls(model, task, weights.classes, device, precision, unpadded, compile)
 
     def __call__(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int = 8, num_workers: int = 0
@@ -173,12 +189,28 @@ class Segmenter:
                 yield from ((part, placement) for part in parts)
 
         outputs: deque[Logits] = deque()
+        results: deque[Future] = deque()
         waiting = inputs()
-        while batch := list(islice(waiting, batch_size)):
-            outputs += self._run(*zip(*batch, strict=True))
-            while placed and len(outputs) >= placed[0][1]:
-                source, count, placement = placed.popleft()
-                yield self._result([outputs.popleft() for _ in range(count)], placement, source)
+        size = None
+        # Two threads: one launches while the other waits for the device.
+        with closing(Background(self.device, threads=2)) as background:
+            while batch := list(islice(waiting, batch_size)):
+                # Only the last batch may be smaller than the first.
+                size = size or min(batch_size, 1 << (len(batch) - 1).bit_length())
+                outputs += self._run(*zip(*batch, strict=True), size)
+                before = len(results)
+                while placed and len(outputs) >= placed[0][1]:
+                    source, count, placement = placed.popleft()
+                    own = [outputs.popleft() for _ in range(count)]
+                    finish = partial(Result, classes=self.classes, source=source)
+                    results.append(background.submit(partial(self._predict, own, placement), finish))
+                    if not background.concurrent:
+                        yield results.popleft().result()
+                # Those of the batch before were made meanwhile, and are taken while the device works on this one.
+                for _ in range(before):
+                    yield results.popleft().result()
+            while results:
+                yield results.popleft().result()
 
     def _read_ahead(
         self, images: Iterable[ImageSource], num_workers: int, ahead: int
@@ -213,31 +245,47 @@ class Segmenter:
         return inputs, placement
 
     @torch.inference_mode()
-    def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement]) -> list[Logits]:
-        """Run the network on N inputs uint8 [3, H, W]: N outputs for one input each."""
-        inputs = torch.stack(parts)
+    def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement], size: int) -> list[Logits]:
+        """Run the network on N inputs uint8 [3, H, W], `size` at most: N outputs for one input each."""
 
-        def run(images: Tensor, index: Tensor | None = None) -> Logits:
+        def run(images: Tensor, index: Tensor) -> Logits:
             return self.network(images)[-1].logits()
 
         dtype = PRECISIONS[self.precision]
         autocast: Any = nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-        try:
-            with autocast:
-                inputs = inputs.to(self.device)
-                if self.unpadded:
-                    patch_size = self.network.backbone.patch_size
-                    output = run_unpadded(run, inputs, placements, patch_size, len(inputs))
-                else:
-                    output = run(inputs)
-        except torch.OutOfMemoryError as error:
-            raise InputError(f"batch_size={len(inputs)} does not fit into the memory of {self.device}") from error
+        with autocast, self._memory_for(size):
+            inputs = self._on_device(parts)
+            if self.unpadded:
+                output = run_unpadded(run, inputs, placements, self.network.backbone.patch_size, len(inputs))
+            else:
+                output = self._batches(inputs, size)
         return [Logits(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
 
+    def _on_device(self, parts: Sequence[Tensor]) -> Tensor:
+        """Stack inputs; for a GPU in pinned memory, whose copy does not wait for the batch before."""
+        if self.device.type != "cuda":
+            return torch.stack(parts).to(self.device)
+        pinned = torch.empty(len(parts), *parts[0].shape, dtype=parts[0].dtype, pin_memory=True)
+        torch.stack(parts, out=pinned)
+        stream = torch.cuda.current_stream(self.device)
+        self._copying = self._copying or torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._copying):
+            inputs = pinned.to(self.device, non_blocking=True)
+        stream.wait_stream(self._copying)
+        inputs.record_stream(stream)
+        return inputs
+
+    @contextmanager
+    def _memory_for(self, size: int) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"batch_size={size} does not fit into the memory of {self.device}") from error
+
     @torch.inference_mode()
-    def _result(self, outputs: list[Logits], placement: Placement, source: ImageSource) -> Result:
+    def _predict(self, outputs: list[Logits], placement: Placement) -> Segmentation | Instances:
+        """Post-process the outputs for an image's inputs; the result is on the host."""
         output = Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
         size = self.network.image_size
         (prediction,) = predict_images(self.task, output, [len(outputs)], [placement], size, self.classes)
-        on_host = (part.cpu() if isinstance(part, Tensor) else part for part in prediction)
-        return Result(type(prediction)(*on_host), self.classes, source)
+        return type(prediction)(*(part.cpu() if isinstance(part, Tensor) else part for part in prediction))

@@ -1,0 +1,89 @@
+"""Post-processing in threads and on streams of their own while the network runs on the next batch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("eomt")
+
+
+class Background:
+    """Runs functions that read a GPU's results in threads; for other devices at once, in the caller's thread.
+
+    The first function also runs in the caller's thread; where the results differ, all later ones do, and a line says so.
+
+    Args:
+        device: the device of the functions' tensors.
+        threads: the number of threads.
+        concurrent: use threads; default for a GPU alone, as a network on a CPU takes all cores.
+    """
+
+    def __init__(self, device: torch.device, threads: int, concurrent: bool | None = None):
+        self.device = device
+        self.concurrent = device.type == "cuda" if concurrent is None else concurrent
+        self._pool = ThreadPoolExecutor(threads) if self.concurrent else None
+        self._checked = False
+        self._own = threading.local()
+
+    def submit(self, function: Callable[[], Any], then: Callable[[Any], Any] | None = None) -> Future:
+        """Compute `function()`, or `then(function())`, without gradients.
+
+        Args:
+            function: gives the same at each call, from tensors that the caller's stream computes.
+            then: called once with the result; with one thread in the order of the calls.
+        """
+        task = function if then is None else lambda: then(function())
+        if self.concurrent and not self._checked:
+            self._checked = True
+            found, expected = self._submit(function).result(), function()
+            if not _same(found, expected):
+                self.concurrent = False
+                log.warning("results differ where they are made while the network runs: they are made after it")
+            task = lambda: expected if then is None else then(expected)  # noqa: E731
+        if self.concurrent:
+            return self._submit(task)
+        done: Future = Future()
+        done.set_result(task())
+        return done
+
+    def close(self) -> None:
+        """Leave out what has not begun, and wait for the rest."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self, function: Callable[[], Any]) -> Future:
+        ready = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+        return self._pool.submit(self._run, function, ready, torch.is_inference_mode_enabled())
+
+    def _run(self, function: Callable[[], Any], ready: torch.cuda.Event | None, inference: bool) -> Any:
+        with torch.inference_mode(inference), torch.no_grad():
+            if ready is None:
+                return function()
+            if not hasattr(self._own, "stream"):
+                self._own.stream = torch.cuda.Stream(self.device, priority=-1)  # ahead of the network's
+            with torch.cuda.device(self.device), torch.cuda.stream(self._own.stream):
+                self._own.stream.wait_event(ready)
+                try:
+                    return function()
+                finally:
+                    # Before the function's tensors are let go: the network's stream would take their memory at once.
+                    self._own.stream.synchronize()
+
+
+def _same(one: Any, other: Any) -> bool:
+    """True if two results are equal but for the rounding of sums, whose order a GPU leaves open."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        one, other = one.cpu(), other.cpu()
+        if not one.is_floating_point():
+            return torch.equal(one, other)
+        return one.shape == other.shape and torch.allclose(one, other, equal_nan=True)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)

@@ -1,0 +1,145 @@
+"""The mask-free network on batches of fixed sizes: compiled once for each size, replayed as a CUDA graph."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from eomt.errors import InputError, reason
+from eomt.model.eomt import EoMT
+from eomt.model.outputs import Logits
+
+log = logging.getLogger("eomt")
+
+# Modes of torch.compile by the value of `compile=`. The graphs here take the place of those that it would make.
+COMPILE_MODES = {True: None, "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+def compile_network(network: EoMT, wanted: bool | str, one_size: bool = True) -> None:
+    """Compile a network in place by `torch.compile` at its first calls.
+
+    Args:
+        network: the network.
+        wanted: True, or "max-autotune", which measures more kernels and takes minutes; False leaves it as it is.
+        one_size: compile anew for each size of input, each fast; otherwise once more for all sizes.
+
+    Raises:
+        InputError: if `wanted` is none of these.
+    """
+    if wanted:
+        if wanted not in COMPILE_MODES:
+            raise InputError(f"compile={wanted} is none of true, false, max-autotune")
+        network.compile(mode=COMPILE_MODES[wanted], dynamic=False if one_size else None)
+
+
+class FixedBatches:
+    """The mask-free network on batches of fixed sizes; smaller ones are filled up.
+
+    Graphs save launches: at batch 1 these take twice the time of the kernels. A size's first batch is also run without
+    a graph; where a graph cannot be made, or gives something else, the network runs without, and a line says so.
+
+    Args:
+        network: the network, on its device.
+        fill: fill smaller batches up, as a compiled network must not see another size.
+        graphs: replay CUDA graphs; implies `fill`. Weights may change in place between calls, but not move.
+    """
+
+    def __init__(self, network: EoMT, fill: bool, graphs: bool):
+        self.network = network
+        self.fill = fill
+        self.graphs = graphs
+        # A weight's cast that autocast keeps would be in no graph; and compiled code asks whether it keeps any.
+        self._uncached = graphs
+        self._captured: dict[tuple[int, ...], Callable[[Tensor], Logits]] = {}
+        self._seen: set[tuple[int, ...]] = set()
+
+    def __call__(self, images: Tensor, size: int) -> Logits:
+        """Run the network under the caller's autocast and grad mode.
+
+        Args:
+            images: uint8 [n, 3, H, W], n <= size.
+            size: the number of images that the network takes.
+        """
+        if not (self.fill or self.graphs):
+            return self._direct(images)
+        count = len(images)
+        if count < size:
+            images = torch.cat((images, images.new_zeros(size - count, *images.shape[1:])))
+        shape = tuple(images.shape)
+        if shape in self._captured:
+            output = self._captured[shape](images)
+        elif shape in self._seen:
+            output = self._direct(images)
+        else:
+            self._seen.add(shape)
+            output = self._first(images)
+        return Logits(*(logits[:count] for logits in output))
+
+    def _direct(self, images: Tensor) -> Logits:
+        kind = images.device.type
+        options = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+        with torch.autocast(kind, **options, cache_enabled=False) if self._uncached else nullcontext():
+            return self.network(images)[-1].logits()
+
+    def _first(self, images: Tensor) -> Logits:
+        """Run a size's first batch, and capture its graph."""
+        start = time.perf_counter()
+        output = self._direct(images)
+        if self.graphs:
+            try:
+                replay = capture(self._direct, images)
+                same = _alike(replay(images), output)
+                fault = "" if same else "it gives other logits"
+            except RuntimeError as error:  # also of a graph that does not fit into the memory
+                fault = reason(error)[:200]
+            if fault:
+                self.graphs = False
+                self.fill = True
+                self._captured.clear()
+                log.warning("network: runs without CUDA graphs (%s); compile=false leaves them out", fault)
+            else:
+                self._captured[tuple(images.shape)] = replay
+        graph = ", as a CUDA graph" if self.graphs else ""
+        log.info("network: ready for batches of %d after %.1f s%s", len(images), time.perf_counter() - start, graph)
+        return output
+
+
+def capture(run: Callable[[Tensor], Logits], images: Tensor) -> Callable[[Tensor], Logits]:
+    """Capture the kernels of `run` on inputs like `images` as a CUDA graph.
+
+    Returns:
+        A function like `run`, which copies its input into the graph's and the graph's outputs out of it.
+    """
+    # Not the images themselves: a graph that did not read its input would then go unnoticed.
+    given = torch.zeros_like(images)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(images.device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose kernels and take their workspaces
+            run(given)
+        torch.cuda.current_stream().wait_stream(side)
+        # Threads that read images may pin memory meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = run(given)
+
+    def replay(images: Tensor) -> Logits:
+        given.copy_(images)
+        graph.replay()
+        return Logits(*(logits.clone() for logits in outputs))
+
+    return replay
+
+
+def _alike(found: Logits, expected: Logits) -> bool:
+    """True if logits differ by no more than rounding: libraries may choose another kernel in a graph."""
+    for one, other in zip(found, expected, strict=True):
+        tolerance = (1e-2 if other.dtype.itemsize < 4 else 1e-3) * other.float().nan_to_num().abs().max()
+        if one.shape != other.shape or not torch.allclose(one.float(), other.float(), 0, float(tolerance), True):
+            return False
+    return True
