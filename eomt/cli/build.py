@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.inference.graphs import compile_network
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.model.eomt import EoMT
 from eomt.tasks import task_of
@@ -116,14 +118,35 @@ def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int], 
     return module
 
 
-def compile_network(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | None) -> None:
-    """Compile the network by `torch.compile`, in place, where it is wanted; None: on a GPU.
+def make_fast(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | str | None) -> None:
+    """Compile the network by `torch.compile`, in place, where it is wanted, and validate by CUDA graphs on a GPU.
 
-    On a CPU it gained nothing. A sharded network is gathered between blocks, where it would break into pieces.
+    On a CPU compilation gained nothing. A sharded network is gathered between blocks, where it would break into pieces.
+
+    Args:
+        module: its network is complete.
+        trainer: knows the device.
+        wanted: the value of `compile=`; None: on a GPU.
     """
-    by_default = trainer.strategy.root_device.type == "cuda" and not isinstance(trainer.strategy, ShardedStrategy)
-    if by_default if wanted is None else wanted:
-        module.network.compile()
+    on_gpu = trainer.strategy.root_device.type == "cuda" and not isinstance(trainer.strategy, ShardedStrategy)
+    wanted = on_gpu if wanted is None else wanted
+    compile_network(module.network, wanted, one_size=not module.unpadded)
+    module.compiled, module.graphs = bool(wanted), bool(on_gpu and wanted)
+
+
+@contextmanager
+def memory_errors(data: lightning.LightningDataModule) -> Iterator[None]:
+    """Turn a GPU's exhausted memory into one line that says what to type."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        sizes = {key: getattr(data, key) for key in ("batch_size", "eval_batch_size")}
+        now = " and ".join(f"data.{key}={size}" for key, size in sizes.items())
+        ways = [f"data.{key}={size // 2}" for key, size in sizes.items() if size > 1]
+        ways += ["activation_checkpointing=true", "a smaller data.image_size"]
+        raise InputError(
+            f"the GPU's memory does not hold {now}: try {' or '.join(ways)}; data.global_batch, images a step, stays"
+        ) from error
 
 
 def build_callbacks(cfg: DictConfig) -> list:

@@ -11,12 +11,14 @@ from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed
-from eomt.cli.build import build_data, build_trainer, compile_network, load_module
+from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
 from eomt.cli.main import checked, log
 from eomt.cli.settings import Scored
 from eomt.cli.trust import check_config
 from eomt.errors import InputError
+from eomt.inference.precision import PRECISIONS, with_cast_weights
 from eomt.training.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
+from eomt.training.fsdp import ShardedStrategy
 from eomt.weights.load import read_weights
 from eomt.weights.types import Weights, check_same_classes
 
@@ -91,8 +93,12 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     trainer = build_trainer(settings, callbacks, False)
     if not trainer.limit_val_batches:
         raise InputError("trainer.limit_val_batches=0 leaves no image to score: give a larger one, or null for all")
-    compile_network(module, trainer, settings.compile)
-    trainer.validate(module, data, verbose=False)
+    dtype = PRECISIONS.get(str(trainer.precision).removesuffix("-mixed"))
+    if dtype is not None and not isinstance(trainer.strategy, ShardedStrategy):
+        module.network = with_cast_weights(module.network, dtype)
+    make_fast(module, trainer, settings.compile)
+    with memory_errors(data):
+        trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         log.info("%s", module.task.table(module.scores))
         log.info("scored: %d of %d images", *data.validated())

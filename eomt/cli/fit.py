@@ -14,7 +14,8 @@ from eomt.cli.build import (
     build_loggers,
     build_module,
     build_trainer,
-    compile_network,
+    make_fast,
+    memory_errors,
 )
 from eomt.cli.main import log
 from eomt.cli.resume import check_unused, choose_checkpoint, continue_logs
@@ -74,13 +75,15 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
-    compile_network(module, trainer, cfg.compile)
-    trainer.fit(module, data, ckpt_path=resume)
+    make_fast(module, trainer, cfg.compile)
+    with memory_errors(data):
+        trainer.fit(module, data, ckpt_path=resume)
     if resume and trainer.global_step == resumed_at:
         log.info("no step was left to train: the run of ckpt= had ended at step %d", trainer.global_step)
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.
-        trainer.validate(module, data, verbose=False)
+        with memory_errors(data):
+            trainer.validate(module, data, verbose=False)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             # Otherwise the next run of a sweep, in this process, would be logged into this one.

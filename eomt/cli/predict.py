@@ -34,6 +34,7 @@ def predict(cfg: Mapping[str, Any]) -> None:
         cfg["precision"],
         cfg["trust_code"],
         unpadded=cfg["unpadded"],
+        compile=cfg["compile"],
         kind=cfg["kind"],
         classes=None if cfg["classes"] is None else read_classes(cfg["classes"], Path.cwd(), key="classes"),
         network=cfg["network"],

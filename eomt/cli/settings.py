@@ -92,6 +92,7 @@ Kind = (
     Literal["semantic", "instance", "panoptic"]
     | Annotated[str, named("the dotted name of a task", pattern=r"^\w+(\.\w+)+$")]
 )
+Compile = bool | Literal["max-autotune"]
 Precision = Literal[32, 16, "32", "16", "bf16"]
 Device = Annotated[str, named("a device such as cpu, cuda or cuda:1", pattern=r"^[a-z]+(:\d+)?$")]
 Devices = (
@@ -217,7 +218,7 @@ class Scored(Section):
 
     kind: Kind
     seed: Seed
-    compile: bool | None
+    compile: Compile | None
     matmul_precision: Literal["highest", "high", "medium"]
     data: Node
     annealing: Annealing
@@ -279,6 +280,7 @@ class Predict(Weights):
     trust_code: bool
     device: Device | None
     precision: Precision | None
+    compile: Compile | None
     unpadded: bool
     num_workers: Workers
     threshold: Share | None

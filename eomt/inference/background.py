@@ -17,7 +17,7 @@ log = logging.getLogger("eomt")
 class Background:
     """Runs functions that read a GPU's results in threads; for other devices at once, in the caller's thread.
 
-    The first function also runs in the caller's thread; where the results differ, all later ones do, and a line says so.
+    The first function also runs in the caller's thread: where its results differ, so do all others, and a line says so.
 
     Args:
         device: the device of the functions' tensors.

@@ -47,11 +47,14 @@ class FixedBatches:
         network: the network, on its device.
         fill: fill smaller batches up, as a compiled network must not see another size.
         graphs: replay CUDA graphs; implies `fill`. Weights may change in place between calls, but not move.
+
+    Attributes:
+        fixed: False if batches are run as they are.
     """
 
     def __init__(self, network: EoMT, fill: bool, graphs: bool):
         self.network = network
-        self.fill = fill
+        self.fixed = fill or graphs
         self.graphs = graphs
         # A weight's cast that autocast keeps would be in no graph; and compiled code asks whether it keeps any.
         self._uncached = graphs
@@ -65,7 +68,7 @@ class FixedBatches:
             images: uint8 [n, 3, H, W], n <= size.
             size: the number of images that the network takes.
         """
-        if not (self.fill or self.graphs):
+        if not self.fixed:
             return self._direct(images)
         count = len(images)
         if count < size:
@@ -99,7 +102,6 @@ class FixedBatches:
                 fault = reason(error)[:200]
             if fault:
                 self.graphs = False
-                self.fill = True
                 self._captured.clear()
                 log.warning("network: runs without CUDA graphs (%s); compile=false leaves them out", fault)
             else:

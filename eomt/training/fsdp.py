@@ -43,6 +43,7 @@ class ShardedModule(EoMTModule):
         self.network.set_reshard_after_forward(False)
 
     def on_validation_end(self) -> None:
+        super().on_validation_end()
         self.network.set_reshard_after_forward(True)
         self.network.set_reshard_after_forward(False, recurse=False)
         for part in self.network.modules():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import lightning
@@ -14,6 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.inference.background import Background
+from eomt.inference.graphs import FixedBatches
 from eomt.loss.mask_classification import MaskClassificationLoss, num_matched
 from eomt.model.eomt import EoMT
 from eomt.model.lora import add_lora
@@ -58,6 +64,8 @@ class EoMTModule(lightning.LightningModule):
         scores_per_class: its table of classes.
         trained_steps: optimizer steps of a checkpoint that is evaluated.
         validated_at: the optimizer step of the last validation; None before the first.
+        compiled: True if the network is compiled: a validation fills smaller batches up, see `FixedBatches`.
+        graphs: True to validate by CUDA graphs.
     """
 
     def __init__(
@@ -105,7 +113,12 @@ class EoMTModule(lightning.LightningModule):
         self.scores: dict[str, float] = {}
         self.scores_per_class: list[dict] = []
         self.validated_at: int | None = None
+        self.compiled = self.graphs = False
         self._prepared = False
+        self._started: float | None = None
+        self._batches: FixedBatches | None = None
+        self._at_once = 0
+        self._unscored: deque[Future] = deque()
         # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
         # The same on the host, so that no step waits for the device.
@@ -165,6 +178,15 @@ class EoMTModule(lightning.LightningModule):
                 group["lr"] = rate * multiplier(schedule.last_epoch)
 
     # Training
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.compiled and self._started:
+            rank_zero_info(f"first batch after {time.perf_counter() - self._started:.0f} s, compilation included")
+        self._started = 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         counts = batch.targets.counts
@@ -247,9 +269,22 @@ class EoMTModule(lightning.LightningModule):
     def on_validation_start(self) -> None:
         # The weights of an evaluation or of a resumed run bring their own.
         self.probabilities = self.mask_probabilities.tolist()
+        # Anew: a graph takes memory from the training, and weights may have moved since.
+        self._batches = FixedBatches(self.network, self.compiled, self.graphs)
+        self._at_once = 0
+        self._unscored.clear()
+        self._background = Background(self.device, threads=1)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> list[Segmentation | Instances]:
-        """Score a batch; return a prediction per image, for callbacks that draw or save them."""
+    def on_validation_end(self) -> None:
+        self._batches = None
+        self._background.close()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Future[list[Segmentation | Instances]]:
+        """Score a batch, on a GPU while the network runs on the next ones.
+
+        Returns:
+            A prediction per image, for callbacks that draw or save them; without a wait for the device.
+        """
         keys: list[ImageKey] = []
         if not self.mask_free:
             size = self.trainer.datamodule.eval_batch_size
@@ -257,14 +292,22 @@ class EoMTModule(lightning.LightningModule):
         output = self.predict_inputs(batch.inputs, batch.placements, batch.counts, keys)
         if not batch.targets:
             # An image that another rank counts: this one had none left, but computes as often.
-            return []
+            return self._background.submit(list)
         size = tuple(batch.inputs.shape[-2:])
-        predictions = predict_images(self.task, output, batch.counts, batch.placements, size, self.classes)
+        predict = partial(predict_images, self.task, output, batch.counts, batch.placements, size, self.classes)
+        self._unscored.append(self._background.submit(predict, partial(self._score, batch)))
+        if len(self._unscored) > 1:
+            self._unscored.popleft().result()
+        return self._unscored[-1]
+
+    def _score(self, batch: Any, predictions: list[Segmentation | Instances]) -> list[Segmentation | Instances]:
         for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
             self.metric.update(prediction, targets, image_id)
         return predictions
 
     def on_validation_epoch_end(self) -> None:
+        while self._unscored:
+            self._unscored.popleft().result()
         self.scores = {name: float(value) for name, value in self.metric.compute().items()}
         self.scores_per_class = self.metric.per_class()
         self.metric.reset()
@@ -286,13 +329,19 @@ class EoMTModule(lightning.LightningModule):
         """
         dropped = None if self.mask_free else self._dropped_masks(keys)
 
+        fixed = dropped is None and not self.unpadded and self._batches is not None and self._batches.fixed
+        # Only the last batch of a validation may be smaller than its first.
+        at_once = self._at_once = (self._at_once if fixed else 0) or len(counts)
+
         def run(images: Tensor, index: Tensor) -> Logits:
+            if fixed:
+                return self._batches(images, at_once)
             return self.network(images, None if dropped is None else dropped[:, index])[-1].logits()
 
         if self.unpadded:
             each = [placement for placement, count in zip(placements, counts, strict=True) for _ in range(count)]
             return run_unpadded(run, inputs, each, self.network.backbone.patch_size, len(counts))
-        parts = zip(inputs.split(len(counts)), torch.arange(len(inputs)).split(len(counts)), strict=True)
+        parts = zip(inputs.split(at_once), torch.arange(len(inputs)).split(at_once), strict=True)
         return Logits(*(torch.cat(values) for values in zip(*(run(*part) for part in parts), strict=True)))
 
     @property

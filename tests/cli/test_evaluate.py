@@ -59,6 +59,29 @@ def test_how_many_images_are_scored_is_said(options, tmp_path, caplog):
     assert "scored: 10 of 10 images" in caplog.text
 
 
+def test_scores_are_the_same_as_on_a_gpu(run, tmp_path, monkeypatch, caplog):
+    """With weights cast once, a stand-in for CUDA graphs, and predictions made while the network runs."""
+    options = (f"ckpt='{run}/checkpoints/last.ckpt'", "trainer.precision=bf16-mixed", "data.eval_batch_size=4")
+    with monkeypatch.context() as plain:
+        plain.setattr("eomt.cli.evaluate.with_cast_weights", lambda network, dtype: network)
+        evaluation.main(configured(tmp_path / "cpu", *options, "save_predictions=true", name="eval"))
+    captured = []
+
+    def capture(run, images):
+        captured.append(len(images))
+        return run
+
+    monkeypatch.setattr("eomt.inference.graphs.capture", capture)
+    monkeypatch.setattr("eomt.inference.background.Background.__init__.__defaults__", (True,))
+    monkeypatch.setattr("eomt.cli.evaluate.make_fast", lambda module, trainer, wanted: setattr(module, "graphs", True))
+    evaluation.main(configured(tmp_path / "gpu", *options, "save_predictions=true", name="eval"))
+    assert captured == [4], "the last two of ten images are filled up"
+    assert "WARNING" not in caplog.text
+    for name in ("metrics_per_class.json", "predictions/panoptic.json"):
+        one, other = (json.loads((tmp_path / folder / name).read_text()) for folder in ("cpu", "gpu"))
+        assert one == other, name
+
+
 def test_an_evaluation_of_no_image_is_refused(run, tmp_path):
     checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
     with pytest.raises(InputError, match=r"limit_val_batches=0 leaves no image"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class PredictionPictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         missing = 0 if trainer.sanity_checking else self.count - len(self._rows)
-        self._rows += [_row(batch, k, prediction, pl_module) for k, prediction in enumerate(outputs[:missing])]
+        if missing > 0:
+            self._rows += [_row(batch, k, one, pl_module) for k, one in enumerate(outputs.result()[:missing])]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._rows:
@@ -96,6 +98,7 @@ class SavePredictions(Callback):
         self._writer = pl_module.task.writer(self.folder, pl_module.classes, trainer.global_rank, trainer.world_size)
         reader = trainer.datamodule.reader("val")
         self._writer.check_names(reader.name(index) for index in range(len(reader)))
+        self._unwritten: deque[tuple[Any, Any]] = deque()
 
     def on_validation_batch_end(
         self,
@@ -106,10 +109,18 @@ class SavePredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        for prediction, name, image_id in zip(outputs, batch.names, batch.image_ids, strict=True):
+        # One batch late: a GPU's predictions are made while the network runs on the next.
+        self._unwritten.append((batch, outputs))
+        if len(self._unwritten) > 1:
+            self._write(*self._unwritten.popleft())
+
+    def _write(self, batch: Any, outputs: Any) -> None:
+        for prediction, name, image_id in zip(outputs.result(), batch.names, batch.image_ids, strict=True):
             self._writer.add(prediction, name, image_id)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        while self._unwritten:
+            self._write(*self._unwritten.popleft())
         self._writer.flush()
         trainer.strategy.barrier()
         try:
