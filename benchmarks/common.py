@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from eomt.loss.mask_classification import MaskClassificationLoss, num_matched
 from eomt.model.eomt import EoMT
 from eomt.targets import BatchTargets, collate_targets, targets_from_id_map
-from eomt.weights.huggingface_export import to_huggingface
+from eomt.weights.huggingface import to_huggingface
 from eomt.weights.original import to_original
 
 SIZES = {

@@ -20,7 +20,7 @@ from eomt.files import ArchiveFile, replacing_folder, write_json
 from eomt.model.eomt import EoMT
 from eomt.photo import load_image
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
-from eomt.weights.huggingface_export import to_huggingface
+from eomt.weights.huggingface import to_huggingface
 from eomt.weights.original import to_original
 from eomt.weights.safe_load import CONFIG, EXPORT, PROCESSOR, WHOLE, read_json
 from eomt.weights.types import Weights

@@ -1,20 +1,22 @@
 """Weights as transformers has them: `EomtForUniversalSegmentation` (DINOv2) and `EomtDinov3ForUniversalSegmentation`.
 
-They are read from state dicts and config.json; transformers itself is not needed.
+They are state dicts, config.json and preprocessor_config.json; transformers itself is not needed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.weights.key_maps import Names, block_to_timm, convert_blocks, renamed
+from eomt.model.backbone import Backbone
+from eomt.weights.key_maps import Names, block_names, first_block, from_ours, is_gated, to_ours
 from eomt.weights.safe_load import CONFIG, PROCESSOR, Source
 from eomt.weights.spec import POSITION, network_of
 from eomt.weights.types import Weights
@@ -32,25 +34,28 @@ THETA = 100.0
 _NO_WEIGHTS = re.compile(
     r"^(criterion\.|attn_mask_probs$|embeddings\.(mask_token|position_ids)$|rope_embeddings\.|.*\.inv_freq$)"
 )
-UPSCALE: Names = (("conv1.", "transposed."), ("conv2.", "depthwise."), ("layernorm2d.", "norm."))
-"""transformers' name, ours, within an upscaling block."""
-
-
-def names_of(model_type: str) -> Names:
-    """transformers' name, ours, outside the blocks."""
-    patches = "projection." if model_type == DINOV2 else ""
-    return (
-        ("query.weight", "queries"),
-        ("class_predictor.", "class_head."),
-        ("mask_head.fc1.", "mask_head.0."),
-        ("mask_head.fc2.", "mask_head.2."),
-        ("mask_head.fc3.", "mask_head.4."),
-        ("layernorm.", "backbone.vit.norm."),
-        ("embeddings.cls_token", "backbone.vit.cls_token"),
-        ("embeddings.register_tokens", "backbone.vit.reg_token"),
-        ("embeddings.position_embeddings.weight", "backbone.vit.pos_embed"),
-        (f"embeddings.patch_embeddings.{patches}", "backbone.vit.patch_embed.proj."),
-    )
+_NAMES: Names = (
+    ("queries", "query.weight"),
+    ("class_head.", "class_predictor."),
+    ("mask_head.0.", "mask_head.fc1."),
+    ("mask_head.2.", "mask_head.fc2."),
+    ("mask_head.4.", "mask_head.fc3."),
+    ("backbone.vit.norm.", "layernorm."),
+    ("backbone.vit.cls_token", "embeddings.cls_token"),
+    ("backbone.vit.reg_token", "embeddings.register_tokens"),
+    (POSITION, "embeddings.position_embeddings.weight"),
+    ("upscale.*.transposed.", "upscale_block.block.*.conv1."),
+    ("upscale.*.depthwise.", "upscale_block.block.*.conv2."),
+    ("upscale.*.norm.", "upscale_block.block.*.layernorm2d."),
+)
+# Options of a backbone that transformers has, too.
+_OPTIONS = {
+    *("embed_dim", "depth", "num_heads", "mlp_ratio", "reg_tokens", "num_reg_tokens"),
+    *("init_values", "rope_temperature"),
+    # Of training alone.
+    *("drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
+}
+_WAY_OUT = "export the original's format (format=original) or our own instead"
 
 
 def read_huggingface(source: Source) -> Weights:
@@ -91,9 +96,8 @@ def from_huggingface(
     """
     known = _network_of_config(config)
     weights = {key: value for key, value in state.items() if not _NO_WEIGHTS.match(key)}
-    weights = convert_blocks(weights, "layers.", "backbone.vit.blocks.", block_to_timm)
-    weights = convert_blocks(weights, "upscale_block.block.", "upscale.", partial(renamed, names=UPSCALE))
-    weights = renamed(weights, names_of(config["model_type"]))
+    gated = any(".mlp.gate_proj." in key or ".mlp.weights_in." in key for key in weights)
+    weights = to_ours(weights, _names(config["model_type"] == DINOV3, gated))
     if POSITION in weights:
         weights[POSITION] = weights[POSITION][None]
     network = network_of(weights, known)
@@ -106,6 +110,34 @@ def from_huggingface(
     if theta != THETA:
         network["backbone_options"]["rope_temperature"] = theta
     return weights, network
+
+
+def to_huggingface(
+    state: Mapping[str, Tensor], network: Mapping[str, Any], classes: Classes | None, kind: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Rename our weights to transformers' and describe the network.
+
+    Args:
+        state: the state dict of an `EoMT`.
+        network: its `spec`.
+        classes: the classes of its outputs; None where they are not known.
+        kind: "panoptic", "instance" or "semantic"; None where it is not known.
+
+    Returns:
+        The contents of `model.safetensors`, `config.json` and `preprocessor_config.json`. Mask probabilities
+        are 0, so that transformers computes the mask-free network.
+
+    Raises:
+        InputError: if transformers has no such network.
+    """
+    config = _config(state, network, classes, kind)
+    weights = {key: value[0] if key == POSITION else value for key, value in state.items()}
+    weights = from_ours(weights, _names(config["model_type"] == DINOV3, is_gated(first_block(state))))
+    class_weights = torch.ones(network["num_classes"] + 1)
+    class_weights[-1] = config["no_object_weight"]
+    weights["criterion.empty_weight"] = class_weights
+    weights["attn_mask_probs"] = torch.zeros(network["num_masked_blocks"])
+    return weights, config, _preprocessor(network["image_size"][0], kind)
 
 
 def classes_of(config: Mapping[str, Any]) -> tuple[str | None, Classes | None]:
@@ -138,6 +170,11 @@ def classes_of(config: Mapping[str, Any]) -> tuple[str | None, Classes | None]:
     return kind, Classes.from_categories({"id": k, "name": name} for k, name in enumerate(names))
 
 
+def _names(dinov3: bool, gated: bool) -> tuple:
+    patches = "embeddings.patch_embeddings." if dinov3 else "embeddings.patch_embeddings.projection."
+    return *_NAMES, ("backbone.vit.patch_embed.proj.", patches), *block_names("layers.*.", dinov3, gated)
+
+
 def _network_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `EoMT` that the weights do not show, with `rope_temperature` among the backbone's options.
 
@@ -168,4 +205,100 @@ def _network_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "image_size": [height] * 2,
         "num_masked_blocks": int(config.get("num_blocks", 4)),
         "backbone_options": {"num_heads": heads, "rope_temperature": theta},
+    }
+
+
+def _config(
+    state: Mapping[str, Tensor], network: Mapping[str, Any], classes: Classes | None, kind: str | None
+) -> dict[str, Any]:
+    """config.json; kind and classes go into `id2label` and, with ids, colours and things, into a part of our own."""
+    height, width = network["image_size"]
+    if height != width:
+        raise InputError(f"image_size={[height, width]}: transformers' EoMT takes squares only; {_WAY_OUT}")
+    block, name, options = first_block(state), network["backbone"], network["backbone_options"]
+    dinov3, gated = "dinov3" in name, is_gated(block)
+    others = [key for key, value in options.items() if key not in _OPTIONS or value is None]
+    if others or not ("reg4_dinov2" in name or (dinov3 and not gated)):
+        raise InputError(
+            f"model.backbone={name} with {options}: transformers' EoMT has only DINOv2 with registers (reg4_dinov2) "
+            f"and DINOv3 without gated MLPs; {_WAY_OUT}"
+        )
+    with torch.device("meta"):
+        backbone = Backbone(name, (height, width), network["patch_size"], options)
+    model_type = DINOV3 if dinov3 else DINOV2
+    if classes is not None and len(classes) != network["num_classes"]:
+        raise InputError(f"the network has {network['num_classes']} classes, the list of classes {len(classes)}")
+    names = [f"LABEL_{k}" for k in range(network["num_classes"])] if classes is None else classes.names
+    return {
+        "architectures": [MODEL_TYPES[model_type]],
+        "model_type": model_type,
+        "dtype": str(state["queries"].dtype).removeprefix("torch."),
+        "hidden_size": backbone.embed_dim,
+        "num_hidden_layers": len(backbone.blocks),
+        "num_attention_heads": backbone.blocks[0].attn.num_heads,
+        "hidden_act": "gelu",
+        "layer_norm_eps": backbone.norm.eps,
+        "image_size": height,
+        "patch_size": network["patch_size"],
+        "num_channels": 3,
+        "num_register_tokens": backbone.num_prefix_tokens - 1,
+        "num_queries": network["num_queries"],
+        "num_blocks": network["num_masked_blocks"],
+        "num_upscale_blocks": sum(key.startswith("upscale.") and key.endswith(".norm.weight") for key in state),
+        "no_object_weight": 0.1,
+        "id2label": {str(k): name for k, name in enumerate(names)},
+        "label2id": {name: k for k, name in enumerate(names)},
+        **(_dinov3_part(backbone, block) if dinov3 else _dinov2_part(backbone, block)),
+        OURS: {"kind": kind, "classes": None if classes is None else classes.to_list()},
+    }
+
+
+def _preprocessor(image_size: int, kind: str | None) -> dict[str, Any]:
+    """preprocessor_config.json: semantic images are cut into windows along their longer side, others are fitted into
+    the square and padded."""
+    windows = kind == "semantic"
+    return {
+        "image_processor_type": "EomtImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": image_size, "longest_edge": None if windows else image_size},
+        "resample": 2,
+        "do_split_image": windows,
+        "do_pad": not windows,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_DEFAULT_MEAN),
+        "image_std": list(IMAGENET_DEFAULT_STD),
+        "ignore_index": None,
+    }
+
+
+def _dinov2_part(backbone: Backbone, block: Mapping[str, Tensor]) -> dict[str, Any]:
+    dim, gated = backbone.embed_dim, is_gated(block)
+    hidden = block["mlp.fc2.weight"].shape[1]
+    for ratio in range(1, 17):
+        # A gated MLP has two thirds of the width, rounded up to a multiple of 8.
+        width = (int(dim * ratio * 2 / 3) + 7) // 8 * 8 if gated else dim * ratio
+        if width == hidden:
+            return {"mlp_ratio": ratio, "use_swiglu_ffn": gated}
+    raise InputError(
+        f"backbone of width {dim} with an MLP of width {hidden}: transformers' EoMT takes whole ratios only; {_WAY_OUT}"
+    )
+
+
+def _dinov3_part(backbone: Backbone, block: Mapping[str, Tensor]) -> dict[str, Any]:
+    has_bias = "attn.q_bias" in block
+    return {
+        "intermediate_size": block["mlp.fc1.weight"].shape[0],
+        "use_gated_mlp": False,
+        "query_bias": has_bias,
+        "key_bias": False,
+        "value_bias": has_bias,
+        "proj_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": backbone.vit.rope.temperature},
+        # Augmentations in training, which are off in ours and in the original.
+        "pos_embed_shift": None,
+        "pos_embed_jitter": None,
+        "pos_embed_rescale": None,
     }

@@ -1,4 +1,4 @@
-"""Renaming weights by prefix, and a backbone's blocks between timm's names and transformers' names.
+"""Tables of weights' names, ours and others', by which a state dict is renamed both ways.
 
 The original's DINOv3 files, the pretrained DINOv3 models and the Hugging Face port of EoMT all carry
 transformers' names for a block; timm's, which are ours, hold queries, keys and values in one matrix.
@@ -6,130 +6,102 @@ transformers' names for a block; timm's, which are ours, hold queries, keys and 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from eomt.errors import InputError
 
-Names = Sequence[tuple[str, str]]
-"""Pairs of an old prefix and the new one; the first that fits a key is taken."""
+Names = Sequence[tuple[str, ...]]
+"""Rows of a name of ours and others' names for it: beginnings of keys, in which * stands for a block's number.
 
-# transformers' name, timm's name. Norms are called the same.
-_DINOV2 = (
-    ("attention.out_proj.", "attn.proj."),
-    ("layer_scale1.lambda1", "ls1.gamma"),
-    ("layer_scale2.lambda1", "ls2.gamma"),
+Where a row has several others, ours is these one below the other. The first row that fits a key is taken.
+"""
+
+BLOCKS = "backbone.vit.blocks.*."
+
+_FUSED = tuple(f"attention.{part}_proj.weight" for part in "qkv")
+_DINOV2: Names = (
+    ("attn.qkv.weight", *_FUSED),
+    ("attn.qkv.bias", *(f"attention.{part}_proj.bias" for part in "qkv")),
+    ("attn.proj.", "attention.out_proj."),
+    ("ls1.gamma", "layer_scale1.lambda1"),
+    ("ls2.gamma", "layer_scale2.lambda1"),
 )
-_DINOV3 = (
-    ("attention.o_proj.", "attn.proj."),
-    ("layer_scale1.lambda1", "gamma_1"),
-    ("layer_scale2.lambda1", "gamma_2"),
+# As transformers 5 has them, and as it had them before.
+_DINOV2_GATED: Names = (
+    ("mlp.fc1.", "mlp.gate_proj.", "mlp.up_proj."),
+    ("mlp.fc2.", "mlp.down_proj."),
+    ("mlp.fc1.", "mlp.weights_in."),
+    ("mlp.fc2.", "mlp.weights_out."),
 )
-_DINOV3_MLP = (("mlp.up_proj.", "mlp.fc1."), ("mlp.down_proj.", "mlp.fc2."))
-_DINOV3_GATED_MLP = (
-    ("mlp.gate_proj.", "mlp.fc1_g."),
-    ("mlp.up_proj.", "mlp.fc1_x."),
-    ("mlp.down_proj.", "mlp.fc2."),
+_DINOV3: Names = (
+    ("attn.qkv.weight", *_FUSED),
+    *((f"attn.{part}_bias", f"attention.{part}_proj.bias") for part in "qkv"),
+    ("attn.proj.", "attention.o_proj."),
+    ("gamma_1", "layer_scale1.lambda1"),
+    ("gamma_2", "layer_scale2.lambda1"),
+)
+_DINOV3_PLAIN: Names = (("mlp.fc1.", "mlp.up_proj."), ("mlp.fc2.", "mlp.down_proj."))
+_DINOV3_GATED: Names = (
+    ("mlp.fc1_g.", "mlp.gate_proj."),
+    ("mlp.fc1_x.", "mlp.up_proj."),
+    ("mlp.fc2.", "mlp.down_proj."),
 )
 
 
-def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Replace the prefix of every key that has one of these; other keys stay as they are."""
-    result = {}
-    for key, value in state.items():
-        old, new = next((pair for pair in names if key.startswith(pair[0])), ("", ""))
-        result[new + key.removeprefix(old)] = value
-    return result
-
-
-def inverted(names: Names) -> Names:
-    """The pairs that undo `renamed`."""
-    return [(new, old) for old, new in names]
-
-
-def convert_blocks(
-    state: Mapping[str, Tensor], old: str, new: str, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Rename the weights of every block, one block at a time.
+def block_names(blocks: str, dinov3: bool, gated: bool) -> Names:
+    """The rows of a backbone's blocks under transformers' names.
 
     Args:
-        state: the weights; those of blocks are under `old` + number + ".", other keys stay as they are.
-        old, new: prefixes such as "layers." and "backbone.vit.blocks.".
-        convert: renames the weights inside one block.
+        blocks: the other's beginning of a block's keys, such as "layers.*.".
+        dinov3: whether the backbone is timm's `Eva`, otherwise its `VisionTransformer`.
+        gated: whether its MLPs are gated.
     """
-    blocks: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-    result = {}
-    for key, value in state.items():
-        if key.startswith(old):
-            number, _, name = key.removeprefix(old).partition(".")
-            blocks[number][name] = value
-        else:
-            result[key] = value
-    for number, block in blocks.items():
-        result |= {f"{new}{number}.{name}": value for name, value in convert(block).items()}
-    return result
-
-
-def block_to_timm(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a block's weights from transformers' names; a block under timm's names stays as it is.
-
-    DINOv2's gated MLP is read in both forms that transformers has had: gate and value in one matrix
-    (`weights_in`) or in two.
-
-    Raises:
-        InputError: if a part of the attention is missing, or DINOv3 keys have a bias that is not zero.
-    """
-    rest = dict(block)
-    if "attention.q_proj.weight" not in rest:
-        return rest
-    result = {"attn.qkv.weight": torch.cat([_take(rest, f"attention.{part}_proj.weight") for part in "qkv"])}
-    if "attention.o_proj.weight" in rest:
-        key_bias = rest.pop("attention.k_proj.bias", None)
-        if key_bias is not None and key_bias.any():
-            raise InputError("attention.k_proj.bias is not zero: timm's DINOv3 has no bias for keys")
-        if "attention.q_proj.bias" in rest:
-            result |= {f"attn.{part}_bias": _take(rest, f"attention.{part}_proj.bias") for part in "qv"}
-        names = _DINOV3 + (_DINOV3_GATED_MLP if "mlp.gate_proj.weight" in rest else _DINOV3_MLP)
-    else:
-        result["attn.qkv.bias"] = torch.cat([_take(rest, f"attention.{part}_proj.bias") for part in "qkv"])
-        names = (*_DINOV2, ("mlp.weights_in.", "mlp.fc1."), ("mlp.weights_out.", "mlp.fc2."))
-        if "mlp.gate_proj.weight" in rest:
-            for kind in ("weight", "bias"):
-                halves = [_take(rest, f"mlp.{half}_proj.{kind}") for half in ("gate", "up")]
-                result[f"mlp.fc1.{kind}"] = torch.cat(halves)
-                result[f"mlp.fc2.{kind}"] = _take(rest, f"mlp.down_proj.{kind}")
-    return result | renamed(rest, names)
-
-
-def block_to_transformers(block: Mapping[str, Tensor], dinov3: bool) -> dict[str, Tensor]:
-    """Rename a block's weights to transformers' names, with DINOv2's gated MLP as the two matrices of transformers 5.
-
-    Args:
-        block: names and weights inside one block.
-        dinov3: whether the block is from timm's `Eva`, otherwise from its `VisionTransformer`.
-
-    Raises:
-        InputError: if the block has no fused query, key and value.
-    """
-    rest = dict(block)
-    result = _split(_take(rest, "attn.qkv.weight"), [f"attention.{part}_proj.weight" for part in "qkv"])
     if dinov3:
-        result |= {f"attention.{p}_proj.bias": rest.pop(f"attn.{p}_bias") for p in "qv" if f"attn.{p}_bias" in rest}
-        return result | renamed(rest, inverted(_DINOV3 + (_DINOV3_GATED_MLP if is_gated(block) else _DINOV3_MLP)))
-    result |= _split(_take(rest, "attn.qkv.bias"), [f"attention.{part}_proj.bias" for part in "qkv"])
-    if is_gated(block):
-        for kind in ("weight", "bias"):
-            result |= _split(_take(rest, f"mlp.fc1.{kind}"), [f"mlp.{half}_proj.{kind}" for half in ("gate", "up")])
-            result[f"mlp.down_proj.{kind}"] = _take(rest, f"mlp.fc2.{kind}")
-    return result | renamed(rest, inverted(_DINOV2))
+        names = (*_DINOV3, *(_DINOV3_GATED if gated else _DINOV3_PLAIN))
+    else:
+        names = (*_DINOV2, *(_DINOV2_GATED if gated else ()))
+    # Norms, and the MLP of a DINOv2, are called the same.
+    return [(BLOCKS + ours, *(blocks + other for other in others)) for ours, *others in (*names, ("", ""))]
+
+
+def to_ours(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Rename another's weights to ours; keys that no row fits stay as they are.
+
+    Raises:
+        InputError: if one of several weights that make up one of ours is missing, or a DINOv3 has a bias for keys.
+    """
+    parts: dict[str, dict[str, Tensor | None]] = {}
+    for key, value in state.items():
+        ours, *others = _row_of(key, names, slice(1, None))
+        parts.setdefault(ours, dict.fromkeys(others))[key] = value
+    for found in parts.values():
+        for key, value in found.items():
+            if value is None:
+                raise InputError(f"it lacks {key}: the file is incomplete or of another model")
+    result = {key: _joined([*found.values()]) for key, found in parts.items()}
+    for key in [key for key in result if key.endswith(".attn.k_bias")]:
+        if result.pop(key).any():
+            raise InputError(f"the bias of keys {key} is not zero: timm's DINOv3 has none")
+    return result
+
+
+def from_ours(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Rename our weights to another's: the inverse of `to_ours`."""
+    result = {}
+    for key, value in state.items():
+        _, *others = _row_of(key, names, slice(1))
+        result |= zip(others, value.chunk(len(others)) if len(others) > 1 else [value], strict=True)
+    return result
 
 
 def first_block(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone's first block: names inside it and weights, under timm's names."""
-    prefix = "backbone.vit.blocks.0."
+    prefix = BLOCKS.replace("*", "0")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -137,15 +109,27 @@ def is_gated(block: Mapping[str, Tensor]) -> bool:
     """True for a block under timm's names with a gated MLP, whose first matrix is twice as wide as its second."""
     if "mlp.fc1_g.weight" in block:
         return True
-    first, second = _take(dict(block), "mlp.fc1.weight"), _take(dict(block), "mlp.fc2.weight")
-    return first.shape[0] == 2 * second.shape[1]
+    for name in ("mlp.fc1.weight", "mlp.fc2.weight"):
+        if name not in block:
+            raise InputError(f"a block of the backbone lacks {name}: the file is incomplete or of another model")
+    return block["mlp.fc1.weight"].shape[0] == 2 * block["mlp.fc2.weight"].shape[1]
 
 
-def _split(fused: Tensor, names: list[str]) -> dict[str, Tensor]:
-    return dict(zip(names, fused.chunk(len(names)), strict=True))
+def _row_of(key: str, names: Names, columns: slice) -> list[str]:
+    """The first row with the beginning of a key in one of its columns, all names completed as the key is."""
+    for row in names:
+        for name in row[columns]:
+            match = _pattern(name).match(key)
+            if match:
+                return [name.replace("*", "".join(match.groups())) + key[match.end() :] for name in row]
+    return [key, key]
 
 
-def _take(block: dict[str, Tensor], name: str) -> Tensor:
-    if name not in block:
-        raise InputError(f"a block of the backbone lacks {name}: the file is incomplete or of another model")
-    return block.pop(name)
+def _joined(values: list[Tensor]) -> Tensor:
+    # A copy of one alone would leave its file.
+    return torch.cat(values) if len(values) > 1 else values[0]
+
+
+@functools.cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\*", r"(\d+)"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from eomt.errors import InputError
 from eomt.weights.checkpoint import description
 from eomt.weights.hub import local_path
-from eomt.weights.key_maps import Names, block_to_timm, block_to_transformers, convert_blocks, inverted, renamed
+from eomt.weights.key_maps import Names, block_names, first_block, from_ours, is_gated, to_ours
 from eomt.weights.safe_load import EXPORT, Source, read_source
 from eomt.weights.types import Weights
 
@@ -29,32 +28,20 @@ _NO_WEIGHTS = re.compile(
     r"^(network\.attn_mask_probs$|network\.encoder\.pixel_(mean|std)$"
     r"|network\.encoder\.backbone\.(patch_embed\.mask_token$|rope_embeddings\.)|criterion\.)"
 )
-# The original's name, ours.
 _NAMES: Names = (
-    ("network.q.weight", "queries"),
-    ("network.class_head.", "class_head."),
-    ("network.mask_head.", "mask_head."),
-    (BACKBONE, "backbone.vit."),
-)
-_UPSCALE: Names = (("conv1.", "transposed."), ("conv2.", "depthwise."))
-# DINOv3 backbones carry transformers' names.
-_DINOV3: Names = (
-    (f"{BACKBONE}patch_embed.cls_token", "backbone.vit.cls_token"),
-    (f"{BACKBONE}patch_embed.register_tokens", "backbone.vit.reg_token"),
-    (f"{BACKBONE}patch_embed.patch_embeddings.", "backbone.vit.patch_embed.proj."),
+    ("queries", "network.q.weight"),
+    ("class_head.", "network.class_head."),
+    ("mask_head.", "network.mask_head."),
+    ("upscale.*.transposed.", "network.upscale.*.conv1."),
+    ("upscale.*.depthwise.", "network.upscale.*.conv2."),
+    ("upscale.", "network.upscale."),
+    ("backbone.vit.", BACKBONE),
 )
 # The width of a DINOv3 and the pretrained one that the original started from.
 _PRETRAINED = {
     width: f"facebook/dinov3-vit{size}16-pretrain-lvd1689m" for width, size in ((384, "s"), (768, "b"), (1024, "l"))
 }
-_PIXEL = ("network.encoder.pixel_mean", "network.encoder.pixel_std")
-# The pretrained backbone's name in transformers 5 and before, and in timm; the original's name.
-_FROM_TRANSFORMERS: Names = (("model.layer.", "blocks."), ("layer.", "blocks."), ("embeddings.", "patch_embed."))
-_FROM_TIMM: Names = (
-    ("cls_token", "patch_embed.cls_token"),
-    ("reg_token", "patch_embed.register_tokens"),
-    ("patch_embed.proj.", "patch_embed.patch_embeddings."),
-)
+_ADDED_BIASES = (".attn.q_bias", ".attn.v_bias")
 
 
 def is_original(state: Mapping[str, Tensor]) -> bool:
@@ -94,8 +81,9 @@ def read_delta(source: Source, backbone: str | Path | None) -> Weights:
     path = local_path(name)
     if not path.exists():
         raise InputError(f"delta_base={name}: no such file or folder")
-    absolute = add_backbone(source.state, read_source(path).state)
-    return replace(read_original(replace(source, state=absolute)), origin="original delta weights")
+    weights = read_original(source)
+    state = add_backbone(weights.state, read_source(path).state)
+    return replace(weights, origin="original delta weights", state=state)
 
 
 def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,7 +91,7 @@ def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: keys `network.*`, with a DINOv2 backbone under timm's names or a DINOv3 backbone under transformers'
-            names. Not delta weights: see `add_backbone`.
+            names. The backbone of delta weights is still relative: see `add_backbone`.
 
     Returns:
         A state dict for `EoMT`, without pixel statistics, mask probabilities and the loss's class weights.
@@ -112,9 +100,7 @@ def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         InputError: if a block of the backbone is incomplete.
     """
     weights = {key: value for key, value in state.items() if not _NO_WEIGHTS.match(key)}
-    weights = convert_blocks(weights, f"{BACKBONE}blocks.", "backbone.vit.blocks.", block_to_timm)
-    weights = convert_blocks(weights, "network.upscale.", "upscale.", partial(renamed, names=_UPSCALE))
-    return renamed(weights, (*_DINOV3, *_NAMES))
+    return to_ours(weights, _names_in(weights, BACKBONE, "patch_embed.", "blocks.*.") + _NAMES)
 
 
 def to_original(state: Mapping[str, Tensor], network: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -129,65 +115,67 @@ def to_original(state: Mapping[str, Tensor], network: Mapping[str, Any]) -> dict
         network: its `spec`. DINOv3 backbones get transformers' names, as the original builds them; biases of
             queries and values, which timm's names without `qkvb` lack, are then zeros.
     """
-    dinov3 = "dinov3" in network["backbone"]
-    weights = convert_blocks(state, "backbone.vit.blocks.", f"{BACKBONE}blocks.", _dinov3_block if dinov3 else dict)
-    weights = convert_blocks(weights, "upscale.", "network.upscale.", partial(renamed, names=inverted(_UPSCALE)))
-    weights = renamed(weights, inverted((*_DINOV3, *_NAMES) if dinov3 else _NAMES))
+    names = _NAMES
+    if "dinov3" in network["backbone"]:
+        fused = {key.removesuffix("qkv.weight"): value for key, value in state.items() if key.endswith("qkv.weight")}
+        zeros = {f"{key}{part}_bias": value.new_zeros(len(value) // 3) for key, value in fused.items() for part in "qv"}
+        state = zeros | dict(state)
+        names = _dinov3_names(BACKBONE, "patch_embed.", "blocks.*.", is_gated(first_block(state))) + _NAMES
     class_weights = torch.ones(network["num_classes"] + 1)
     class_weights[-1] = 0.1
-    return weights | {
+    return from_ours(state, names) | {
         PROBABILITIES: torch.zeros(network["num_masked_blocks"]),
         "criterion.empty_weight": class_weights,
     }
 
 
 def add_backbone(state: Mapping[str, Tensor], backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Make a delta file absolute.
+    """Make delta weights absolute.
 
     Args:
-        state: the original's delta file, keys `network.*`. Weights outside the backbone are absolute already.
+        state: delta weights under our names. Weights outside the backbone are absolute already.
         backbone_state: the pretrained DINOv3 that the training started from, under transformers' names
             (the file model.safetensors of `facebook/dinov3-vitl16-pretrain-lvd1689m`) or timm's. Parts that EoMT
             does not have, such as the mask token, are not used. Biases of queries and values that it lacks
             are 0, as they are in timm's files without `qkvb`.
 
-    Returns:
-        The original's state dict, fit for `from_original`, without the pixel statistics.
-
     Raises:
         InputError: if the two do not fit each other.
     """
-    names = _FROM_TRANSFORMERS
-    if any(key.startswith("blocks.") for key in backbone_state):
-        names, to_transformers = _FROM_TIMM, partial(block_to_transformers, dinov3=True)
-        backbone_state = convert_blocks(backbone_state, "blocks.", "blocks.", to_transformers)
-    delta = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
-    biases = {
-        name: torch.zeros_like(value) for name, value in delta.items() if name.endswith(("q_proj.bias", "v_proj.bias"))
-    }
-    base = biases | renamed(backbone_state, names)
-    for name in (*delta, *(name for name in base if name.startswith("blocks."))):
+    delta = {key: value for key, value in state.items() if key.startswith("backbone.")}
+    base = {key: torch.zeros_like(value) for key, value in delta.items() if key.endswith(_ADDED_BIASES)}
+    encoder = "model.layer.*." if any(key.startswith("model.layer.") for key in backbone_state) else "layer.*."
+    # The norm, and all names of timm's, are ours within the backbone.
+    names = (*_names_in(backbone_state, "", "embeddings.", encoder), ("backbone.vit.", ""))
+    base |= to_ours(backbone_state, names)
+    for name in (*delta, *(name for name in base if name.startswith("backbone.vit.blocks."))):
         there, here = (list(weights[name].shape) if name in weights else "missing" for weights in (base, delta))
         if there != here:
             raise InputError(
                 f"the pretrained backbone is not the DINOv3 of the size that the delta weights were trained from: "
                 f"{name} is {there} in it and {here} in the delta weights"
             )
-    rest = {key: value for key, value in state.items() if not key.startswith(BACKBONE) and key not in _PIXEL}
-    return rest | {f"{BACKBONE}{name}": value + base[name] for name, value in delta.items()}
+    return dict(state) | {name: value + base[name] for name, value in delta.items()}
 
 
-def _dinov3_block(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    result = block_to_transformers(block, dinov3=True)
-    for part in "qv":
-        weight = result[f"attention.{part}_proj.weight"]
-        result.setdefault(f"attention.{part}_proj.bias", weight.new_zeros(len(weight)))
-    return result
+def _names_in(state: Mapping[str, Tensor], backbone: str, embeddings: str, blocks: str) -> tuple:
+    """The rows of a backbone that carries transformers' names; none for timm's."""
+    if not any(key.endswith(".attention.o_proj.weight") for key in state):
+        return ()
+    return _dinov3_names(backbone, embeddings, blocks, any(".mlp.gate_proj." in key for key in state))
+
+
+def _dinov3_names(backbone: str, embeddings: str, blocks: str, gated: bool) -> tuple:
+    return (
+        ("backbone.vit.cls_token", f"{backbone}{embeddings}cls_token"),
+        ("backbone.vit.reg_token", f"{backbone}{embeddings}register_tokens"),
+        ("backbone.vit.patch_embed.proj.", f"{backbone}{embeddings}patch_embeddings."),
+        *block_names(backbone + blocks, True, gated),
+    )
 
 
 def _without_added_biases(state: Mapping[str, Tensor], network: Mapping[str, Any]) -> dict[str, Tensor]:
     """Leave out the zeros that `to_original` adds to a DINOv3 backbone without biases of queries and values."""
     if (network.get("backbone_options") or {}).get("qkv_bias", "qkvb" in network["backbone"]):
         return dict(state)
-    added = (".attn.q_bias", ".attn.v_bias")
-    return {key: value for key, value in state.items() if not key.endswith(added) or value.any()}
+    return {key: value for key, value in state.items() if not key.endswith(_ADDED_BIASES) or value.any()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.model.eomt import EoMT
-from eomt.weights.huggingface_export import to_huggingface
+from eomt.weights.huggingface import to_huggingface
 from eomt.weights.original import from_original
 from tests.golden_numbers import golden_json, golden_tensors
 

@@ -116,7 +116,7 @@ def test_dinov3_without_biases_of_queries_gets_zeros_which_the_original_wants():
 def test_an_incomplete_block_is_named():
     state = golden_tensors("dinov3_tiny_original_state")
     del state[f"{BACKBONE}blocks.2.attention.k_proj.weight"]
-    with pytest.raises(InputError, match=r"lacks attention\.k_proj\.weight"):
+    with pytest.raises(InputError, match=r"lacks \S*blocks\.2\.attention\.k_proj\.weight"):
         from_original(state)
 
 
@@ -141,7 +141,7 @@ def in_transformers(key):
 
 
 def assert_close(absolute, recorded):
-    assert absolute.keys() == recorded.keys() - PIXELS
+    assert absolute.keys() == recorded.keys()
     for key, value in absolute.items():
         torch.testing.assert_close(value, recorded[key], atol=1e-6, rtol=0)
 
@@ -150,9 +150,8 @@ def assert_close(absolute, recorded):
 def test_delta_weights_with_a_backbone_of_transformers(encoder):
     delta, base, recorded = delta_weights(lambda key: in_transformers(key).replace("layer.", encoder))
     base["embeddings.mask_token"] = torch.randn(1, 1, 48)
-    absolute = add_backbone(delta, base)
-    assert [is_delta(state) for state in (delta, absolute)] == [True, False]
-    assert_close(absolute, recorded)
+    assert [is_delta(state) for state in (delta, recorded)] == [True, False]
+    assert_close(add_backbone(from_original(delta), base), from_original(recorded))
 
 
 @pytest.mark.parametrize("biases", [True, False])
@@ -162,7 +161,7 @@ def test_delta_weights_with_a_backbone_of_timm(biases):
     prefix = "backbone.vit."
     base = {k.removeprefix(prefix): v for k, v in from_original(heads | base).items() if k.startswith(prefix)}
     base = {k: v for k, v in base.items() if biases or not k.endswith(("q_bias", "v_bias"))}
-    assert_close(add_backbone(delta, base), recorded)
+    assert_close(add_backbone(from_original(delta), base), from_original(recorded))
 
 
 def test_a_backbone_that_does_not_fit_is_named():
@@ -174,7 +173,7 @@ def test_a_backbone_that_does_not_fit_is_named():
         (base | {"norm.bias": torch.zeros(7)}, r"norm\.bias is \[7\] in it"),
     ):
         with pytest.raises(InputError, match=f"of the size that the delta weights were trained from: .*{words}"):
-            add_backbone(delta, other)
+            add_backbone(from_original(delta), other)
 
 
 @pytest.mark.parametrize("given", ["file", "folder", "hub"])
