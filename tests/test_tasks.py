@@ -147,9 +147,11 @@ def test_semantics_from_training_to_the_official_score(small, shapes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.xdist_group("tasks")
 def test_own_code_from_outside_the_checkout(tmp_path, monkeypatch):
-    """The example's dataset and task, as its own words say to run them; its code runs only where it is allowed."""
+    """The examples' dataset, task, loss, optimizer, callback and backbone; their code runs only where it is allowed."""
     example = ROOT / "examples" / "own_code"
     overrides = [o for o in SMALL if "data." not in o or "workers" in o]
+    overrides += ["loss._target_=parts.EarlyOutputs", "+loss.early=0.25", "optim._target_=parts.Lion"]
+    overrides += ["+callbacks.segments._target_=parts.SegmentsPerImage", "model.backbone=vit_rms"]
     done = subprocess.run(
         [
             *(sys.executable, str(ROOT / "train.py"), "--config-dir", str(example), "task=circles"),
@@ -159,18 +161,23 @@ def test_own_code_from_outside_the_checkout(tmp_path, monkeypatch):
         text=True,
         timeout=300,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(example)},
+        env={**os.environ, "PYTHONPATH": str(example), "EOMT_IMPORT": "parts"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(checkpoint)[FORMAT]
     assert saved["kind"] == "circles.ThingsFirst"
+    assert saved["network"]["backbone"] == "vit_rms"
+    assert "segments_per_image" in (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text()
     monkeypatch.syspath_prepend(example)
+    parts = importlib.import_module("parts")
     with pytest.raises(InputError, match=r"would run circles.ThingsFirst, circles.Circles: .*trust_code=true"):
         evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", name="eval"))
     evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", "trust_code=true", name="eval"))
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["step"] == 2
+    terms = [{"mask": torch.tensor(1.0)}, {"mask": torch.tensor(3.0)}]
+    assert parts.EarlyOutputs(early=0.25).total(terms) == 5 * (0.25 * 1 + 3)
 
 
 def test_void_is_no_matter_of_instances(small, tmp_path):

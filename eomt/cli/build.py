@@ -28,7 +28,6 @@ from eomt.training.annealing import Annealing, complete_windows
 from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
-from eomt.training.optim import Recipe
 from eomt.weights.types import Weights
 
 log = logging.getLogger("eomt")
@@ -79,7 +78,7 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         classes=classes,
         loss=instantiate(cfg.loss),
         annealing=Annealing(complete_windows(windows, network.num_masked_blocks), span, power) if windows else None,
-        recipe=Recipe(**optim),
+        recipe=instantiate(optim, _convert_="all"),
         max_skipped_steps=max_skipped_steps,
         validate_masked=cfg.annealing.validate_masked,
         pretrained=pretrained,

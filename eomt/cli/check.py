@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eomt.cli.nodes import NODES, Data, Loss
+from eomt.cli.nodes import NODES, Data, Loss, Optim
 from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, Run, Section
 from eomt.errors import InputError
 
@@ -43,7 +43,7 @@ def check_typed(name: str, value: Any) -> None:
     section: type[Section] | None = Run
     *path, key = name.split(".")
     for part in path:
-        section = section and (_subsection(section, part) or {"data": Data, "loss": Loss}.get(part))
+        section = section and (_subsection(section, part) or {"data": Data, "loss": Loss, "optim": Optim}.get(part))
     if section and key in section.model_fields:
         for line in _value_faults(section, key, value, tuple(path)):
             raise InputError(line)

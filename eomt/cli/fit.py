@@ -111,9 +111,10 @@ def _check_same_rates(checkpoint: Mapping, cfg: DictConfig) -> None:
     """Raise InputError if settings differ that the optimizer's saved state holds; all others take effect."""
     config = checkpoint[FORMAT].get("config")
     saved = config.get("optim") if isinstance(config, Mapping) else None
-    for key in ("lr", "weight_decay", "layer_decay", "decay_masked_blocks"):
-        if isinstance(saved, Mapping) and saved.get(key, cfg.optim[key]) != cfg.optim[key]:
+    for key in ("_target_", "lr", "weight_decay", "layer_decay", "decay_masked_blocks"):
+        now = cfg.optim.get(key)  # a custom recipe may have other keys
+        if isinstance(saved, Mapping) and saved.get(key, now) != now:
             raise InputError(
-                f"optim.{key}={cfg.optim[key]}: the run that ckpt= resumes has {saved[key]}, which cannot change "
+                f"optim.{key}={now}: the run that ckpt= resumes has {saved[key]}, which cannot change "
                 "within a run; start another from its weights by weights="
             )

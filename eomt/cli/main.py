@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import errno
 import functools
+import importlib
 import logging
 import os
 import re
@@ -127,6 +128,7 @@ def _run_id() -> str:
 def _run(name: str, function: Callable[[DictConfig], None]) -> None:
     job = _job(function)
     try:
+        _import_own()
         sys.argv[1:], config = arguments_for(name, sys.argv[1:]), name
         if name == "train" and "ckpt" in map(key_of, sys.argv[1:]):
             from eomt.cli.resume import resumed
@@ -155,6 +157,15 @@ def _run(name: str, function: Callable[[DictConfig], None]) -> None:
         where = f"{error.filename}: " if error.filename is not None else ""
         way_out = "free some space, or choose" if error.errno in _FULL else "choose"
         _end(InputError(f"{where}{error.strerror}; {way_out} another folder by {key}="))
+
+
+def _import_own() -> None:
+    """Import the modules that the environment names, such as one that registers a backbone with timm."""
+    for module in filter(None, os.environ.get("EOMT_IMPORT", "").split(",")):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(f"EOMT_IMPORT={module}: {error}; is its folder in PYTHONPATH?") from error
 
 
 def _job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

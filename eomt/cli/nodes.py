@@ -9,6 +9,7 @@ from pydantic import Field
 from eomt.cli.settings import (
     LARGEST_SIDE,
     Count,
+    Factor,
     Folder,
     ImageSize,
     Names,
@@ -98,6 +99,16 @@ class Loss(Section):
     ignore_void: bool
 
 
+class Optim(Section):
+    lr: NotNegative
+    weight_decay: NotNegative
+    layer_decay: Factor
+    decay_masked_blocks: bool
+    warmup_steps: Annotated[list[Natural], Field(min_length=2, max_length=2)]
+    schedule_power: NotNegative
+    max_skipped_steps: Natural
+
+
 class Best(Section):
     monitor: Text | None
     mode: Literal["max", "min"]
@@ -153,6 +164,7 @@ NODES: dict[str, type[Section]] = {
     f"{_READERS}folder.FolderSemantic": FolderReader,
     "datasets.shapes.dataset.shapes": ShapesReader,
     "eomt.loss.mask_classification.MaskClassificationLoss": Loss,
+    "eomt.training.optim.Recipe": Optim,
     "eomt.training.checkpoint.BestCheckpoint": Best,
     "eomt.training.checkpoint.LastCheckpoint": Last,
     f"{_CALLBACKS}WeightAverage": Average,

@@ -161,16 +161,6 @@ class Annealing(Section):
     validate_masked: bool
 
 
-class Optim(Section):
-    lr: NotNegative
-    weight_decay: NotNegative
-    layer_decay: Factor
-    decay_masked_blocks: bool
-    warmup_steps: Annotated[list[Natural], Field(min_length=2, max_length=2)]
-    schedule_power: NotNegative
-    max_skipped_steps: Natural
-
-
 class Postprocess(OpenSection):
     max_bytes: Count | None
     top_k: Count | None
@@ -240,7 +230,7 @@ class Run(Scored):
     run_folder: Folder
     model: Model
     loss: Node
-    optim: Optim
+    optim: Node
     callbacks: dict[str, Node | None]
     logger: dict[str, Node | None] | None
 

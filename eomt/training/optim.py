@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import lightning
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from eomt.errors import InputError
@@ -35,7 +35,7 @@ class Recipe:
     warmup_steps: Sequence[int] = (500, 1000)
     schedule_power: float = 0.9
 
-    def build(self, network: EoMT, total_steps: int, fused: bool = True) -> tuple[AdamW, LambdaLR]:
+    def build(self, network: EoMT, total_steps: int, fused: bool = True) -> tuple[Optimizer, LambdaLR]:
         """Make the optimizer and the schedule, which is stepped after each optimizer step.
 
         Args:
@@ -45,9 +45,13 @@ class Recipe:
         """
         groups = parameter_groups(network, self.lr, self.layer_decay, self.decay_masked_blocks)
         stages = [group["stage"] for group in groups]
-        optimizer = AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+        optimizer = self.optimizer(groups, fused)
         multipliers = [two_stage_warmup(s, self.warmup_steps, total_steps, self.schedule_power) for s in stages]
         return optimizer, LambdaLR(optimizer, multipliers)
+
+    def optimizer(self, groups: list[dict], fused: bool) -> Optimizer:
+        """Make the optimizer of some parameter groups: what a subclass replaces."""
+        return AdamW(groups, weight_decay=self.weight_decay, fused=fused)
 
 
 def parameter_groups(
