@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from eomt.cli.main import log
 from eomt.custom_classes import read_classes
 from eomt.errors import InputError
-from eomt.inference.predict_files import INDEX, find_images, predict_files
+from eomt.inference.predict_files import INDEX, find_images, predict_files, writing_processes
 from eomt.inference.segmenter import Segmenter
+
+MANY_IMAGES = 32
+"""Fewer are written by threads: on a GPU's machine, processes are started for more."""
 
 
 def predict(cfg: Mapping[str, Any]) -> None:
@@ -28,6 +34,16 @@ def predict(cfg: Mapping[str, Any]) -> None:
     if Path(cfg["out"], INDEX).exists() and not cfg["overwrite"]:
         raise InputError(f"out={cfg['out']} has results already: choose another folder, or set overwrite=true")
     folder, files = find_images(cfg["images"], cfg["out"])
+    with ExitStack() as stack:
+        processes = None
+        if len(files) >= MANY_IMAGES and cfg["device"] != "cpu" and torch.cuda.is_available():
+            processes = writing_processes(cfg["num_workers"])
+        if processes is not None:
+            stack.callback(processes.shutdown, cancel_futures=True)
+        _predict(cfg, folder, files, processes)
+
+
+def _predict(cfg: Mapping[str, Any], folder: Path, files: list[Path], processes: Executor | None) -> None:
     segmenter = Segmenter.load(
         cfg["ckpt"],
         cfg["device"],
@@ -50,7 +66,7 @@ def predict(cfg: Mapping[str, Any]) -> None:
     )
     skipped = 0
     results = predict_files(
-        segmenter, folder, files, cfg["out"], cfg["batch_size"], cfg["num_workers"], cfg["threshold"]
+        segmenter, folder, files, cfg["out"], cfg["batch_size"], cfg["num_workers"], cfg["threshold"], processes
     )
     with logging_redirect_tqdm(), tqdm(results, total=len(files), unit="image", disable=None) as done:
         for _, error in done:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import glob
 import json
+import multiprocessing
 import os
+import pickle
 import shutil
+import signal
+import threading
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePath
+
+import torch
 
 from eomt.errors import InputError
 from eomt.files import replacing, walk, write_json
 from eomt.inference.result import Result
 from eomt.inference.segmenter import Segmenter
 from eomt.photo import IMAGE_SUFFIXES
-from eomt.postprocess.writers import flat_name, shortened
+from eomt.postprocess.writers import ResultWriter, Row, flat_name, shortened
 
 PICTURES, PREDICTIONS, INDEX = "pictures", "predictions", "images.json"
 LONGEST_JPEG = 65535  # pixels of a side
@@ -106,6 +114,7 @@ def predict_files(
     batch_size: int = 8,
     num_workers: int = 4,
     threshold: float | None = None,
+    processes: Executor | None = None,
 ) -> Iterator[tuple[Path, InputError | None]]:
     """Segment files and write pictures and official results.
 
@@ -119,9 +128,10 @@ def predict_files(
         folder, files: the result of `find_images`.
         out: the folder to write to; made if it is not there. Results of an earlier run, by its `images.json`, are
             removed first: its pictures and `predictions/`, nothing else.
-        batch_size, num_workers: see `Segmenter.stream`; as many threads more paint the pictures.
+        batch_size, num_workers: see `Segmenter.stream`; as many threads more paint pictures and write results.
         threshold: leave segments with lower scores out of pictures and results. Default: pictures show
             instances from 0.5, and results have all.
+        processes: paint and write in place of these threads, see `writing_processes`.
 
     Yields:
         Each file when it is done, with the error if it could not be read; their order may differ.
@@ -135,29 +145,37 @@ def predict_files(
     writer = segmenter.task.writer(out / PREDICTIONS, segmenter.classes)
     rows: list[dict] = []
     unread: deque[tuple[Path, InputError]] = deque()
-    painting: deque[Future] = deque()
+    writing: deque[tuple[Future, Callable[[], Row]]] = deque()
+
+    def note_first() -> None:
+        future, write = writing.popleft()
+        try:
+            row = future.result()
+        except BrokenExecutor:  # a process was killed, mostly for want of memory
+            row = write()
+        writer.note(*row)
+
     results = segmenter.stream(files, batch_size, num_workers, lambda file, error: unread.append((file, error)))
-    with ThreadPoolExecutor(max(1, num_workers)) as painters:
+    with ThreadPoolExecutor(max(1, num_workers)) as threads:
         for result in results:
             name = names[result.source]
             height, width = result.size
             suffix = ".jpg" if max(result.size) <= LONGEST_JPEG else ".png"
             picture = Path(PICTURES, name.with_name(name.name + suffix))
-            painting.append(painters.submit(_paint, result, out / picture, threshold))
-            # Results and canvases of large images are large: bound the queue.
-            if len(painting) > num_workers:
-                painting.popleft().result()
             image_id = len(rows) + 1
-            shown = result if threshold is None else result.above(threshold)
-            writer.add(shown.prediction, f"{flat_name(name)}.png", image_id)
+            write = partial(_write, result, writer, flat_name(name), image_id, out / picture, threshold)
+            writing.append((_submit(write, processes, threads), write))
+            # Results and canvases of large images are large: bound the queue.
+            if len(writing) > (2 if processes else 1) * num_workers:
+                note_first()
             file_name = result.source.relative_to(folder).as_posix()
             size = {"height": height, "width": width}
             rows.append({"id": image_id, "file_name": file_name, **size, "picture": picture.as_posix()})
             yield result.source, None
             while unread:
                 yield unread.popleft()
-        for future in painting:
-            future.result()
+        while writing:
+            note_first()
     writer.flush()
     writer.close()
     index = {"info": {"folder": str(folder)}, "images": rows, "categories": segmenter.classes.to_list()}
@@ -195,8 +213,54 @@ def _remove_results(out: Path) -> None:
         ) from error
 
 
-def _paint(result: Result, path: Path, threshold: float | None) -> None:
-    picture = result.picture(threshold=threshold)
-    with replacing(path) as draft:
+def writing_processes(count: int) -> Executor | None:
+    """Processes that paint and write for `predict_files`: threads would take turns, and hold up a GPU's.
+
+    They are forked at once: call it before a network or a GPU is in use.
+
+    Returns:
+        None where processes cannot be forked.
+    """
+    if count < 1 or "fork" not in multiprocessing.get_all_start_methods():
+        return None
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _start_writing)
+    pool.submit(int).result()
+    return pool
+
+
+def _start_writing() -> None:
+    # Ctrl-C ends the main process, which ends these. Locks of other threads may be held for ever in a fork.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _submit(write: Callable[[], Row], processes: Executor | None, threads: Executor) -> Future:
+    """Start `write` in a process, or in a thread if there is none (any more)."""
+    if processes is not None:
+        with suppress(BrokenExecutor):
+            # As bytes: tensors would go through shared memory, of which there may be little.
+            return processes.submit(_unpickle_and_write, pickle.dumps(write))
+    return threads.submit(write)
+
+
+def _unpickle_and_write(write: bytes) -> Row:
+    return pickle.loads(write)()
+
+
+def _write(
+    result: Result, writer: ResultWriter, name: str, image_id: int, picture: Path, threshold: float | None
+) -> Row:
+    painted = result.picture(threshold=threshold)
+    with replacing(picture) as draft:
         # Without chroma subsampling names and outlines stay sharp.
-        picture.save(draft, **({"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {}))
+        painted.save(draft, **({"quality": 92, "subsampling": 0} if picture.suffix == ".jpg" else {}))
+    shown = result if threshold is None else result.above(threshold)
+    return writer.save(shown.prediction, f"{name}.png", image_id)

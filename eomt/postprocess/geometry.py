@@ -295,5 +295,6 @@ def _resize(image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callab
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     height, width = rule(image.height, image.width, size)
     placement = Placement(image.height, image.width, height, width)
-    scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    scaled = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(scaled)).permute(2, 0, 1), placement

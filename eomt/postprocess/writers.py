@@ -21,6 +21,9 @@ from eomt.targets import ImageId
 
 log = logging.getLogger("eomt")
 
+Row = tuple[ImageId, str, str]
+"""An image's id, the name by which rows are ordered, and its JSON text."""
+
 LONGEST_NAME = 180  # bytes; file systems take 255, of which drafts and suffixes need some
 
 
@@ -77,6 +80,25 @@ class ResultWriter:
                 )
             taken[file_name] = name
 
+    def add(self, prediction: Segmentation | Instances, name: str, image_id: ImageId) -> None:
+        """Write an image's result, given its name or path in the dataset and the dataset's id."""
+        self.note(*self.save(prediction, name, image_id))
+
+    def save(self, prediction: Segmentation | Instances, name: str, image_id: ImageId) -> Row:
+        """Write an image's PNG, if there is one; give the row that `note` takes.
+
+        The costly part of `add`: it may run in a thread, or in another process on a pickled copy of the writer.
+        """
+        raise NotImplementedError
+
+    def note(self, image_id: ImageId, file_name: str, text: str) -> None:
+        """Keep an image's row for the result."""
+        # JSON has no bare tab, so rank 0 need not parse the text again.
+        self._rows.write(json.dumps([image_id, file_name]) + "\t" + text + "\n")
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_rows": None}
+
     def flush(self) -> None:
         """Make this rank's rows visible to rank 0."""
         self._rows.flush()
@@ -112,10 +134,6 @@ class ResultWriter:
         """The JSON file, from the images' JSON texts; empty if there is no such file."""
         return ""
 
-    def _note(self, image_id: ImageId, file_name: str, text: str = "") -> None:
-        # JSON has no bare tab, so rank 0 need not parse the text again.
-        self._rows.write(json.dumps([image_id, file_name]) + "\t" + text + "\n")
-
     def _save_picture(self, pixels: np.ndarray, file_name: str) -> None:
         """Write a PNG in one step."""
         path = self._pictures / file_name
@@ -149,11 +167,10 @@ class PanopticWriter(ResultWriter):
         """The PNG's name in `panoptic/`."""
         return f"{flat_name(_relative(name).with_suffix(''))}.png"
 
-    def add(self, segmentation: Segmentation, name: str, image_id: ImageId) -> None:
-        """Write the PNG of an image, given its name or path in the dataset and the dataset's id; note its row."""
+    def save(self, segmentation: Segmentation, name: str, image_id: ImageId) -> Row:
         file_name = self.file_name(name)
         self._save_picture(ids_to_rgb(segmentation.ids.numpy(force=True)), file_name)
-        self._note(image_id, file_name, json.dumps(panoptic_row(segmentation, self.classes, image_id, file_name)))
+        return image_id, file_name, json.dumps(panoptic_row(segmentation, self.classes, image_id, file_name))
 
     def _document(self, rows: list[str]) -> str:
         return f'{{"annotations": [{", ".join(rows)}], "categories": {json.dumps(self.classes.to_list())}}}'
@@ -167,24 +184,24 @@ class InstanceWriter(ResultWriter):
     """
 
     result = "instances.json"
-    _nothing: dict | None = None
+    _NOTHING = "nothing: "  # before the row of an image without an object
 
-    def add(self, instances: Instances, name: str, image_id: ImageId) -> None:
-        """Note the objects of an image, given its name, by which images are ordered, and the dataset's id."""
+    def save(self, instances: Instances, name: str, image_id: ImageId) -> Row:
         labels, scores = instances.labels.tolist(), instances.scores.tolist()
         rows = object_rows(instances.rles, labels, scores, self.classes, image_id)
-        self._note(image_id, name, json.dumps(rows)[1:-1])
-        if self._nothing is None:
-            height, width = instances.size
-            empty = coco_mask.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
-            (self._nothing,) = object_rows([empty], [0], [0.0], self.classes, image_id)
+        if rows:
+            return image_id, name, json.dumps(rows)[1:-1]
+        height, width = instances.size
+        empty = coco_mask.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
+        (nothing,) = object_rows([empty], [0], [0.0], self.classes, image_id)
+        return image_id, name, self._NOTHING + json.dumps(nothing)
 
     def _document(self, rows: list[str]) -> str:
-        found = ", ".join(filter(None, rows))
-        if not found and self._nothing:
+        found = [row for row in rows if not row.startswith(self._NOTHING)]
+        if rows and not found:
             log.info("no image has an object: %s holds an empty one of score 0, so that it can be loaded", self.result)
-            found = json.dumps(self._nothing)
-        return f"[{found}]"
+            found = [rows[-1].removeprefix(self._NOTHING)]
+        return f"[{', '.join(found)}]"
 
 
 class SemanticWriter(ResultWriter):
@@ -218,12 +235,11 @@ class SemanticWriter(ResultWriter):
         """The PNG's path in `semantic/`."""
         return _relative(name).with_suffix(".png").as_posix()
 
-    def add(self, segmentation: Segmentation, name: str, image_id: ImageId) -> None:
-        """Write the PNG of an image, given its name or path in the dataset and the dataset's id."""
+    def save(self, segmentation: Segmentation, name: str, image_id: ImageId) -> Row:
         values = self._values[np.append(0, segmentation.labels.numpy(force=True) + 1)]
         file_name = self.file_name(name)
         self._save_picture(values[segmentation.ids.numpy(force=True)], file_name)
-        self._note(image_id, file_name)
+        return image_id, file_name, ""
 
 
 def flat_name(name: PurePath) -> str:

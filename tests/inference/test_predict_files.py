@@ -1,6 +1,8 @@
 """predict.py: from files to pictures and official result files."""
 
 import json
+import os
+import signal
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -14,7 +16,7 @@ from pycocotools.coco import COCO
 import predict
 from eomt.cli import main
 from eomt.errors import InputError
-from eomt.inference.predict_files import find_images, result_names
+from eomt.inference.predict_files import find_images, predict_files, result_names, writing_processes
 from eomt.inference.segmenter import Segmenter
 from eomt.postprocess.writers import flat_name
 from tests.random_networks import CLASSES, KINDS, OPTIONS, random_image, write_checkpoint
@@ -86,6 +88,25 @@ def test_a_folder_is_segmented_and_what_cannot_be_read_is_left_out(kind, checkpo
             difference = np.abs(np.array(picture).astype(int) - np.array(result.picture()))
         assert difference.mean() < 3
         check_results(kind, out, row["id"], name, result)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_processes_write_the_same_files_also_where_one_is_killed(killed, checkpoints, tmp_path):
+    for seed in range(6):
+        save(tmp_path / "photos" / f"{seed}.png", 30 + seed, 44, seed)
+    segmenter = Segmenter.load(checkpoints["panoptic"], "cpu", **OPTIONS["panoptic"])
+    found = find_images(str(tmp_path / "photos"), tmp_path)
+    written = []
+    for name in ("threads", "processes"):
+        processes = writing_processes(2) if name == "processes" else None
+        for number, _ in enumerate(predict_files(segmenter, *found, tmp_path / name, 2, 2, processes=processes)):
+            if killed and processes and number == 2:
+                os.kill(processes.submit(os.getpid).result(), signal.SIGKILL)
+        if processes:
+            processes.shutdown()
+        written.append({path: (tmp_path / name / path).read_bytes() for path in files_below(tmp_path / name)})
+    assert len(written[0]) == 6 + 6 + 2
+    assert written[0] == written[1]
 
 
 def check_results(kind, out, image_id, name, result):
