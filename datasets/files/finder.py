@@ -60,10 +60,8 @@ class FileFinder:
         found = self._alike(slashed, foreign)
         for path in paths:
             own = not foreign or any(Path(path).is_relative_to(folder) for folder in self._folders)
-            if own and os.path.isfile(path) and not self._is_same(path, found):
-                raise ValueError(
-                    f"{name!r} is {path}, not in {self._source.describe('')}: choose a folder that holds it"
-                )
+            if own and not path.startswith(start) and os.path.isfile(path) and not self._is_same(path, found):
+                raise ValueError(f"{name!r} is {path}, not in {self._source.path}: choose a folder that holds it")
         if found is None:
             missing = self._source.describe(name.strip())
             raise ValueError(f"{missing} is missing; download the archive again or complete it")
@@ -105,6 +103,7 @@ class FileFinder:
 
 def _parts(name: str) -> tuple[str, ...]:
     """The folders and the file of a path, without what tools and systems change."""
+    name = name.replace("_gtFine_leftImg8bit.", "_leftImg8bit.")  # Cityscapes' own tool writes panoptic JSONs so
     name = unquote(_QUERY.sub("", name) if "://" in name else name)
     parts = (part.strip() for part in unicodedata.normalize("NFC", name.casefold()).split("/"))
     return tuple(part for part in parts if part not in ("", ".", ".."))

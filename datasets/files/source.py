@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -102,11 +103,18 @@ class Folder:
 
     def chunks(self, name: str, member: Member | None = None) -> Iterator[bytes]:
         try:
-            with open(self.path / name, "rb") as file:
+            with open(self.path / name, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise InputError(f"cannot read {self.describe(name)}: it is no file of data")
                 while chunk := file.read(CHUNK):
                     yield chunk
         except OSError as error:
             raise InputError(f"cannot read {self.describe(name)}: {error.strerror}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe would wait for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def is_hidden(name: str) -> bool:

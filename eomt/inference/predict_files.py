@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -71,8 +72,19 @@ def _expand(entry: str) -> tuple[Path, list[Path]]:
     pattern = str(path.relative_to(folder))
     if not glob.has_magic(pattern):
         raise InputError(f"images={entry}: no such file or folder")
-    found = (folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True))
-    return folder, sorted(file for file in found if _is_image(file))
+    if "**" not in path.parts:
+        return folder, sorted(filter(_is_image, map(folder.joinpath, glob.glob(pattern, root_dir=folder))))
+    # Not glob, which runs in circles of links.
+    parts = Path(pattern).parts
+    return folder, sorted(file for file in _below(folder) if _fits(file.relative_to(folder).parts, parts))
+
+
+def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether a path is one of a pattern in which `**` stands for any folders."""
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        return any(_fits(parts[k:], rest or ("*",)) for k in range(len(parts)))
+    return fnmatchcase(parts[0], first) and (_fits(parts[1:], rest) if rest and parts[1:] else not rest + parts[1:])
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -177,6 +177,17 @@ def test_which_files_are_meant(tmp_path, monkeypatch):
             find_images(given, out)
 
 
+def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
+    other, own = save(tmp_path / "disk2" / "x.png"), save(tmp_path / "photos" / "a" / "x.png")
+    for name, target in {"b": other.parent, "a/self": own.parent, "a/up": tmp_path / "photos"}.items():
+        (tmp_path / "photos" / name).symlink_to(target)
+    (other.parent / "gone.png").symlink_to(tmp_path / "nothing")
+    both = [own, tmp_path / "photos" / "b" / "x.png"]
+    for given in ("", "/**", "/**/*.png", "/*/x.png", "/**/**/x.*"):
+        assert find_images(f"{tmp_path}/photos{given}", tmp_path / "out")[1] == both
+    assert [name.as_posix() for name in result_names([PurePath("a/x.png"), PurePath("b/x.png")])] == ["a/x", "b/x"]
+
+
 def test_names_stay_apart():
     files = ["x.jpg", "x.png", "X.gif", "x_jpg.jpg", "a/b.jpg", "a_b.jpg", "a/c.d.jpg", "a/c.jpg", "y.tif"]
     names = result_names([PurePath(file) for file in files])

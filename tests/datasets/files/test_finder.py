@@ -11,7 +11,7 @@ from tests.label_files import write_folder
 
 ACCENT = unicodedata.normalize("NFD", "caf\xe9 noir.jpg")
 FILES = {"x.jpg": b"", "sub/y.jpg": b"", "sub/deep/1.JPG": b"", "a/1.png": b"", "b/1.png": b"", ACCENT: b""}
-FILES |= {"100%.jpg": b"", ".trash/y.jpg": b""}
+FILES |= {"100%.jpg": b"", ".trash/y.jpg": b"", "aachen/aachen_000000_000019_leftImg8bit.png": b""}
 
 # The file found, or the end of the message.
 SILENT = {
@@ -36,6 +36,7 @@ GUESSED = {
     "https://host/bucket/a/1.png?token=b/1.png#x": "a/1.png",
     "file:///C:/caf%C3%A9%20noir.jpg": ACCENT,
     "exported/x.jpg": "x.jpg",
+    "aachen_000000_000019_gtFine_leftImg8bit.png": "aachen/aachen_000000_000019_leftImg8bit.png",
 }
 REFUSED = {
     "z.jpg": "z.jpg is missing",

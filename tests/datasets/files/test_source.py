@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,15 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
     before = Folder(tmp_path / "set").fingerprint()
     write_folder(tmp_path / "disk2", {"new.jpg": b""})
     assert Folder(tmp_path / "set").fingerprint() != before
+
+
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_what_has_no_end_is_not_read(tmp_path, what):
+    if what == "pipe":
+        os.mkfifo(tmp_path / "x.jpg")
+    else:
+        (tmp_path / "x.jpg").symlink_to("/dev/zero")
+    fails(r"cannot read .*x\.jpg: it is no file of data", read, Folder(tmp_path), "x.jpg", Member())
 
 
 def test_links_that_multiply(tmp_path):

@@ -83,6 +83,13 @@ def test_changed_files_are_found_anew_and_moved_ones_need_no_new_index(tmp_path,
     assert len(open_own(tmp_path / "two")) == 4
 
 
+def test_accents_written_in_two_ways_are_one_name(tmp_path, own):
+    own.images["cafe\u0301.jpg"], own.labels["caf\xe9.png"] = photo(1, 1), label_png([[2]])
+    data = open_own(own.write(tmp_path))
+    assert [data.name(k) for k in range(4)] == ["b.jpg", "c.jpeg", "cafe\u0301.jpg", "deep/a.PNG"]
+    assert data.read(2)[1].labels.tolist() == [2]
+
+
 def test_labels_without_an_image_are_left_out_with_a_warning(tmp_path, own, caplog):
     own.labels["extra.png"] = label_png([[0]])
     check_own(open_own(own.write(tmp_path)), own)
