@@ -110,18 +110,6 @@ def targets_from_id_map(
     return _image_targets(ids[None], labels, np.zeros(len(wanted)), crowd)
 
 
-def targets_from_masks(masks: np.ndarray, labels: Sequence[int], crowd: Sequence[bool] | None = None) -> ImageTargets:
-    """Targets of masks that may overlap: each goes to the first plane where its pixels are free.
-
-    Args:
-        masks: bool [T, H, W].
-        labels: T classes.
-        crowd: T flags, default none.
-    """
-    ids, planes = _layered(((0, 0, mask) for mask in masks), masks.shape[1:])
-    return _image_targets(ids, labels, planes, crowd)
-
-
 def targets_from_rles(
     counts: Sequence[bytes],
     size: tuple[int, int],

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from eomt.classes import Classes
 from eomt.postprocess.types import Instances
-from eomt.targets import ImageTargets, targets_from_masks
+from eomt.targets import ImageTargets, targets_from_rles
 
 
 def encode(masks):
@@ -30,6 +30,12 @@ def as_instances(size, masks, labels, scores):
         torch.tensor(areas, dtype=torch.int64),
         torch.arange(len(rles)),
     )
+
+
+def targets_from_masks(masks, labels, crowd=None):
+    """Targets of masks, bool [T, H, W]."""
+    codes = [code["counts"] for code in encode(masks)] if len(masks) else []
+    return targets_from_rles(codes, masks.shape[1:], labels, crowd)._replace(rles=None)
 
 
 def as_targets(size, masks, labels, crowd, areas=None):

@@ -6,7 +6,7 @@ import pytest
 
 from eomt.errors import InputError
 from eomt.export.export import FORMATS, export
-from eomt.weights.types import Weights
+from eomt.weights.spec import Weights
 from tests.random_networks import CLASSES, random_network
 
 

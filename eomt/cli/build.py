@@ -28,7 +28,7 @@ from eomt.training.annealing import Annealing, complete_windows
 from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
-from eomt.weights.types import Weights
+from eomt.weights.spec import Weights
 
 log = logging.getLogger("eomt")
 

@@ -20,7 +20,7 @@ from eomt.inference.precision import PRECISIONS, with_cast_weights
 from eomt.training.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
 from eomt.training.fsdp import ShardedStrategy
 from eomt.weights.load import read_weights
-from eomt.weights.types import Weights, check_same_classes
+from eomt.weights.spec import Weights, check_same_classes
 
 _MISSING = object()
 

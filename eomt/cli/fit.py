@@ -26,8 +26,8 @@ from eomt.training.checkpoint import LastCheckpoint, check_same_run
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
+from eomt.weights.spec import Weights
 from eomt.weights.transfer import table, transfer
-from eomt.weights.types import Weights
 
 
 def fit(cfg: DictConfig, signals: StopSignals) -> None:

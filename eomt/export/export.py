@@ -23,7 +23,7 @@ from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.weights.huggingface import to_huggingface
 from eomt.weights.original import to_original
 from eomt.weights.safe_load import CONFIG, EXPORT, PROCESSOR, WHOLE, read_json
-from eomt.weights.types import Weights
+from eomt.weights.spec import Weights
 
 FORMATS = ("eomt", "hf", "original", "onnx", "torch_export")
 _DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}

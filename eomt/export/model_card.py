@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eomt.weights.huggingface import DINOV2, DINOV3, MODEL_TYPES
-from eomt.weights.types import Weights
+from eomt.weights.spec import Weights
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"

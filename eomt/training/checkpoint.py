@@ -26,7 +26,7 @@ from eomt.training.slurm import ENDING, batch_job
 from eomt.training.stop import Agreement, StopSignals
 from eomt.weights.checkpoint import CONTINUATION, PREVIOUS, TRAINED, read_checkpoint
 from eomt.weights.safe_load import FORMAT
-from eomt.weights.types import check_same_classes
+from eomt.weights.spec import check_same_classes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

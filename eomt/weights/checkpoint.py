@@ -13,7 +13,7 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.lora import merged
 from eomt.weights.safe_load import EXPORT, FORMAT, Source, plain, read_file
-from eomt.weights.types import Weights
+from eomt.weights.spec import Weights
 
 log = logging.getLogger("eomt")
 

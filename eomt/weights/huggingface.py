@@ -18,8 +18,7 @@ from eomt.errors import InputError
 from eomt.model.backbone import Backbone
 from eomt.weights.key_maps import Names, block_names, first_block, from_ours, is_gated, to_ours
 from eomt.weights.safe_load import CONFIG, PROCESSOR, Source
-from eomt.weights.spec import POSITION, network_of
-from eomt.weights.types import Weights
+from eomt.weights.spec import POSITION, Weights, network_of
 
 DINOV2, DINOV3 = "eomt", "eomt_dinov3"
 MODEL_TYPES = {DINOV2: "EomtForUniversalSegmentation", DINOV3: "EomtDinov3ForUniversalSegmentation"}

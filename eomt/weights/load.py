@@ -8,16 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from eomt.classes import Classes
 from eomt.errors import InputError, reason
+from eomt.published_classes import classes_by_count, classes_by_names, dataset_of, kind_of
 from eomt.weights.checkpoint import read_bare, read_exported, read_run
 from eomt.weights.hub import local_path
 from eomt.weights.huggingface import read_huggingface
 from eomt.weights.original import is_delta, is_original, read_delta, read_original
 from eomt.weights.safe_load import CONFIG, EXPORT, FORMAT, Source, read_source
-from eomt.weights.types import Weights, complete_weights, summary
+from eomt.weights.spec import (
+    POSITION,
+    Weights,
+    check_same_classes,
+    check_spec,
+    check_state,
+    check_values,
+    network_of,
+)
 
 log = logging.getLogger("eomt")
+
+_SIZES = {"small_plus": "S+", "small": "S", "base": "B", "large": "L", "huge_plus": "H+", "giant": "g"}
 
 
 def read_weights(
@@ -59,7 +72,7 @@ def read_weights(
     path = local_path(source)
     found = read_source(path)
     try:
-        weights = complete_weights(_read(found, backbone), kind, classes, chosen, complete)
+        weights = _completed(_read(found, backbone), kind, classes, chosen, complete)
     except InputError as error:
         # Without a cause: the command line shows the innermost InputError.
         raise InputError(f"{source}: {error}") from None
@@ -70,7 +83,7 @@ def read_weights(
         ) from error
     on_hub = " of the Hugging Face Hub" if path != Path(source).expanduser() else ""
     weights = replace(weights, origin=f"{weights.origin} {source}{on_hub}")
-    log.info("weights: %s: %s", weights.origin, summary(weights))
+    log.info("weights: %s: %s", weights.origin, _summary(weights))
     if "image_size" in weights.guessed:
         log.warning("%s does not say its image size: give network.image_size= unless it is this", source)
     return weights
@@ -89,3 +102,108 @@ def _read(source: Source, backbone: str | Path | None) -> Weights:
         return read_huggingface(source)
     hint = f"; Hugging Face weights need their {CONFIG}: give their folder" if "query.weight" in state else ""
     raise InputError(f"it holds no EoMT: its weights are called {', '.join(list(state)[:3])} and so on{hint}")
+
+
+def _completed(
+    weights: Weights, kind: str | None, classes: Classes | None, network: Mapping[str, Any], complete: bool
+) -> Weights:
+    """Complete weights by what is chosen and what their shapes tell, and check that all fits together.
+
+    Args:
+        weights: the content of a source, as unsafe as the source.
+        kind, classes, network, complete: see `read_weights`; `network` without None, `image_size` as [height, width].
+
+    Returns:
+        The weights with all arguments of `EoMT`; under `complete`, with kind and classes.
+
+    Raises:
+        InputError: if something is missing, differs from a choice, or does not fit together.
+    """
+    spec, guessed = _network(weights, network, complete)
+    spec = check_spec(spec)
+    if None not in (weights.kind, kind) and weights.kind != kind:
+        raise InputError(f"its model is {weights.kind}, and {kind} was chosen: choose its task")
+    kind = weights.kind or kind
+    by_number = weights.classes is None and classes is None
+    classes = _classes(weights, classes, spec["num_classes"])
+    if complete and classes is None:
+        raise InputError(
+            f"it does not name its {spec['num_classes']} classes, which are of no published dataset: choose its task "
+            "and data, or give classes="
+        )
+    if complete:
+        kind = kind or kind_of(classes)
+    check_state(weights.state, spec)
+    check_values(weights.state)
+    guessed = guessed - network.keys() - {"classes"}
+    probabilities = weights.mask_probabilities
+    # A loss of information at worst: the network is mask-free without them.
+    fits = isinstance(probabilities, Tensor) and probabilities.shape == (spec["num_masked_blocks"],)
+    return replace(
+        weights,
+        network=spec,
+        kind=kind,
+        classes=classes,
+        guessed=guessed | {"classes"} if by_number and classes is not None else guessed,
+        mask_probabilities=probabilities.float().nan_to_num(0).clamp(0, 1) if fits else None,
+    )
+
+
+def _summary(weights: Weights) -> str:
+    """Model, kind, classes, image size and step in one line."""
+    backbone, count = weights.network["backbone"], f"{weights.network['num_classes']} classes"
+    size = next((letter for word, letter in _SIZES.items() if word in backbone), None)
+    family = next((f"DINOv{version}" for version in (2, 3) if f"dinov{version}" in backbone), None)
+    published = size and family and not weights.network["backbone_options"]
+    if "classes" in weights.guessed:
+        count += f", taken for {dataset_of(weights.classes)}'s by their number"
+    parts = [
+        f"EoMT-{size} {family}" if published else f"EoMT on {backbone} of other sizes",
+        weights.kind,
+        count,
+        "x".join(map(str, weights.network["image_size"])),
+        f"step {weights.step}" if weights.step else None,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _network(weights: Weights, chosen: Mapping[str, Any], complete: bool) -> tuple[dict[str, Any], frozenset[str]]:
+    """Arguments of `EoMT` from the source, or from shapes where it has no description; and those that are a guess.
+
+    What is chosen must not differ, except from a guess.
+    """
+    spec, guessed = {key: value for key, value in weights.network.items() if value is not None}, weights.guessed
+    if "backbone" not in spec:
+        guessed = frozenset({"backbone_options", "num_masked_blocks", "image_size"} - spec.keys())
+        guessed -= {"image_size"} if POSITION in weights.state else set()
+        spec = network_of(weights.state, {**chosen, **spec}, complete)
+    # Shapes tell a published backbone; one of other sizes is as the caller describes it.
+    options = chosen.get("backbone_options")
+    own_sizes = "backbone_options" in guessed and options
+    free = guessed | ({"backbone"} if own_sizes else set())
+    for key, value in chosen.items():
+        if key in spec and key not in free and spec[key] != value:
+            raise InputError(f"another network: {key} is {spec[key]} there, and {value} was chosen")
+        spec[key] = {**spec["backbone_options"], **options} if key == "backbone_options" and own_sizes else value
+    return spec, guessed
+
+
+def _classes(weights: Weights, chosen: Classes | None, count: int) -> Classes | None:
+    """The source's classes if it names them, otherwise those that are chosen or of a published dataset."""
+    said = weights.classes
+    for classes, what in ((chosen, "were chosen: choose its task and data"), (said, "are named: mend that list")):
+        if classes is not None and len(classes) != count:
+            raise InputError(f"it tells {count} classes apart, and {len(classes)} {what}")
+    if said is None:
+        return chosen or classes_by_count(count)
+    if "classes" in weights.guessed:
+        published = classes_by_names(said.names) or said
+        # Without official ids, things and stuff, which the chosen classes bring.
+        if chosen is not None and all(
+            name in likely for name, *likely in zip(chosen.names, said.names, published.names, strict=True)
+        ):
+            return chosen
+        said = published
+    if chosen is not None:
+        check_same_classes(said, chosen)
+    return said

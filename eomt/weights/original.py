@@ -19,7 +19,7 @@ from eomt.weights.checkpoint import description
 from eomt.weights.hub import local_path
 from eomt.weights.key_maps import Names, block_names, first_block, from_ours, is_gated, to_ours
 from eomt.weights.safe_load import EXPORT, Source, read_source
-from eomt.weights.types import Weights
+from eomt.weights.spec import Weights
 
 BACKBONE = "network.encoder.backbone."
 PROBABILITIES = "network.attn_mask_probs"

@@ -1,14 +1,16 @@
-"""The network that weights belong to: what their shapes tell, and whether both fit together."""
+"""Weights with what is known about them; the network that they belong to, as their shapes tell it; and checks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from eomt.classes import Classes, difference
 from eomt.errors import InputError
 from eomt.model.backbone import OPTIONS
 from eomt.model.eomt import EoMT
@@ -21,6 +23,40 @@ _BLOCKS = "backbone.vit.blocks."
 _MASKED_BLOCKS = {"large": 4, "giant": 5}
 # Rotary embeddings and inputs are as large as the image size, which no weight of a DINOv3 shows.
 _MAX_PATCHES, _MAX_PIXELS = 2**20, 2**28
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The content of a file, a folder or a repository of the Hugging Face Hub.
+
+    Attributes:
+        origin: form and place, for messages: "original weights FILE".
+        state: tensors under the keys of `EoMT.state_dict()`, without pixel mean and deviation.
+        network: arguments of `EoMT`, see `EoMT.spec`; before `read_weights` those that the source says.
+        kind: the kind of segmentation; None where it is not known.
+        classes: None where they are not known.
+        config: the training run's configuration, plain values; empty where the source has none.
+        environment: dotted names of the values in `config` that came from environment variables.
+        step: optimizer steps that the weights have seen; 0 where the source does not say.
+        mask_probabilities: float32 [L2] in 0..1, one per masked block, see `eomt.training.annealing`; None where they
+            are not known.
+        guessed: entries of `network` that the source does not say for sure; "classes" where it has their names or
+            their number alone.
+        resumable: whether a training run can be resumed from the source, with optimizer state and position in the
+            data.
+    """
+
+    origin: str
+    state: Mapping[str, Tensor] = field(repr=False)
+    network: Mapping[str, Any] = field(default_factory=dict)
+    kind: str | None = None
+    classes: Classes | None = field(default=None, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    environment: tuple[str, ...] = ()
+    step: int = 0
+    mask_probabilities: Tensor | None = field(default=None, repr=False)
+    guessed: frozenset[str] = frozenset()
+    resumable: bool = False
 
 
 class _Size(NamedTuple):
@@ -123,6 +159,16 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     if pixels > min(_MAX_PIXELS, _MAX_PATCHES * spec["patch_size"] ** 2):
         raise InputError(f"no network has image_size={list(spec['image_size'])} and patch_size={spec['patch_size']}")
     return {key: spec[key] for key in _RULES}
+
+
+def check_same_classes(trained: Classes, given: Classes) -> None:
+    """Raise InputError unless a checkpoint's classes are those of the data: id, name, thing or stuff."""
+    found = difference(trained, given)
+    if found is not None:
+        there, here = found
+        raise InputError(
+            f"ckpt= was trained on other classes, {there} where the data has {here}: choose its task and data"
+        )
 
 
 def check_state(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
-from eomt.weights.spec import POSITION
-from eomt.weights.types import Weights
+from eomt.weights.spec import POSITION, Weights
 
 LOADED, RESIZED, NEW, IGNORED = "loaded", "resized", "new", "ignored"
 _CLASS_HEAD = "class_head."

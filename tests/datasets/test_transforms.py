@@ -24,7 +24,8 @@ from datasets.transforms import (
     nearest_pixels,
 )
 from eomt.errors import InputError
-from eomt.targets import targets_from_id_map, targets_from_masks
+from eomt.targets import targets_from_id_map
+from tests.coco_objects import targets_from_masks
 from tests.memory_reader import segment_image
 
 SIZES = [(48, 64), (61, 37), (1, 90), (33, 2), (200, 150)]

@@ -9,7 +9,7 @@ import export as entry
 from eomt.classes import Classes
 from eomt.cli.arguments import quote_paths
 from eomt.model.eomt import EoMT
-from eomt.weights.types import Weights
+from eomt.weights.spec import Weights
 from tests.running import CONFIGS
 from tests.weights.sources import SEVEN
 

@@ -4,7 +4,7 @@ from huggingface_hub import ModelCard
 
 from eomt.export.model_card import model_card
 from eomt.export.redact import LOCAL, redact
-from eomt.weights.types import Weights
+from eomt.weights.spec import Weights
 from tests.export.exporting import weights_of
 from tests.random_networks import CLASSES, random_network
 

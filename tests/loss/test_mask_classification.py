@@ -9,7 +9,8 @@ from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.matching import matching_cost
 from eomt.loss.points import sample_all_targets, sample_known
 from eomt.model.outputs import QueryOutput, sample_maps
-from eomt.targets import collate_targets, targets_from_id_map, targets_from_masks
+from eomt.targets import collate_targets, targets_from_id_map
+from tests.coco_objects import targets_from_masks
 from tests.golden_numbers import LossPoints, golden_json, golden_tensors
 from tests.host_syncs import HostSyncs
 

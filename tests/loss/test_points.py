@@ -5,7 +5,8 @@ import torch
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.points import sample_all_targets, sample_targets, uncertain_points
 from eomt.model.outputs import sample_maps
-from eomt.targets import collate_targets, targets_from_masks
+from eomt.targets import collate_targets
+from tests.coco_objects import targets_from_masks
 
 
 def test_points_are_drawn_anew_the_same_and_by_image():

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from eomt.loss.mask_classification import MaskClassificationLoss
-from eomt.targets import collate_targets, targets_from_masks
+from eomt.targets import collate_targets
 from eomt.training.annealing import mask_probability
 from eomt.training.optim import parameter_groups, two_stage_warmup
 from eomt.weights.original import from_original
+from tests.coco_objects import targets_from_masks
 from tests.golden_numbers import LossPoints, golden_json, golden_network, golden_tensors
 
 

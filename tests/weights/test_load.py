@@ -1,6 +1,7 @@
-"""The one door: every form in which weights come, alike for all who take them."""
+"""The one door: every form in which weights come, alike for all who take them, completed by what is chosen."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import predict
+from eomt.classes import Classes
 from eomt.cli import main
 from eomt.errors import InputError
 from eomt.inference.segmenter import Segmenter
-from eomt.published_classes import ADE20K
+from eomt.model.eomt import EoMT
+from eomt.published_classes import ADE20K, COCO_PANOPTIC
 from eomt.weights.load import read_weights
 from eomt.weights.original import to_original
+from eomt.weights.spec import check_spec
 from tests.running import CONFIGS
 from tests.weights.sources import SEVEN, assert_equal, part_of, small, write_folder, write_huggingface
 
@@ -80,3 +84,89 @@ def test_predict_takes_what_a_file_does_not_say(tmp_path, monkeypatch):
     assert given[0].network.spec == network.spec
     assert (given[0].task.kind, given[0].classes) == ("semantic", ADE20K)
     assert (tmp_path / "out" / "pictures" / "x.jpg").is_file()
+
+
+def test_classes_of_others_get_the_datasets_ids_and_kinds(tmp_path):
+    def folder(count, names, kind):
+        network = small(count)
+        path = write_huggingface(tmp_path / f"{count}_{kind}_{names is not None}", network, None, kind)
+        config = json.loads((path / "config.json").read_text())
+        del config["eomt"]
+        if names is not None:
+            config["id2label"] = {str(k): name for k, name in enumerate(names)}
+        (path / "config.json").write_text(json.dumps(config))
+        return path
+
+    # Names in circulation differ a little.
+    names = ["Wall", *(f"{name} " for name in ADE20K.names[1:])]
+    weights = read_weights(folder(150, names, "semantic"))
+    assert (weights.kind, weights.classes) == ("semantic", ADE20K)
+    assert read_weights(folder(150, names, "panoptic")).kind == "panoptic"
+    weights = read_weights(folder(133, None, "panoptic"))
+    assert (weights.kind, weights.classes) == ("panoptic", COCO_PANOPTIC)
+    # Others stay what they are, and it must be said for what.
+    path = folder(3, ["cat", "dog", "sky"], "panoptic")
+    with pytest.raises(InputError, match="its 3 classes are of no published dataset: choose its task"):
+        read_weights(path)
+    assert read_weights(path, kind="instance").classes.names == ["cat", "dog", "sky"]
+    mine = Classes.from_categories([{"id": 5, "name": "cat"}, {"id": 6, "name": "dog"}, {"id": 7, "name": "sky"}])
+    assert read_weights(path, kind="panoptic", classes=mine).classes is mine
+    with pytest.raises(InputError, match="trained on other classes"):
+        read_weights(path, kind="panoptic", classes=Classes(SEVEN.items[:3]))
+    # The dataset's own names stand for those in circulation, each in its place; ids and things are its own.
+    path = folder(150, names, "semantic")
+    stuff = Classes(tuple(replace(item, id=item.id - 1, is_thing=False) for item in ADE20K))
+    assert read_weights(path, classes=stuff).classes is stuff
+    swapped = Classes((*stuff.items[:148], stuff[149], stuff[148]))
+    with pytest.raises(InputError, match="trained on other classes"):
+        read_weights(path, classes=swapped)
+
+
+def test_classes_that_are_taken_by_their_number_are_said_to_be(tmp_path, caplog):
+    network = small(150)
+    path = write_huggingface(tmp_path / "hf", network, None, "semantic")
+    with caplog.at_level("INFO", "eomt"):
+        assert read_weights(path).classes == ADE20K
+        read_weights(path, classes=ADE20K)
+    assert "150 classes, taken for ADE20K's by their number, 32x32" in caplog.messages[0]
+    assert "150 classes, 32x32" in caplog.messages[1]
+
+
+def test_a_list_of_classes_is_whole(tmp_path):
+    network, two = small(), Classes(SEVEN.items[:2])
+    ours = write_folder(tmp_path / "ours", network.state_dict(), part_of(network, classes=two))
+    theirs = write_huggingface(tmp_path / "theirs", network, Classes(SEVEN.items[:3]), "panoptic")
+    config = json.loads((theirs / "config.json").read_text())
+    config["id2label"].popitem()
+    (theirs / "config.json").write_text(json.dumps(config))
+    for folder in (ours, theirs):
+        for classes in (None, Classes(SEVEN.items[:3])):
+            with pytest.raises(InputError, match="tells 3 classes apart, and 2 are named: mend that list"):
+                read_weights(folder, kind="panoptic", classes=classes)
+
+
+def test_what_is_chosen_is_compared_with_what_is_said(tmp_path):
+    network = small(7)
+    folder = write_folder(tmp_path / "export", network.state_dict(), part_of(network))
+    assert read_weights(folder, kind="panoptic", classes=SEVEN, network={"num_queries": 6, "image_size": 32}).kind
+    for chosen, message in (
+        ({"kind": "semantic"}, "its model is panoptic, and semantic was chosen"),
+        ({"classes": Classes(SEVEN.items[:3])}, "tells 7 classes apart, and 3 were chosen"),
+        ({"classes": Classes(SEVEN.items[::-1])}, "trained on other classes"),
+        ({"network": {"num_queries": 9}}, "num_queries is 6 there, and 9 was chosen"),
+        ({"network": {"image_size": [32, 64]}}, r"image_size is \[32, 32\] there, and \[32, 64\] was chosen"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_weights(folder, **chosen)
+    network = EoMT("vit_small_patch14_reg4_dinov2", 32, 133, 5, 2, 16)
+    torch.save(to_original(network.state_dict(), network.spec), tmp_path / "x.bin")
+    with pytest.raises(InputError, match=r"backbone is vit_small_.* there, and vit_large_patch14_reg4_dinov2 was"):
+        read_weights(tmp_path / "x.bin", network={"backbone": "vit_large_patch14_reg4_dinov2", "backbone_options": {}})
+
+
+def test_the_options_of_a_backbone_are_sizes():
+    spec = small().spec
+    assert check_spec(spec) == spec
+    for key in ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "file"):
+        with pytest.raises(InputError, match=key):
+            check_spec(spec | {"backbone_options": {key: "evil.bin"}})

@@ -8,8 +8,8 @@ import torch
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
+from eomt.weights.spec import Weights
 from eomt.weights.transfer import Transfer, table, transfer
-from eomt.weights.types import Weights
 from tests.weights.sources import assert_equal
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "sky", "isthing": 0}]
