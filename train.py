@@ -10,13 +10,13 @@ python train.py weights=tue-mps/coco_panoptic_eomt_large_640 task=ade20k_panopti
 from omegaconf import DictConfig
 
 from eomt.cli.main import checked, command
-from eomt.training.stop import StopSignals
+from eomt.training.stop import listening
 
 
 def main(cfg: DictConfig) -> None:
     """Train and validate under a composed configuration, see `eomt.cli.fit`."""
     checked("train", cfg)
-    with StopSignals() as signals:
+    with listening() as signals:
         from eomt.cli.fit import fit
 
         fit(cfg, signals)

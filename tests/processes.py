@@ -49,6 +49,14 @@ def is_running(pid: int) -> bool:
     return _stat(Path(f"/proc/{pid}"))[:1] not in ([], ["Z"])
 
 
+def environment(pid: int) -> bytes:
+    """The environment with which a process was started; empty for one that has gone."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
 def _stat(process: Path) -> list[str]:
     """State, parent and so on; empty for a process that has gone."""
     try:

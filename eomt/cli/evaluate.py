@@ -17,8 +17,9 @@ from eomt.cli.settings import Scored
 from eomt.cli.trust import check_config
 from eomt.errors import InputError
 from eomt.inference.precision import PRECISIONS, with_cast_weights
-from eomt.training.callbacks import MetricsFile, PredictionPictures, Progress, SavePredictions
+from eomt.training.callbacks import Listening, MetricsFile, PredictionPictures, Progress, SavePredictions
 from eomt.training.fsdp import ShardedStrategy
+from eomt.training.stop import listening
 from eomt.weights.load import read_weights
 from eomt.weights.spec import Weights, check_same_classes
 
@@ -97,7 +98,9 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     if dtype is not None and not isinstance(trainer.strategy, ShardedStrategy):
         module.network = with_cast_weights(module.network, dtype)
     make_fast(module, trainer, settings.compile)
-    with memory_errors(data):
+    with listening() as signals, memory_errors(data):
+        trainer.callbacks.append(Listening(signals))
+        signals.block(trainer.strategy.launcher)
         trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         log.info("%s", module.task.table(module.scores))

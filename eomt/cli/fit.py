@@ -21,7 +21,7 @@ from eomt.cli.main import log
 from eomt.cli.resume import check_unused, choose_checkpoint, continue_logs
 from eomt.errors import InputError
 from eomt.files import replacing
-from eomt.training.callbacks import WeightAverage
+from eomt.training.callbacks import Listening, WeightAverage
 from eomt.training.checkpoint import LastCheckpoint, check_same_run
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
@@ -58,7 +58,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
             module.network.backbone.load_pretrained(module.pretrained)
         log.info("the data's index and the pretrained weights are in the cache")
         return
-    callbacks = build_callbacks(cfg)
+    callbacks = [Listening(signals), *build_callbacks(cfg)]
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
             callback.signals = signals
@@ -77,6 +77,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
             OmegaConf.save(cfg, temporary, resolve=True)
     make_fast(module, trainer, cfg.compile)
     with memory_errors(data):
+        signals.block(trainer.strategy.launcher)
         trainer.fit(module, data, ckpt_path=resume)
     if resume and trainer.global_step == resumed_at:
         log.info("no step was left to train: the run of ckpt= had ended at step %d", trainer.global_step)

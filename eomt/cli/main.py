@@ -5,7 +5,6 @@ It imports nothing heavy, so that a mistyped key or value is reported at once.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import errno
 import functools
@@ -16,6 +15,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ from eomt.cli.arguments import CONFIGS, key_of, quote_paths, split_for_eval
 from eomt.cli.check import check_settings
 from eomt.errors import InputError, Stopped, reason, worker_failure
 from eomt.training.slurm import ENDING, batch_job, first_task, requeue
-from eomt.training.stop import StopSignals
+from eomt.training.stop import STOPPING, listening, stopped_by
 
 log = logging.getLogger("eomt")
 
@@ -40,6 +40,12 @@ ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
 
 # No room on the disk, none in the quota, or a file larger than is allowed.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# What Hydra writes into a run folder before the run begins, and each rank's log.
+_OWN = re.compile(r"\.hydra|config\.yaml|(train|eval|check_data|predict)(_(rank|ddp_process)_\d+)?\.log")
+
+# Errors of PyTorch in which a rank cannot talk to another.
+_LOST_RANK = re.compile(r"^Dist\w*Error|gloo|nccl|connection (closed|reset)", re.IGNORECASE)
 
 # Errors of libraries that a value of the configuration causes, by the start of their module, and the way out.
 _LIBRARY_ERRORS = {
@@ -71,7 +77,7 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
     OmegaConf.register_new_resolver("run_id", _run_id, use_cache=True, replace=True)
     # Importing takes longer than anything before training: a signal then ends the run in order, too.
     try:
-        with StopSignals() if name == "train" else contextlib.nullcontext():
+        with listening(_last_words):
             _run(name, function)
     finally:
         # Only logs are left to close, also while SLURM ends a job that is requeued.
@@ -128,6 +134,8 @@ def _run_id() -> str:
 def _run(name: str, function: Callable[[DictConfig], None]) -> None:
     job = _job(function)
     try:
+        with listening() as signals:
+            signals.unblock()
         _import_own()
         sys.argv[1:], config = arguments_for(name, sys.argv[1:]), name
         if name == "train" and "ckpt" in map(key_of, sys.argv[1:]):
@@ -176,20 +184,25 @@ def _job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]
         job.started = True
         if not _is_first_rank():
             log.setLevel(logging.WARNING)  # the first process says it for all
-        try:
-            function(cfg)
-        except (*ENDINGS, KeyboardInterrupt) as error:
-            _end(error)
-        except Exception as error:
-            if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-                _end(worker_failure(error))
-            if isinstance(error, RuntimeError) and re.search("gloo|nccl|connection (closed|reset)", str(error), re.I):
-                fault = f"another rank has ended or cannot be reached ({reason(error)[:200]})"
-                _end(InputError(f"{fault}: resume from last.ckpt"))
-            for module, words in _LIBRARY_ERRORS.items():
-                if type(error).__module__.startswith(module):
-                    _end(InputError(words.format(reason(error))))
-            raise
+        # A process that a launcher of Hydra has started has no handlers yet.
+        with listening(_last_words) as signals:
+            try:
+                signals.unblock()
+                function(cfg)
+            except (*ENDINGS, KeyboardInterrupt) as error:
+                _end(error)
+            except Exception as error:
+                if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+                    _end(worker_failure(error))
+                if isinstance(error, RuntimeError) and _LOST_RANK.search(f"{type(error).__name__} {error}"):
+                    if signals.received:
+                        _end(stopped_by(signals.received))
+                    fault = f"another rank has ended or cannot be reached ({reason(error)[:200]})"
+                    _end(InputError(f"{fault}: resume from last.ckpt"))
+                for module, words in _LIBRARY_ERRORS.items():
+                    if type(error).__module__.startswith(module):
+                        _end(InputError(words.format(reason(error))))
+                raise
 
     job.started = False
     return job
@@ -201,10 +214,19 @@ def _is_first_rank() -> bool:
 
 def _end(error: BaseException) -> NoReturn:
     """Say in one line why the run ended, and exit."""
+    sys.exit(_last_words(error))
+
+
+def _last_words(error: BaseException) -> int:
+    """Say in one line why the run ended; returns the exit status."""
     _remove_empty_folder()
     if not isinstance(error, Stopped | KeyboardInterrupt):
         print(f"error: {explain(error)}", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPING:
+            # Other ranks pass them on, and requeuing ends this process by them, which has a log or two to close.
+            signal.signal(number, signal.SIG_IGN)
     message, status = str(error) or "stopped by Ctrl-C", 130
     if isinstance(error, Stopped):
         status = error.status
@@ -216,7 +238,7 @@ def _end(error: BaseException) -> NoReturn:
     elif first_task():
         print(flush=True)  # the progress bar's line ends
         log.info("%s", message)
-    sys.exit(status)
+    return status
 
 
 def _remove_empty_folder() -> None:
@@ -224,16 +246,16 @@ def _remove_empty_folder() -> None:
     if not (_is_first_rank() and HydraConfig.initialized() and HydraConfig.get().runtime.output_dir):
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
-    own = {".hydra", "config.yaml", f"{HydraConfig.get().job.name}.log"}
-    if folder.is_dir() and folder.resolve() != Path.cwd() and {path.name for path in folder.iterdir()} <= own:
+    if (
+        folder.is_dir()
+        and folder.resolve() != Path.cwd()
+        and all(_OWN.fullmatch(path.name) for path in folder.iterdir())
+    ):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _requeued(message: str, status: int) -> tuple[str, int]:
     """Put a stopped job back into the queue; returns what to say and the exit status."""
-    for number in ENDING:
-        # The requeuing itself ends this process by these, which has a log or two to close.
-        signal.signal(number, signal.SIG_IGN)
     if not first_task():
         return message, 0  # another status would let srun end the first task before it has requeued
     refusal = requeue()

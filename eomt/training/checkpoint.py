@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +19,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from eomt.classes import Classes
-from eomt.errors import InputError, Stopped
+from eomt.errors import InputError
 from eomt.files import replacing, sync_folder
-from eomt.training.slurm import ENDING, batch_job
-from eomt.training.stop import Agreement, StopSignals
+from eomt.training.slurm import batch_job
+from eomt.training.stop import Agreement, StopSignals, stopped_by
 from eomt.weights.checkpoint import CONTINUATION, PREVIOUS, TRAINED, read_checkpoint
 from eomt.weights.safe_load import FORMAT
 from eomt.weights.spec import check_same_classes
@@ -105,9 +104,7 @@ class LastCheckpoint(Checkpoint):
             progress.increment_started()
         self._steps_done = trainer.global_step
         self._agreement = Agreement(trainer.world_size)
-        self.signals.training = True
-        # Later than Lightning, whose handler of SIGTERM talks to other ranks from the middle of a step.
-        self.signals.install(signal.SIGINT, *ENDING)
+        self.signals.start_training()
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -137,9 +134,7 @@ class LastCheckpoint(Checkpoint):
             self._write(trainer)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.state.fn != "fit":
-            self.signals.install(*ENDING)
-        elif not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if self._between_steps:
                 self._write(trainer)
             self._finish(trainer)
@@ -203,9 +198,7 @@ class LastCheckpoint(Checkpoint):
             self._agreement.close()
             # No rank leaves before the checkpoint has its name.
             trainer.strategy.barrier()
-            name = "Ctrl-C" if self._stopping == signal.SIGINT else signal.Signals(self._stopping).name
-            words = f"stopped by {name} after step {self.step}; resume by: python train.py ckpt={self.path}"
-            raise Stopped(words, self._stopping)
+            raise stopped_by(self._stopping, f" after step {self.step}; resume by: python train.py ckpt={self.path}")
 
     def _take_name(self, trainer: lightning.Trainer) -> None:
         if self._written is None:

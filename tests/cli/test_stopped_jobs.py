@@ -66,11 +66,11 @@ def test_requeueing(monkeypatch):
     stopped = Stopped("stopped by SIGUSR1 after step 3; resume by: ...", signal.SIGUSR1)
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
         monkeypatch.setenv(name, value)
-    before = [signal.getsignal(number) for number in main.ENDING]
+    before = [signal.getsignal(number) for number in main.STOPPING]
     try:
         for reason, status, words in (("", 0, "is requeued"), ("not today", 138, r"not requeued: not today")):
             monkeypatch.setattr(main, "requeue", lambda reason=reason: reason)
-            for number in main.ENDING:
+            for number in main.STOPPING:
                 signal.signal(number, signal.SIG_DFL)
             with pytest.raises(SystemExit) as ended, StopSignals():
                 main._end(stopped)
@@ -83,7 +83,7 @@ def test_requeueing(monkeypatch):
             main._end(stopped)
         assert ended.value.code == 0
     finally:
-        for number, handler in zip(main.ENDING, before, strict=True):
+        for number, handler in zip(main.STOPPING, before, strict=True):
             signal.signal(number, handler)
 
 

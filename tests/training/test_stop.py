@@ -12,7 +12,7 @@ import train
 from eomt.errors import Stopped
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import read_checkpoint
-from tests.processes import launched, wait_for_saves
+from tests.processes import descendants, environment, is_running, launched, wait_for_saves
 from tests.running import configured
 
 pytestmark = pytest.mark.xdist_group("stop")
@@ -108,6 +108,31 @@ def test_a_signal_while_the_program_is_still_importing(settings, tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
-    assert "stopped by SIGTERM while no step was under way" in output
+    assert output.splitlines()[-1] == "stopped by SIGTERM"
     assert "Traceback" not in output
     assert not tmp_path.exists(), "a folder without a run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("whom", "number", "status"), [("other", signal.SIGTERM, 143), ("all", signal.SIGINT, 130)])
+def test_a_signal_before_the_first_step_ends_all_ranks(settings, tmp_path, whom, number, status):
+    """The other rank is still starting, and the first one waits for it where no handler of Python's runs."""
+    process = launched(*settings, "trainer.devices=2", f"hydra.run.dir={tmp_path}/run", output=tmp_path / "output")
+    others = []
+    while not others:
+        assert process.poll() is None, (tmp_path / "output").read_text()
+        time.sleep(0.02)
+        others = [pid for pid in descendants(process.pid) if b"LOCAL_RANK=1" in environment(pid)]
+    if whom == "all":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(others[0], number)
+    assert process.wait(60) == status
+    deadline = time.monotonic() + 30
+    while is_running(others[0]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(others[0])
+    output = (tmp_path / "output").read_text()
+    assert "stopped by" in output.splitlines()[-1], output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists(), "a folder without a run"

@@ -2,12 +2,14 @@
 
 from eomt.training.callbacks.curves import CurvePlot
 from eomt.training.callbacks.ema import WeightAverage
+from eomt.training.callbacks.listening import Listening
 from eomt.training.callbacks.progress import EarlyStop, Progress
 from eomt.training.callbacks.run_files import MetricsFile, PredictionPictures, SavePredictions
 
 __all__ = [
     "CurvePlot",
     "EarlyStop",
+    "Listening",
     "MetricsFile",
     "PredictionPictures",
     "Progress",

@@ -1,0 +1,33 @@
+"""Signals in a run: to our handlers, not to Lightning's."""
+
+from __future__ import annotations
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from eomt.training.stop import StopSignals
+
+
+class Listening(Callback):
+    """Puts our handlers in place of Lightning's, which talk to other ranks from within a step, as early as it can.
+
+    Args:
+        signals: the handlers of the whole program.
+    """
+
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        # All ranks have been started.
+        self.signals.unblock()
+
+    def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.signals.install()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.signals.install()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self.signals.install()
