@@ -21,12 +21,14 @@ class TrainItem(NamedTuple):
         targets: its segments, without crowds.
         name: the image's name.
         skipped: a message for each unreadable image that this one replaces.
+        notes: pairs of a key of `datasets.readers.base.NOTES` and the name of an image: this, or one that it replaces.
     """
 
     image: Tensor
     targets: ImageTargets
     name: str
     skipped: tuple[str, ...]
+    notes: tuple[tuple[str, str], ...]
 
 
 class TrainBatch(NamedTuple):
@@ -39,6 +41,7 @@ class TrainBatch(NamedTuple):
         step_counts: the number of segments of each image that this rank contributes to the batch's optimizer step,
             in this batch and those accumulated with it; set by the loader.
         skipped: a message for each unreadable image that others replace.
+        notes: see `TrainItem`.
     """
 
     images: Tensor
@@ -46,6 +49,7 @@ class TrainBatch(NamedTuple):
     names: tuple[str, ...]
     step_counts: tuple[int, ...] = ()
     skipped: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 class EvalItem(NamedTuple):
@@ -82,9 +86,9 @@ class EvalBatch(NamedTuple):
 
 def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
     """Stack transformed images; planes and segments are padded to the largest of the batch."""
-    images, targets, names, skipped = zip(*items, strict=True)
+    images, targets, names, skipped, notes = zip(*items, strict=True)
     # In a worker this stacks right into the memory that is shared with the main process.
-    return TrainBatch(default_collate(images), collate_targets(targets), names, skipped=sum(skipped, ()))
+    return TrainBatch(default_collate(images), collate_targets(targets), names, (), sum(skipped, ()), sum(notes, ()))
 
 
 def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:

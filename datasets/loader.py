@@ -12,10 +12,10 @@ import resource
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any, ClassVar
 
 import cv2
@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
 from datasets.files.source import read_with_retry
-from datasets.readers.base import Reader
+from datasets.readers.base import NOTES, Reader, listed
 from datasets.sampler import EpochBatchSampler, SampleKey
-from datasets.transforms import TrainTransform
+from datasets.transforms import TrainTransform, has_segment
 from eomt.errors import InputError, worker_failure
 from eomt.postprocess.geometry import MAX_WINDOWS, Geometry, is_reduced
 
@@ -50,25 +50,28 @@ OPEN_FILES = 1 << 16
 class TrainingSet(Dataset):
     """The images of a reader that have at least one segment, transformed.
 
+    An image whose segments turn out to be without a pixel, as a label PNG of nothing but void, is replaced by another.
+
     Args:
         reader: the images and their targets.
         transform: the random transform.
         seed: non-negative; with a sample's key it determines all that is random about the sample.
+        keep_empty: images without a segment, or of crowds alone, are in the set, too: negatives.
 
     Raises:
         InputError: if no image has a segment.
     """
 
-    def __init__(self, reader: Reader, transform: TrainTransform, seed: int):
+    def __init__(self, reader: Reader, transform: TrainTransform, seed: int, keep_empty: bool = False):
         self.reader = reader
         self.transform = transform
         self.seed = seed
-        self.indices = np.flatnonzero(reader.has_targets())
-        if not len(self.indices):
-            raise InputError(
-                f"data.train has {len(reader)} images and none has a segment: nothing to train on; "
-                "check that its annotations belong to its images"
-            )
+        self.keep_empty = keep_empty
+        has_targets = reader.has_targets()
+        self.indices = np.flatnonzero(has_targets | keep_empty)
+        self._empty: set[int] = set()  # which those are does not depend on what was read before
+        if not has_targets.any():
+            raise InputError(_nothing_to_train(len(reader)))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -76,19 +79,30 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: SampleKey) -> TrainItem | InputError:
         """The sample of a key, or the error if neither its image nor any replacement can be read, or transformed."""
         skipped: list[str] = []
-        for attempt in range(MAX_REPLACEMENTS + 1):
+        notes: list[tuple[str, str]] = []
+        for attempt in count():
+            if len(skipped) > MAX_REPLACEMENTS:
+                break
+            if len(self._empty) == len(self):
+                return InputError(_nothing_to_train(len(self.reader)))
             place = int(self.indices[key.replacement(self.seed, attempt, len(self)) if attempt else key.index])
+            if place in self._empty:
+                continue
             name = self.reader.name(place)
             try:
                 image, targets = read_with_retry(self.reader.read, place)
             except InputError as error:
                 skipped.append(_with_name(name, error))
                 continue
+            notes += [(kind, name) for kind, _ in targets.notes]
             try:
-                image, targets = self.transform(image, targets, key.augmentation_seed(self.seed))
+                image, cropped = self.transform(image, targets, key.augmentation_seed(self.seed))
             except InputError as error:
                 return InputError(_with_name(name, error))
-            return TrainItem(image, targets, name, tuple(skipped))
+            if len(cropped.labels) or self.keep_empty or has_segment(targets):
+                return TrainItem(image, cropped, name, tuple(skipped), tuple(notes))
+            notes.append(("no_segment", name))
+            self._empty.add(place)
         return InputError(f"{len(skipped)} training images drawn in a row could not be read; the last: {skipped[-1]}")
 
 
@@ -220,6 +234,31 @@ class BatchLoader(DataLoader):
             raise worker_failure(error, self.timeout) from None
 
 
+class ImageNotes:
+    """Says what was taken for granted of images, or left out, in a line of each kind.
+
+    Args:
+        name: the set's name in messages.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._names: dict[str, dict[str, None]] = {}
+        self._said: dict[str, int] = {}
+
+    def add(self, notes: Iterable[tuple[str, str]]) -> None:
+        """Take pairs of a kind and an image's name."""
+        for kind, name in notes:
+            self._names.setdefault(kind, {})[name] = None
+
+    def say(self) -> None:
+        """Log each kind of which there are more images than before."""
+        for kind, names in self._names.items():
+            if len(names) > self._said.get(kind, 0):
+                self._said[kind] = len(names)
+                log.warning("%s: %d %s: %s", self._name, len(names), NOTES[kind], listed(list(names)))
+
+
 class EvaluationLoader(BatchLoader):
     """Batches of an `EvaluationSet`, the same number on every rank.
 
@@ -247,7 +286,8 @@ class EvaluationLoader(BatchLoader):
         order = range(len(dataset) + missing)
         super().__init__(dataset, collate_eval, num_workers, timeout, batch_size=batch_size, sampler=order)
         self._limit = min(limit or len(self), len(self))
-        self._notes = PhotoNotes(dataset.reader, "data.val")
+        self._photo_notes = PhotoNotes(dataset.reader, "data.val")
+        self._notes = ImageNotes("data.val")
         self._reduced: set[str] = set()
 
     def __iter__(self) -> Iterator[EvalBatch]:
@@ -255,7 +295,10 @@ class EvaluationLoader(BatchLoader):
         for done, batch in enumerate(super().__iter__(), start=1):
             placed = zip(batch.names, batch.placements, strict=False)  # one that is repeated has no name
             self._reduced |= {name for name, placement in placed if is_reduced(placement, self.dataset.size)}
+            read = zip(batch.targets, batch.names, strict=True)
+            self._notes.add((kind, name) for targets, name in read for kind, _ in targets.notes)
             if done == self._limit:
+                self._photo_notes.say()
                 self._notes.say()
                 if len(self._reduced) > known:
                     log.info(
@@ -296,7 +339,8 @@ class ResumableLoader(BatchLoader):
         self._limit = min(limit or len(batch_sampler), len(batch_sampler))
         self._epoch = self._done = 0
         self._bad: set[str] = set()
-        self._notes = PhotoNotes(dataset.reader, "data.train")
+        self._photo_notes = PhotoNotes(dataset.reader, "data.train")
+        self._notes = ImageNotes("data.train")
 
     def __iter__(self) -> Iterator[TrainBatch]:
         """The rest of the epoch, with the segment counts of each optimizer step.
@@ -308,11 +352,14 @@ class ResumableLoader(BatchLoader):
         while step := list(islice(batches, min(accumulated - done % accumulated, self._limit - done))):
             done += len(step)
             counts = tuple(count for batch in step for count in batch.targets.counts)
-            self._notes.say()
+            self._photo_notes.say()
             for batch in step:
                 self._report(batch.skipped)
-                self._done += 1
+                self._notes.add(batch.notes)
+                first, self._done = not self._done, self._done + 1
                 # Before the last batch is handed out: Lightning knows the length and never asks for the end.
+                if first or self._done == self._limit:
+                    self._notes.say()
                 if self._done == self._limit:
                     self._epoch, self._done = self._epoch + 1, 0
                 yield batch._replace(step_counts=counts)
@@ -372,6 +419,13 @@ def _notice_dead_workers() -> None:
         BatchLoader.on_dead_worker = handler
     elif BatchLoader.on_dead_worker is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, BatchLoader.on_dead_worker)
+
+
+def _nothing_to_train(images: int) -> str:
+    return (
+        f"data.train has {images} images and none has a segment: nothing to train on; "
+        "check that its annotations belong to its images"
+    )
 
 
 def _with_name(name: str, error: InputError) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,8 @@ from eomt.postprocess.geometry import Geometry
 if TYPE_CHECKING:
     import albumentations
 
+log = logging.getLogger("eomt.data")
+
 
 class SegmentationData(LightningDataModule):
     """Loaders of a training and a validation set.
@@ -49,6 +52,7 @@ class SegmentationData(LightningDataModule):
         eval_batch_size: images per device and batch of validation; default `batch_size`.
         max_images: the number of first images of each set to use; default all.
         max_bad_images: see `ResumableLoader`.
+        keep_empty: train on images without a segment, too; see `TrainingSet`.
         timeout: seconds to wait for a batch of the workers.
     """
 
@@ -68,6 +72,7 @@ class SegmentationData(LightningDataModule):
         max_images: int | None = None,
         max_bad_images: int = MAX_BAD_IMAGES,
         timeout: float = TIMEOUT_SECONDS,
+        keep_empty: bool = False,
     ):
         super().__init__()
         self.geometry = geometry
@@ -82,6 +87,8 @@ class SegmentationData(LightningDataModule):
         self.max_images = max_images
         self.max_bad_images = max_bad_images
         self.timeout = timeout
+        self.keep_empty = keep_empty
+        self._said: set[str] = set()
         self._sources = {"train": train, "val": val}
         self._readers: dict[str, Reader] = {}
         self._sizes: dict[str, int] = {}
@@ -118,6 +125,26 @@ class SegmentationData(LightningDataModule):
         classes = self.reader("val").classes
         if stage == TrainerFn.FITTING:
             check_same_classes(self.classes, classes)
+        if self._rank_and_size()[0] == 0:
+            for split in ("train", "val") if stage == TrainerFn.FITTING else ("val",):
+                for line in self.remarks(split):
+                    log.warning("data.%s: %s", split, line)
+
+    def remarks(self, split: str) -> Iterator[str]:
+        """What is left out, limited or taken for granted in a set; nothing at a further call."""
+        if split in self._said:
+            return
+        self._said.add(split)
+        reader = self.reader(split)
+        yield from reader.remarks() if hasattr(reader, "remarks") else ()
+        empty = int((~reader.has_targets()).sum())
+        if split == "train" and empty:
+            kept = "negatives (data.keep_empty=true)"
+            left_out = "left out; data.keep_empty=true trains on them as negatives"
+            yield (
+                f"{empty} of {len(reader)} images have no segment, or crowds alone: "
+                f"{kept if self.keep_empty else left_out}"
+            )
 
     def _rank_and_size(self) -> tuple[int, int]:
         """The rank of this process and the world size."""
@@ -173,7 +200,7 @@ class SegmentationData(LightningDataModule):
     def training_set(self) -> TrainingSet:
         """The training images with their random transform."""
         transform = TrainTransform(self.image_size, self.scale_range, self.augmentations)
-        return TrainingSet(self.reader("train"), transform, self.seed)
+        return TrainingSet(self.reader("train"), transform, self.seed, self.keep_empty)
 
     def _training(self) -> tuple[TrainingSet, EpochBatchSampler]:
         rank, world_size = self._rank_and_size()

@@ -72,6 +72,12 @@ class TrainTransform:
         return crop_image(shown, crop), cropped
 
 
+def has_segment(targets: ImageTargets) -> bool:
+    """True if an image shows a pixel of a segment that is no crowd."""
+    wanted = np.append(False, ~targets.crowd.numpy())
+    return bool(wanted[np.unique(runs(targets.ids.numpy())[0])].any())
+
+
 class Augmentations:
     """A list of albumentations transforms, applied to an image and the id planes of its segments alike.
 

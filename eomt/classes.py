@@ -11,6 +11,8 @@ import numpy as np
 
 from eomt.errors import InputError
 
+_FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
 
 @dataclass(frozen=True)
 class SegmentClass:
@@ -50,7 +52,7 @@ class Classes:
         """Read COCO's `categories`: things first, then stuff, each by category id.
 
         Args:
-            categories: mappings with `id` and `name`, optionally `isthing` (0 or 1, default 1) and
+            categories: mappings with `id` and `name`, optionally `isthing` (see `flag`, default 1) and
                 `color` ([red, green, blue], 0..255, default: a fixed colour for the position).
 
         Raises:
@@ -128,6 +130,17 @@ def is_whole(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
+def flag(row: Mapping, key: str, missing: bool = False) -> bool:
+    """0 or 1, also written as true, 0.0 or a text of these; `missing` if there is none. ValueError otherwise."""
+    value = row.get(key)
+    if value is None:
+        return missing
+    text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
+    if text not in _FLAGS:
+        raise ValueError(f"{key} must be 0 or 1, found {repr(value)[:60]}")
+    return _FLAGS[text]
+
+
 def is_color(value: object) -> bool:
     """True for [red, green, blue], each 0..255."""
     return isinstance(value, Sequence) and len(value) == 3 and all(is_whole(part, 0, 255) for part in value)
@@ -137,11 +150,17 @@ def _checked(row: Mapping) -> dict:
     """Id, name, color (None where it has none) and isthing of a category. InputError if one has another form."""
     if not isinstance(row, Mapping) or "id" not in row or "name" not in row:
         raise InputError(f"a category needs an id and a name, found {str(row)[:200]}")
-    number, color, is_thing = row["id"], row.get("color") or None, row.get("isthing", 1)
+    number, name, color = row["id"], row["name"], row.get("color") or None
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if not is_whole(number, -(1 << 63), (1 << 63) - 1):
         raise InputError(f"the id of the category {str(row)[:200]} must be a whole number")
     if color is not None and not is_color(color):
         raise InputError(f"the color of the category {str(row)[:200]} must be [red, green, blue], each 0 to 255")
-    return {"id": number, "name": str(row["name"]), "color": color, "isthing": bool(is_thing)}
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise InputError(f"the name of the category {str(row)[:200]} must be a text")
+    try:
+        is_thing = flag(row, "isthing", missing=True)
+    except ValueError as error:
+        raise InputError(f"the category {str(row)[:200]}: {error}") from error
+    return {"id": number, "name": str(name), "color": color, "isthing": is_thing}

@@ -37,6 +37,7 @@ class ImageTargets(NamedTuple):
             from large ones; None where it gives none.
         rles: T masks as COCO's compressed run lengths, where the dataset holds those: average precision compares
             masks in that form. None where it holds none, or after the masks were transformed.
+        notes: what was taken for granted in reading, as pairs: a key of `datasets.readers.base.NOTES`, a description.
     """
 
     ids: Tensor
@@ -45,6 +46,7 @@ class ImageTargets(NamedTuple):
     crowd: Tensor
     areas: Tensor | None = None
     rles: tuple[bytes, ...] | None = None
+    notes: tuple[tuple[str, str], ...] = ()
 
     def masks(self) -> Tensor:
         """Expand to one mask per segment: bool [T, H, W]."""

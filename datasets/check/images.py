@@ -36,6 +36,7 @@ class ImageFacts(NamedTuple):
         pixels: int64 [T].
         boxes: int64 [T, 4], left, top, right, bottom (the pixel after the last); zeros for a segment without pixels.
         unlabelled: pixels in no segment, or in a crowd alone.
+        notes: those of its targets.
     """
 
     size: tuple[int, int]
@@ -45,6 +46,7 @@ class ImageFacts(NamedTuple):
     pixels: np.ndarray
     boxes: np.ndarray
     unlabelled: int
+    notes: tuple[tuple[str, str], ...]
 
 
 class Fault(NamedTuple):
@@ -102,11 +104,12 @@ def _facts(image: np.ndarray, targets: ImageTargets) -> ImageFacts:
                 boxes[number] = columns.start, rows.start, columns.stop, rows.stop
     digest = blake2b(np.ascontiguousarray(image), digest_size=16, key=repr(image.shape).encode()).digest()
     unlabelled = labelled.size - int(labelled.sum())
-    return ImageFacts(image.shape[:2], digest, targets.labels.numpy(), crowd, pixels, boxes, unlabelled)
+    return ImageFacts(image.shape[:2], digest, targets.labels.numpy(), crowd, pixels, boxes, unlabelled, targets.notes)
 
 
 def odd_image(image: ImageFacts, classes: Classes, num_queries: int) -> Iterator[tuple[str, str]]:
     """Oddities of an image and its segments, as pairs: kind of finding, description."""
+    yield from image.notes
     height, width = image.size
     if min(image.size) < SMALL_SIDE:
         yield "small_image", f"{width} x {height} (width x height), a side of fewer than {SMALL_SIDE} pixels"
@@ -115,6 +118,8 @@ def odd_image(image: ImageFacts, classes: Classes, num_queries: int) -> Iterator
     count = (~image.crowd).sum()
     if not count:
         yield "no_segment", "only crowd regions" if len(image.crowd) else "no segment"
+    if image.crowd.any():
+        yield "crowd", _listed(classes[label].name for label in image.labels[image.crowd])
     if count > num_queries:
         yield "many_segments", f"{count} segments, the network has {num_queries} queries"
     empty, tiny = image.pixels == 0, (image.pixels > 0) & (image.pixels < TINY)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.check.images import ImageFacts
+from datasets.readers.base import NOTES
 from eomt.classes import Classes
 from eomt.files import write_json
 
@@ -27,7 +28,14 @@ KINDS = {
     "nothing_to_train": (ERROR, "no training image has a segment"),
     "leak": (WARNING, "images of validation whose pixels are also in training: scores come out too high"),
     "duplicate": (WARNING, "images with the same pixels as an earlier one of their set"),
-    "no_segment": (WARNING, "images without any segment: there is nothing to learn from them"),
+    "remark": (WARNING, "what is taken for granted in a set"),
+    "left_out": (WARNING, "faults of images and annotations that data.skip_bad=true leaves out"),
+    **{kind: (WARNING, what) for kind, what in NOTES.items()},
+    "crowd": (
+        WARNING,
+        "images with crowds (iscrowd 1), which are not trained and no errors when scored; data.crowd=object takes "
+        "them as objects",
+    ),
     "empty_segment": (WARNING, "images with segments that have no pixel"),
     "tiny_segment": (WARNING, "images with tiny segments"),
     "many_segments": (WARNING, "images with more segments than model.num_queries, which cannot all be matched"),

@@ -83,6 +83,10 @@ def _check_images(
     `seen` maps each digest to the set and name of its first image, and is extended.
     """
     reader = data.reader(split)
+    for line in data.remarks(split):
+        report.add("remark", split, "", line)
+    for line in reader.left_out() if hasattr(reader, "left_out") else ():
+        report.add("left_out", split, "", line)
     for what, value_of in (("name", reader.name), ("id", reader.image_id)):
         for value, times in Counter(map(value_of, range(len(reader)))).items():
             if times > 1:
@@ -109,8 +113,9 @@ def _check_images(
             odd.append((kind, f"has the same pixels as {first_name} of {first_split}"))
         for kind, what in odd:
             report.add(kind, split, name, what)
+    nowhere = f"no image shows it; {tally.percent(tally.unlabelled):.1f} % of all pixels are in no segment"
     for label in np.flatnonzero(tally.images == 0):
-        report.add("unseen_class", split, reader.classes[label].name, "no image shows it")
+        report.add("unseen_class", split, reader.classes[label].name, nowhere)
     if split == "train" and not (tally.images.any() and reader.has_targets().any()):
         report.add("nothing_to_train", split, "", "check that its annotations belong to its images")
     return np.array(usable, dtype=np.int64)

@@ -8,6 +8,7 @@ import numpy as np
 
 from datasets.files.archive import find_source
 from datasets.files.decode import decode_id_map
+from datasets.files.index import Index
 from datasets.files.source import Folder, IndexedFiles
 from datasets.readers.base import check_size, open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files, targets_from_runs
@@ -91,7 +92,9 @@ class Ade20kPanoptic(LabelMaps):
         return targets_from_runs(np.where(is_thing, instances, stuff), labels, lengths, size)
 
 
-def _paired(root: str | Path | None, split: str, instances: bool = False) -> tuple[IndexedFiles, list[IndexedFiles]]:
+def _paired(
+    root: str | Path | None, split: str, instances: bool = False
+) -> tuple[IndexedFiles, list[IndexedFiles], Index]:
     """Pair images with their semantic PNGs and, if wanted, their instance PNGs."""
     if split not in _FOLDERS:
         raise InputError(f"ADE20K has the splits train and val, not {split!r}")

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from datasets.files.index import Index
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.targets import ImageId, ImageTargets
+
+NOTES = {
+    "unknown_id": "images whose panoptic PNG shows ids that its JSON lacks: those pixels are void",
+    "no_pixels": "images whose panoptic PNG lacks segments of its JSON: these count as missed when scored",
+    "no_segment": "images without a segment, or of crowds alone: left out of training unless data.keep_empty=true",
+}
+"""Kinds of `ImageTargets.notes`, and of training images that are left out, as messages name them."""
+
+SKIP_BAD = "data.skip_bad=true leaves out what is bad"
+
+NAMED = 10
+"""Faults, files or classes that a message names; it counts the rest."""
+
+
+MOST_DETAILS = 10_000
+"""Faults that are kept: a file of another kind has one in every row."""
 
 
 class Reader(Protocol):
@@ -18,9 +36,11 @@ class Reader(Protocol):
     All files are found, and all that can be checked without decoding images is checked, when a reader is made; then
     it raises `eomt.errors.InputError`. `read` checks the image itself.
 
-    A reader may have two methods more, which `check_data.py` calls: `annotated(index)`, see
-    `datasets.readers.coco.CocoInstance`, and `files() -> tuple[set[str], set[str]]`, the paths that it uses and those
-    that lie in its folders; and an attribute `photos`, the `datasets.files.photos.Photos` that it reads.
+    A reader may have more. `remarks() -> list[str]` says of the whole set, a line each, what is left out, limited or
+    taken for granted; a run prints it once. `check_data.py` calls `annotated(index)`, see
+    `datasets.readers.coco.CocoInstance`; `files() -> tuple[set[str], set[str]]`, the paths that it uses and those
+    that lie in its folders; and `left_out() -> list[str]`, a line for each fault that `data.skip_bad` passes over. An
+    attribute `photos` is the `datasets.files.photos.Photos` that it reads.
 
     Attributes:
         classes: the classes that the targets' labels count.
@@ -66,7 +86,7 @@ class FirstImages:
         self._count = min(count, len(reader))
         self.classes = reader.classes
         self.name, self.image_id, self.read = reader.name, reader.image_id, reader.read
-        for method in ("annotated", "files", "photos"):
+        for method in ("annotated", "files", "left_out", "photos", "remarks"):
             if hasattr(reader, method):
                 setattr(self, method, getattr(reader, method))
 
@@ -75,6 +95,27 @@ class FirstImages:
 
     def has_targets(self) -> np.ndarray:
         return self._reader.has_targets()[: self._count]
+
+
+def listed(what: Sequence[object], separator: str = ", ", count: int | None = None) -> str:
+    """The first NAMED of `count` names or faults, default all of `what`, and the number of the rest."""
+    shown = [str(item) for item in what[:NAMED]]
+    more = (len(what) if count is None else count) - len(shown)
+    return separator.join([*shown, *[f"and {more} more"] * (more > 0)])
+
+
+def index_remarks(index: Index) -> list[str]:
+    """What an index's `meta` and texts say of a set: what was taken for granted, and what is left out."""
+    lines, count = list(index.meta["remarks"]), index.meta["left_out"]
+    if count:
+        lines.append(f"data.skip_bad=true leaves out {count}: {listed(left_out(index), '; ', count)}")
+    return lines
+
+
+def left_out(index: Index) -> list[str]:
+    """The faults that `data.skip_bad` passes over, as far as an index keeps them."""
+    kept = min(index.meta["left_out"], MOST_DETAILS)
+    return [line.decode() for line in index.texts("left_out", 0, kept)]
 
 
 def open_root(root: str | Path | None, needs: str) -> Path:

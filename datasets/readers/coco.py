@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,16 +15,19 @@ from datasets.files.decode import decode_id_map
 from datasets.files.index import open_index
 from datasets.files.photos import Photos
 from datasets.files.source import Folder, IndexedFiles, Member, Source
-from datasets.readers.base import check_size, open_root
+from datasets.readers.base import NAMED, check_size, index_remarks, left_out, listed, open_root
 from datasets.readers.coco_index import VERSION, build_index
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.photo import Form
 from eomt.targets import ImageId, ImageTargets, runs, targets_from_id_map, targets_from_rles
 
-log = logging.getLogger("eomt.data")
-
 _PUBLISHED = ("train2017", "val2017")  # folders and archives of COCO's own photos
+
+_CROWDS = {
+    "coco": "which are not trained and no errors when scored; data.crowd=object takes them as objects",
+    "object": "trained and scored as objects (data.crowd=object)",
+}
 
 
 class _CocoReader:
@@ -39,6 +43,8 @@ class _CocoReader:
         images: str | None = None,
         annotations: str | None = None,
         exif: Form | None = None,
+        crowd: Literal["coco", "object"] = "coco",
+        skip_bad: bool = False,
     ):
         annotations = annotations or f"{self.kind}_{split}2017"
         images = images or f"{split}2017"
@@ -50,20 +56,45 @@ class _CocoReader:
         def build() -> tuple[dict[str, np.ndarray], dict]:
             member = Member() if isinstance(truth, Folder) else truth.members()[name]
             folders = (truth.path, open_root(root, ""))
-            return build_index(lambda: truth.chunks(name, member), truth.describe(name), source, masks, folders)
+            where = truth.describe(name)
+            return build_index(lambda: truth.chunks(name, member), where, source, masks, folders, skip_bad)
 
-        key = f"{self.kind}-{VERSION}-{name.removesuffix('.json')[:80]}-{state.hexdigest()}"
+        kind = f"{self.kind}{'-skip-bad' * skip_bad}-{VERSION}"
+        key = f"{kind}-{name.removesuffix('.json')[:80]}-{state.hexdigest()}"
         self._index = open_index(key, build)
         self._images = IndexedFiles(source, self._index, "image")
         # COCO's own annotations were drawn on the photos as stored.
         self.photos = Photos(self._images, exif, "stored" if Path(images).name in _PUBLISHED else "upright")
         self._masks = IndexedFiles(masks, self._index, "mask") if masks else None
+        self._crowds = crowd
         self.classes = Classes.from_list(self._index.meta["categories"])
-        for note in self._index.meta["notes"]:
-            log.info("%s", note)
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def has_targets(self) -> np.ndarray:
+        """bool [N]: the image has a segment that is no crowd."""
+        segments = np.cumsum(~self._crowd())
+        return np.diff(np.append(0, segments)[self._index.column("segment_end")]) > 0
+
+    def remarks(self) -> list[str]:
+        """What a run says of the set: categories, what is left out, crowds, and classes without a segment."""
+        lines = index_remarks(self._index)
+        flagged = np.flatnonzero(self._index.column("crowd"))
+        if len(flagged):
+            images = np.unique(np.searchsorted(self._index.column("segment_end"), flagged, side="right") - 1)
+            lines.append(
+                f"{len(flagged)} segments in {len(images)} images are crowds (iscrowd 1), {_CROWDS[self._crowds]}: "
+                f"{listed([self.name(image) for image in images[:NAMED]], count=len(images))}"
+            )
+        shown = np.unique(self._index.column("label")[~self._crowd()])
+        if missing := [item.name for k, item in enumerate(self.classes) if k not in shown]:
+            lines.append(f"{len(missing)} of {len(self.classes)} classes have no segment: {listed(missing)}")
+        return lines
+
+    def left_out(self) -> list[str]:
+        """The faults that `skip_bad` passes over."""
+        return left_out(self._index)
 
     def name(self, index: int) -> str:
         return self._images.name(index)
@@ -102,6 +133,11 @@ class _CocoReader:
         """Rows of an image's segments."""
         return [self._index.rows(column, *self._span(index)) for column in columns]
 
+    def _crowd(self, index: int | None = None) -> np.ndarray:
+        """bool [T]: an image's segments, or all, that count as crowds."""
+        crowd = self._index.column("crowd") if index is None else self._index.rows("crowd", *self._span(index))
+        return crowd & (self._crowds == "coco")
+
     def _span(self, index: int) -> tuple[int, int]:
         start, end = self._index.rows("segment_end", index, index + 2).tolist()
         return start, end
@@ -127,24 +163,23 @@ class CocoInstance(_CocoReader):
         annotations: the name of the JSON without suffix, default `instances_{split}2017`; or the path of a custom
             JSON, absolute or below `root`, ending in `.json`.
         exif: see `Photos`; photos in `train2017` and `val2017` are usually taken as stored, others upright.
+        crowd: "coco" takes annotations with `iscrowd` as regions of many objects, "object" as an object each: some
+            tools set it for every mask that was drawn by brush.
+        skip_bad: leave out images and annotations with the faults below, but for the first.
 
     Raises:
-        InputError: if no folder is given; if a file is missing or damaged; if the JSON names an image that is not
+        InputError: if no folder is given or a file is missing or damaged; if the JSON names an image that is not
             there, an image id, annotation id or file name twice, an unknown image or category id; if an annotation
             has no mask, a polygon of fewer than 3 corners, or run lengths of another size than its image.
     """
 
     kind, archive = "instances", "annotations_trainval2017.zip"
 
-    def has_targets(self) -> np.ndarray:
-        """bool [N]: the image has an object that is no crowd."""
-        objects = np.cumsum(~self._index.column("crowd"))
-        return np.diff(np.append(0, objects)[self._index.column("segment_end")]) > 0
-
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, _ = self._image(index)
         codes = self._index.texts("mask", *self._span(index))
-        return image, targets_from_rles(codes, self._size(index), *self._segments(index, "label", "crowd", "area"))
+        labels, areas = self._segments(index, "label", "area")
+        return image, targets_from_rles(codes, self._size(index), labels, self._crowd(index), areas)
 
 
 class CocoPanoptic(_CocoReader):
@@ -155,8 +190,9 @@ class CocoPanoptic(_CocoReader):
     `annotations/panoptic_train2017.json` beside `annotations/panoptic_train2017.zip` or
     `annotations/panoptic_train2017/`. It is a `datasets.readers.base.Reader`.
 
-    A pixel of a panoptic PNG belongs to the segment with the id R + 256 * G + 65536 * B; 0 is void. Classes
-    are the JSON's categories, things before stuff, each by category id.
+    A pixel of a panoptic PNG belongs to the segment with the id R + 256 * G + 65536 * B; 0 is void, and so are ids that
+    the JSON lacks. A segment of the JSON that the PNG lacks has no pixel: when scored it is missed, as in panopticapi.
+    Classes are the JSON's categories, things before stuff, each by category id.
 
     Args:
         root: the folder with the archives.
@@ -165,6 +201,7 @@ class CocoPanoptic(_CocoReader):
         annotations: the name of the JSON and of its PNGs without suffix, default `panoptic_{split}2017`; or the path
             of a custom JSON, as for `CocoInstance`: its PNGs are in the archive or folder of the same name beside it.
         exif: as for `CocoInstance`.
+        crowd, skip_bad: as for `CocoInstance`.
 
     Raises:
         InputError: as `CocoInstance`; if the JSON names a PNG that is not there, or a segment id twice in an image.
@@ -172,35 +209,29 @@ class CocoPanoptic(_CocoReader):
 
     kind, archive = "panoptic", "panoptic_annotations_trainval2017.zip"
 
-    def has_targets(self) -> np.ndarray:
-        """bool [N]: the image has a segment."""
-        return np.diff(self._index.column("segment_end")) > 0
-
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, name = self._image(index)
-        ids, label, crowd = self._segments(index, "segment_id", "label", "crowd")
+        ids, labels = self._segments(index, "segment_id", "label")
+        notes = ()
         (mask,) = self._index.rows("mask_of_image", index, index + 1)
         if mask < 0:
             id_map = np.zeros(image.shape[:2], dtype=np.uint32)
         else:
             data, file = self._masks.read(mask)
-            where = f"{file} (ground truth of {name})"
-            id_map = decode_id_map(data, where)
+            id_map = decode_id_map(data, f"{file} (ground truth of {name})")
             check_size(id_map.shape, image.shape[:2], file, name)
-            _check_ids(id_map, ids, where)
-        return image, targets_from_id_map(id_map, ids, label, crowd)
+            notes = tuple(_differences(id_map, ids))
+        return image, targets_from_id_map(id_map, ids, labels, self._crowd(index))._replace(notes=notes)
 
 
-def _check_ids(id_map: np.ndarray, segment_ids: np.ndarray, where: str) -> None:
-    """Raise InputError unless a PNG and its JSON name the same segments, as panopticapi demands."""
+def _differences(id_map: np.ndarray, segment_ids: np.ndarray) -> Iterator[tuple[str, str]]:
+    """Notes (see `ImageTargets`) on the ids that a PNG or its JSON lacks."""
     found = np.unique(runs(id_map)[0])
-    unknown = np.setdiff1d(found, np.append(segment_ids, 0))
+    unknown, missing = np.setdiff1d(found, np.append(segment_ids, 0)), np.setdiff1d(segment_ids, found)
     if len(unknown):
-        pixels = np.isin(id_map, unknown).sum()
-        raise InputError(f"{where} has the id {unknown[0]} on {pixels} pixels, but its JSON has no such segment")
-    missing = np.setdiff1d(segment_ids, found)
+        yield "unknown_id", f"id {listed(unknown)} on {np.isin(id_map, unknown).sum()} pixels"
     if len(missing):
-        raise InputError(f"{where} has no pixel with the id {missing[0]}, a segment of its JSON")
+        yield "no_pixels", f"id {listed(missing)}"
 
 
 def _find(

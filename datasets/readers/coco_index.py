@@ -10,40 +10,28 @@ import contextlib
 import json
 import logging
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 
 from datasets.files.finder import FileFinder
 from datasets.files.index import text_columns
-from datasets.files.source import Source, file_columns
-from datasets.readers.coco_json import (
-    ROW_ERRORS,
-    area,
-    file_name,
-    flag,
-    image_id,
-    run_lengths,
-    side,
-    stream_arrays,
-    whole,
-)
-from eomt.classes import Classes
+from datasets.files.source import Member, Source, file_columns
+from datasets.readers.base import MOST_DETAILS, SKIP_BAD, listed
+from datasets.readers.coco_json import ROW_ERRORS, area, file_name, image_id, run_lengths, side, stream_arrays, whole
+from eomt.classes import Classes, flag
 from eomt.errors import InputError
 from eomt.targets import ImageId
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Part of an index's key: raise it when the arrays or their meaning change."""
 
 MAX_SEGMENTS = int(np.iinfo(np.int16).max)
 """Segments of an image: targets number them in int16."""
-
-MOST_DETAILS = 10_000
-"""Faults that are kept: a file of another kind has one in every row."""
 
 _REPORT_EVERY = 100_000  # annotations: some five seconds
 
@@ -54,6 +42,7 @@ def build_index(
     images: Source,
     masks: Source | None = None,
     folders: Sequence[Path] = (),
+    skip_bad: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Read an instance or a panoptic JSON, draw its polygons, and find its images and PNGs.
 
@@ -63,29 +52,32 @@ def build_index(
         images: the N images.
         masks: the PNGs of a panoptic JSON; None for an instance JSON.
         folders: the data set's folders, to which file names may be relative.
+        skip_bad: leave out annotations that break the format, and images without a file or whose panoptic annotation
+            breaks it; of images and annotations with one id, all but the first.
 
     Returns:
-        The arrays, images in the JSON's order: the texts "image_id", as JSON; `size` int32 [N, 2] (height, width); the
-        files "image" (see `IndexedFiles`); `segment_end` int64 [N + 1], by which an image's segments are the rows
-        segment_end[i]..segment_end[i + 1] - 1 of `label` int32 [S] (0..C-1), `crowd` bool [S] and `annotated` float64
-        [S, 9] (box, area and outline, see `CocoInstance.annotated`). Of an instance JSON also `area` float64 [S] and
-        the texts "mask", COCO's compressed run lengths; of a panoptic JSON `segment_id` int64 [S] (the PNGs' ids, 1
-        to 2^24 - 1), the files "mask" and `mask_of_image` int64 [N], their numbers, -1 for an image without. And
-        {"categories": Classes.to_list(), "notes": lines to be said when the data set is opened}.
+        The arrays, images in the JSON's order: `image_id` int64 [N]; `size` int32 [N, 2] (height, width); the files
+        "image" (see `IndexedFiles`); `segment_end` int64 [N + 1], by which an image's segments are the rows
+        segment_end[i]..segment_end[i + 1] - 1 of `segment_id` int64 [S] (the annotation ids, or the PNGs' ids, 1 to
+        2^24 - 1), `label` int32 [S] (0..C-1), `crowd` bool [S] and `annotated` float64 [S, 9] (box, area and outline,
+        see `CocoInstance.annotated`). Of an instance JSON also `area` float64 [S] and the
+        texts "mask", COCO's compressed run lengths; of a panoptic JSON the files "mask" and `mask_of_image` int64 [N],
+        their numbers, -1 for an image without. The texts "left_out" are the faults of what is left out. And
+        {"categories": Classes.to_list(), "left_out": the number of faults, "remarks": what was taken for granted}.
 
     Raises:
-        InputError: if the JSON is damaged, lacks a value, contradicts itself, or names a missing file; its details
-            are all faults.
+        InputError: if the JSON is damaged; if it lacks a value, contradicts itself, or names a missing file, unless
+            `skip_bad`; its details are all faults.
     """
-    rows = _Rows(where, folders)
+    rows = _Rows(where, folders, skip_bad)
     # A polygon cannot be drawn without its image's size, and some files name the images last: they are read first.
     for key, row in stream_arrays(chunks(), ("images", "annotations"), where):
         if key == "images":
             rows.take(rows.add_image, key, row)
         elif rows.names:
             break
-    rows.raise_faults()
-    arrays = rows.image_columns(images)
+    rows.check("" if rows.names else "it names no images")
+    rows.find_images(images)
 
     add_category = rows.categories.append
     if masks is None:  # all are things, even in a JSON made from a panoptic one
@@ -97,57 +89,67 @@ def build_index(
     try:
         classes = Classes.from_categories(rows.categories)
     except InputError as error:
-        rows.fault(str(error))
-        rows.raise_faults()
-    order, columns = rows.segment_columns(classes, "segment" if masks else "annotation")
-    arrays |= columns | (rows.instance_columns(order) if masks is None else rows.panoptic_columns(order, masks))
-    rows.raise_faults()
-    return arrays, {"categories": classes.to_list(), "notes": rows.notes}
+        rows.check(str(error))
+    arrays = rows.columns(classes, masks)
+    if masks is not None:
+        rows.remarks += _isthing_remarks(rows.categories, classes)
+    return arrays, {"categories": classes.to_list(), "left_out": rows.num_faults, "remarks": rows.remarks}
 
 
 class _Rows:
     """The rows of a JSON as columns, in the order in which they come, and its faults."""
 
-    def __init__(self, where: str, folders: Sequence[Path]):
+    def __init__(self, where: str, folders: Sequence[Path], skip_bad: bool):
         self.where = where
         self.folders = folders
-        self.notes: list[str] = []
+        self.remarks: list[str] = []
+        self.skip_bad = skip_bad
         self.faults: list[str] = []
-        self.more_faults = 0
+        self.num_faults = 0
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.image_ids: list[ImageId] = []
         self.index_of: dict[ImageId, int] = {}
+        self.files: dict[int, tuple[str, Member]] = {}
+        self.bad_images: set[int] = set()
         self.categories: list[Mapping] = []
         self.image_of, self.category_of, self.crowd = array("q"), array("q"), array("b")
         self.segment_ids: list[ImageId] = []
         self.annotated = array("d")
         self.areas, self.masks = array("d"), []
-        self.mask_names: list[str] = []
-        self.mask_of: dict[int, int] = {}
+        self.mask_of: dict[int, str | None] = {}
 
     def fault(self, line: str) -> None:
+        """Note why a row is bad."""
+        self.num_faults += 1
         if len(self.faults) < MOST_DETAILS:
-            self.faults.append(f"{self.where}: {line}")
-        else:
-            self.more_faults += 1
+            self.faults.append(line)
 
-    def raise_faults(self) -> None:
-        """Raise InputError if there were any faults."""
-        if self.faults:
-            more = len(self.faults) + self.more_faults - 1
-            message = self.faults[0] + (f" (and {more} more faults, which check_data.py lists)" if more else "")
-            raise InputError(message, [*self.faults, *[f"and {self.more_faults} more"] * bool(self.more_faults)])
+    def bad_image(self, image: int, line: str) -> None:
+        """Note why an image is bad."""
+        self.fault(line)
+        self.bad_images.add(image)
+
+    def check(self, fatal: str = "") -> None:
+        """Raise InputError for a fault of the whole file, and for those of rows unless they are left out."""
+        if not fatal and (self.skip_bad or not self.faults):
+            return
+        details = [f"{self.where}: {line}" for line in [fatal] * bool(fatal) + self.faults]
+        if more := self.num_faults - len(self.faults):
+            details.append(f"and {more} more")
+        if fatal:
+            raise InputError(f"{self.where}: {fatal}", details)
+        count = f" has {self.num_faults} faults, which check_data.py lists" if self.num_faults > 1 else ""
+        raise InputError(f"{self.where}{count}: {listed(self.faults, '; ', self.num_faults)}; {SKIP_BAD}", details)
 
     def take(self, add: Callable[[Mapping], None], key: str, row: object) -> None:
         """Pass an element of the array `key` to `add`, and note a fault if it breaks COCO's format."""
         try:
             add(row)
         except ROW_ERRORS as error:
-            name = row.get("id", row.get("file_name")) if key == "annotations" and isinstance(row, Mapping) else None
-            what = f"the entry {repr(row)[:200]} of {key!r}" if name is None else f"annotation {repr(name)[:200]}"
-            reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-            self.fault(f"{what} {reason}; mend or remove it")
+            name = row.get("id", row.get("file_name")) if isinstance(row, Mapping) else None
+            what = f"the entry {repr(row)[:200]} of {key!r}" if name is None else f"{key[:-1]} {repr(name)[:200]}"
+            self.fault(f"{what}: {f'it lacks {error}' if isinstance(error, KeyError) else error}")
 
     def add_image(self, row: Mapping) -> None:
         number, size, name = image_id(row, "id"), (side(row, "height"), side(row, "width")), file_name(row)
@@ -167,11 +169,11 @@ class _Rows:
             log.info("%d annotations of %s read", len(self.segment_ids), self.where)
 
     def add_panoptic(self, row: Mapping) -> None:
-        self.mask_names.append(file_name(row))
         image = self._image(row)
         if image in self.mask_of:
             raise ValueError(f"the image {self.names[image]} has more than one annotation")
-        self.mask_of[image] = len(self.mask_names) - 1
+        self.mask_of[image] = None  # until it is read: an image of unknown ground truth is left out
+        name = file_name(row)
         seen: set[int] = set()
         for segment in row["segments_info"]:
             number = whole(segment, "id")
@@ -180,6 +182,7 @@ class _Rows:
                 raise ValueError(f"segment {number} of the image {self.names[image]} has an id that {fault}")
             seen.add(number)
             self._add_segment(image, number, segment)
+        self.mask_of[image] = name
 
     def _image(self, row: Mapping) -> int:
         """The index of the image to which an annotation belongs."""
@@ -196,67 +199,101 @@ class _Rows:
         self.crowd.append(crowd)
         self.annotated.extend(_annotated_numbers(row))
 
-    def image_columns(self, source: Source) -> dict[str, np.ndarray]:
-        if not self.names:
-            self.fault("it names no images")
-        for what, values in (("image id", self.image_ids), ("image file name", self.names)):
-            for value, times in Counter(values).items():
-                if times > 1:
-                    self.fault(f"the {what} {value!r} stands {times} times among the images")
-        sizes = np.array(self.sizes, dtype=np.int32).reshape(-1, 2)
-        ids = text_columns("image_id", (json.dumps(value).encode() for value in self.image_ids))
-        return {**ids, "size": sizes, **self._located("image", self.names, source)}
+    def find_images(self, source: Source) -> None:
+        """Find the images' files; an image whose id, name or file is an earlier one's, or that has no file, is bad."""
+        for what, values in (("id", self.image_ids), ("file name", self.names)):
+            seen = set()
+            for image, value in enumerate(values):
+                if value in seen and image not in self.bad_images:
+                    self.bad_image(image, f"the image {what} {value!r} stands more than once among the images")
+                seen.add(value)
+        self.files = self._find_files(source, dict(enumerate(self.names)))
 
-    def segment_columns(self, classes: Classes, what: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The order of the segments by image, int64 [S], and their columns in that order."""
+    def columns(self, classes: Classes, masks: Source | None) -> dict[str, np.ndarray]:
+        """The index's arrays, without what is bad; see `build_index`."""
+        what = "annotation" if masks is None else "segment"
         image_of = np.array(self.image_of)
         label_of = {number: label for label, number in enumerate(classes.ids)}
         labels = np.array([label_of.get(number, -1) for number in self.category_of], dtype=np.int32)
         for s in np.flatnonzero(labels < 0):
             name = f"{what} {self.segment_ids[s]!r} of the image {self.names[image_of[s]]}"
             self.fault(f"{name} has the category id {self.category_of[s]}, which is not in 'categories'")
-        counts = np.bincount(image_of, minlength=len(self.names))
-        for image in np.flatnonzero(counts > MAX_SEGMENTS):
-            self.fault(f"the image {self.names[image]} has {counts[image]} {what}s, more than {MAX_SEGMENTS}")
-        order = np.argsort(image_of, kind="stable")
-        return order, {
+        good = labels >= 0
+        if masks is None:
+            seen = set()
+            for s, number in enumerate(self.segment_ids):
+                if number in seen:
+                    good[s] = False
+                    self.fault(f"the annotation id {number!r} stands more than once")
+                seen.add(number)
+        for image, count in enumerate(np.bincount(image_of, minlength=len(self.names))):
+            if count > MAX_SEGMENTS:
+                self.bad_image(image, f"the image {self.names[image]} has {count} {what}s, more than {MAX_SEGMENTS}")
+        # An image of unknown ground truth is left out.
+        self.bad_images |= {image for image, name in self.mask_of.items() if name is None}
+        if masks is not None:
+            pngs = self._find_files(masks, {image: name for image, name in self.mask_of.items() if name is not None})
+        images = np.setdiff1d(np.arange(len(self.names)), list(self.bad_images))
+        self.check("" if len(images) else "no image is left that has its file and its ground truth")
+
+        good &= np.isin(image_of, images)
+        order = np.flatnonzero(good)[np.argsort(image_of[good], kind="stable")]
+        counts = np.bincount(image_of[order], minlength=len(self.names))[images]
+        columns = {
+            **text_columns("image_id", (json.dumps(self.image_ids[i]).encode() for i in images)),
+            "size": np.array(self.sizes, dtype=np.int32)[images],
+            **file_columns("image", (self.files[i] for i in images)),
             "segment_end": np.concatenate([[0], np.cumsum(counts)]),
             "label": labels[order],
             "crowd": np.array(self.crowd, dtype=bool)[order],
             "annotated": np.array(self.annotated).reshape(-1, 9)[order],
+            **text_columns("left_out", (line.encode() for line in self.faults)),
+        }
+        if masks is None:
+            codes = (self.masks[s] for s in order.tolist())
+            return columns | {"area": np.array(self.areas)[order], **text_columns("mask", codes)}
+        has_png = np.isin(images, list(pngs))
+        return columns | {
+            "segment_id": np.array(self.segment_ids, dtype=np.int64)[order],
+            "mask_of_image": np.where(has_png, np.cumsum(has_png) - 1, -1),
+            **file_columns("mask", (pngs[i] for i in images[has_png])),
         }
 
-    def instance_columns(self, order: np.ndarray) -> dict[str, np.ndarray]:
-        for number, times in Counter(self.segment_ids).items():
-            if times > 1:
-                self.fault(f"the annotation id {number!r} stands more than once")
-        return {"area": np.array(self.areas)[order], **text_columns("mask", (self.masks[s] for s in order.tolist()))}
-
-    def panoptic_columns(self, order: np.ndarray, source: Source) -> dict[str, np.ndarray]:
-        mask_of = np.full(len(self.names), -1, dtype=np.int64)
-        mask_of[list(self.mask_of)] = list(self.mask_of.values())
-        ids = np.array(self.segment_ids, dtype=np.int64)[order]
-        return {"segment_id": ids, "mask_of_image": mask_of, **self._located("mask", self.mask_names, source)}
-
-    def _located(self, column: str, names: Sequence[str], source: Source) -> dict[str, np.ndarray]:
-        """Files as columns; see `IndexedFiles`."""
-        finder, files, name_of = FileFinder(source, self.folders), [], {}
-        for name in names:
+    def _find_files(self, source: Source, names: Mapping[int, str]) -> dict[int, tuple[str, Member]]:
+        """Path and location of the files that images name; an image is bad if it has none, or an earlier one's."""
+        finder, files, name_of = FileFinder(source, self.folders), {}, {}
+        for image, name in names.items():
             try:
                 found = finder.find(name)
             except ValueError as error:
-                self.fault(str(error))
+                self.bad_image(image, str(error))
                 continue
             if name_of.setdefault(found, name) != name:
-                self.fault(f"{name_of[found]!r} and {name!r} are both the file {source.describe(found)}")
-            files.append((found, finder.members[found]))
+                self.bad_image(image, f"{name_of[found]!r} and {name!r} are both the file {source.describe(found)}")
+            files[image] = found, finder.members[found]
         if finder.guessed:
             name, found = next(iter(finder.guessed.items()))
-            self.notes.append(
-                f"{self.where}: {len(finder.guessed)} of {len(names)} files are found by names like theirs, the first: "
-                f"{found} for {name!r}; if that is wrong, write the files' own names into the JSON"
+            self.remarks.append(
+                f"{len(finder.guessed)} of {len(names)} files are found by names like theirs, the first: {found} for "
+                f"{name!r}; if that is wrong, write the files' own names into the JSON"
             )
-        return file_columns(column, files)
+        return files
+
+
+def _isthing_remarks(categories: Sequence[Mapping], classes: Classes) -> Iterator[str]:
+    """What was taken for an `isthing` that is missing, or is not written as a number."""
+    unsaid = [str(row["name"]) for row in categories if row.get("isthing") is None]
+    if unsaid:
+        yield (
+            f"{len(unsaid)} of {len(classes)} categories do not say whether they are things, and are taken as things: "
+            f'{listed(unsaid)}; give stuff "isthing": 0 in the JSON'
+        )
+    if any(type(row.get("isthing", 1)) not in (int, NoneType) for row in categories):
+        groups = [
+            f"{listed([c.name for c in classes if c.is_thing == thing]) or 'none'} as {what}"
+            for thing, what in ((True, "things"), (False, "stuff"))
+        ]
+        yield f"isthing is not always written as a number 0 or 1: read {' and '.join(groups)}"
 
 
 def _annotated_numbers(row: Mapping) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ _LARGEST = 1 << 63
 _LONGEST_NAME = 1000  # characters of a file name or an image id
 _LONGEST_SIDE = 1 << 20  # pixels of an image
 _FARTHEST = 10  # image sides between a corner and its image
+_MOST_CHARACTERS = 7  # of one run length in COCO's code
 _LONGEST_OUTLINE = 1 << 24  # pixels of an object: drawing takes some 80 bytes for each
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -156,14 +157,6 @@ def image_id(row: Mapping, key: str) -> ImageId:
     return value
 
 
-def flag(row: Mapping, key: str) -> bool:
-    """0 or 1; 0 if it is missing. ValueError for anything else."""
-    value = row.get(key) or 0
-    if value not in (0, 1):
-        raise ValueError(f"{key} must be 0 or 1, found {repr(value)[:60]}")
-    return bool(value)
-
-
 def file_name(row: Mapping) -> str:
     """The name of a file. ValueError otherwise, KeyError if it is missing."""
     value = row["file_name"]
@@ -189,7 +182,7 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
         size: (height, width) of its image.
     """
     if not segmentation:
-        raise ValueError("it has no segmentation, and a box alone is no mask")
+        raise ValueError("no segmentation, and a box alone is no mask")
     if isinstance(segmentation, list):
         # A list of arrays: of lists, the first with 4 numbers, pycocotools would make boxes.
         polygons = [_polygon(polygon, size) for polygon in segmentation]
@@ -199,7 +192,11 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
             if outline > _LONGEST_OUTLINE:
                 raise ValueError(f"the outline of its polygons is {outline:.0f} pixels long")
         drawn = coco_mask.frPyObjects(polygons, *size)
-        return drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
+        mask = drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
+        # One run: the mask may be empty.
+        if len(mask["counts"]) <= _MOST_CHARACTERS and all(_is_outside(polygon, size) for polygon in polygons):
+            raise ValueError(f"its polygons lie outside its image of {size[1]}x{size[0]} (width x height)")
+        return mask
     if not isinstance(segmentation, Mapping):
         raise TypeError(f"its segmentation must be polygons or run lengths, found {str(segmentation)[:60]!r}")
     if list(segmentation["size"]) != list(size):
@@ -207,6 +204,8 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
     counts, pixels = segmentation["counts"], size[0] * size[1]
     if isinstance(counts, list):
         numbers = np.array(counts, dtype=np.int64)
+        if not set(map(type, counts)) <= {int, float} or (numbers != counts).any():
+            raise ValueError(f"its run lengths must be whole numbers, found {str(counts)[:60]}")
         if ((numbers < 0) | (numbers > pixels)).any():
             raise ValueError(f"its run lengths must lie within 0..{pixels}")
         code = coco_mask.frPyObjects({"size": list(size), "counts": numbers.tolist()}, *size)
@@ -218,13 +217,20 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
 
 def _polygon(numbers: Sequence[float], size: tuple[int, int]) -> np.ndarray:
     """float64 [2 * corners]."""
-    polygon = np.array(numbers, dtype=np.float64)
-    if polygon.ndim != 1 or len(polygon) < 6 or len(polygon) % 2:
+    if not isinstance(numbers, list) or len(numbers) < 6 or len(numbers) % 2:
         raise ValueError(f"a polygon is [x1, y1, x2, y2, ...] of 3 corners or more, found {str(numbers)[:60]}")
+    if not set(map(type, numbers)) <= {int, float}:
+        raise ValueError(f"a corner of its polygon is no number: {str(numbers)[:60]}")
+    polygon = np.array(numbers, dtype=np.float64)
     # Negated, for comparisons with NaN are False.
     if not np.abs(polygon).max() <= _FARTHEST * max(size):
         raise ValueError(f"a corner of its polygon lies far off its image of {size[1]}x{size[0]} (width x height)")
     return polygon
+
+
+def _is_outside(polygon: np.ndarray, size: tuple[int, int]) -> bool:
+    xs, ys = polygon[::2], polygon[1::2]
+    return xs.max() <= 0 or ys.max() <= 0 or xs.min() >= size[1] or ys.min() >= size[0]
 
 
 def _outline(polygon: np.ndarray) -> float:
@@ -235,7 +241,8 @@ def _outline(polygon: np.ndarray) -> float:
 
 def area(value: float | None, mask: dict) -> float:
     """The area that the dataset gives, by default the pixels of the mask."""
-    pixels = float(coco_mask.area(mask) if value is None else value)
-    if not 0 <= pixels < np.inf:
-        raise ValueError(f"its area must be a number of at least 0, found {pixels}")
-    return pixels
+    if value is None:
+        return float(coco_mask.area(mask))
+    if type(value) not in (int, float) or not 0 <= value < np.inf:
+        raise ValueError(f"its area must be a number of at least 0, found {repr(value)[:60]}")
+    return float(value)

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.files.archive import find_source
 from datasets.files.source import IndexedFiles, Source
-from datasets.readers.base import open_root
+from datasets.readers.base import NAMED, listed, open_root
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from eomt.classes import Classes, is_color, is_whole
 from eomt.custom_classes import FORMS, is_list, read_classes
@@ -20,6 +20,9 @@ from eomt.targets import runs
 
 # Label files to look into when the classes are not given.
 _SAMPLE = 8
+
+# Label files to look into for classes that are never seen: a second's work at most, but for huge ones.
+_LOOKED_AT = 64
 
 
 class FolderSemantic(LabelMaps):
@@ -35,13 +38,14 @@ class FolderSemantic(LabelMaps):
         classes: a file below `root`, or plain values: see `custom_classes.read_classes`. The network's outputs are in
             the order of the values. With `color_labels` every class has a colour, and values do not matter.
         ignore: the void value, several, or None. With `color_labels` a colour [red, green, blue], several, or the
-            level of a grey: 255 is white, 0 black.
+            level of a grey: 255 is white, 0 black. "auto": 255, unless a class has it.
         color_labels: the colours of the label PNGs stand for classes.
         exif: see `Photos`.
+        skip_bad: leave out images without a label PNG.
 
     Raises:
         InputError: if a value is missing or not of these forms, a file is missing or damaged, an image has no label
-            PNG, or a class is also void. Label PNGs without an image are left out with a warning.
+            PNG, or a class is also void. Label PNGs without an image are left out.
     """
 
     def __init__(
@@ -50,17 +54,59 @@ class FolderSemantic(LabelMaps):
         images: str,
         labels: str,
         classes: str | Path | Sequence | Mapping | None,
-        ignore: int | Sequence | None = 255,
+        ignore: int | str | Sequence | None = "auto",
         color_labels: bool = False,
         exif: Form | None = None,
+        skip_bad: bool = False,
     ):
         root = open_root(root, "folders or archives of images and of label PNGs")
         photos, truth = _find(root, "images", images), _find(root, "labels", labels)
-        files, truths = pair_files(photos, IMAGE_SUFFIXES, [(truth, ".png")])
+        files = pair_files(photos, IMAGE_SUFFIXES, [(truth, ".png")], skip_bad)
         if classes is None:
-            raise InputError(_ask_for_classes(truths[0], color_labels))
-        listed = read_classes(classes, root, color_labels)
-        super().__init__(files, truths, listed, _table(listed, ignore, color_labels), exif)
+            raise InputError(_ask_for_classes(files[1][0], color_labels))
+        read = read_classes(classes, root, color_labels)
+        self._ignore = ignore
+        super().__init__(*files, read, _table(read, ignore, color_labels), exif)
+
+    def remarks(self) -> list[str]:
+        """What a run says of the set: files that are left out, and void and classes of the first label files."""
+        lines, looked_at = super().remarks(), min(len(self), _LOOKED_AT)
+        bare, pixels, void = 0, np.zeros(1 + len(self.classes)), set()
+        for index in np.linspace(0, len(self) - 1, looked_at, dtype=np.int64):
+            try:
+                data, where = self._truths[0].read(index)
+                values, lengths = runs(self._table.decode(data, where))
+                classes = self._table.classes(values, where)
+            except InputError:  # training and `check_data.py` name it
+                continue
+            pixels += np.bincount(classes - VOID, lengths, len(pixels))
+            void |= set(values[classes == VOID].tolist())
+            bare += bool((classes == VOID).all())
+        label_files = f"{looked_at} label files looked at (of {len(self)})"
+        if bare:
+            lines.append(
+                f"{bare} of {label_files} hold nothing but void: they are scored, but left out of training unless "
+                "data.keep_empty=true"
+            )
+        unseen = [k for k in range(len(self.classes)) if not pixels[1 + k]]
+        if unseen and (void or looked_at == len(self)):
+            names = listed([self.classes[k].name for k in unseen])
+            share = f", and {100 * pixels[0] / pixels.sum():.1f} % of the pixels are void" if void else ""
+            way_out = f": {self._remedy(unseen[0], min(void))}" if void else ""
+            lines.append(f"the class {names} is in none of {label_files}{share}{way_out}")
+        return lines
+
+    def _remedy(self, label: int, value: int) -> str:
+        """How a void value becomes that of a class."""
+        name = self.classes[label].name
+        ignore = "" if self._ignore == "auto" else " data.ignore=null"
+        if self._table.colors or len(self.classes) > NAMED:
+            what = "color" if self._table.colors else "value"
+            return (
+                f"{self._table.describe([value])} is void; if it is {name}, make it its {what} in data.classes{ignore}"
+            )
+        rows = ", ".join(f"{value if k == label else item.id}: {item.name}" for k, item in enumerate(self.classes))
+        return f"{value} is void; if it is {name}, data.classes={{{rows}}}{ignore} reads it"
 
 
 def _find(root: Path, key: str, name: str) -> Source:
@@ -73,13 +119,16 @@ def _find(root: Path, key: str, name: str) -> Source:
     return found
 
 
-def _table(classes: Classes, ignore: int | Sequence | None, color_labels: bool) -> LabelTable:
+def _table(classes: Classes, ignore: int | str | Sequence | None, color_labels: bool) -> LabelTable:
+    auto = ignore == "auto"
     remedy = "add what it stands for to data.classes, or it to data.ignore if it is void"
     if color_labels:
         values = [_code(item.color) for item in classes]
-        void = [_code(color) for color in _void_colors(ignore)]
+        void = [_code(color) for color in _void_colors(255 if auto else ignore)]
     else:
-        values, void = classes.ids, _void_values(ignore)
+        values, void = classes.ids, _void_values(255 if auto else ignore)
+    if auto:
+        void = [value for value in void if value not in values]
     both = [k for k, value in enumerate(values) if value in void]
     if both:
         raise InputError(

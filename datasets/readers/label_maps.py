@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from unicodedata import normalize
@@ -10,21 +9,19 @@ from unicodedata import normalize
 import numpy as np
 
 from datasets.files.decode import decode_color_map, decode_label_map
-from datasets.files.index import open_index
+from datasets.files.index import Index, open_index, text_columns
 from datasets.files.photos import Photos, image_size
 from datasets.files.source import IndexedFiles, Member, Source, file_columns, is_hidden
-from datasets.readers.base import check_size
+from datasets.readers.base import MOST_DETAILS, SKIP_BAD, check_size, index_remarks, left_out, listed
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.photo import Form
 from eomt.targets import ImageTargets, runs, targets_from_id_map
 
-log = logging.getLogger(__name__)
-
 VOID = -1
 """Class of a pixel that belongs to no segment."""
 
-_VERSION = 3  # part of the index's key: raise it when the arrays or their meaning change
+_VERSION = 4  # part of the index's key: raise it when the arrays or their meaning change
 
 
 class LabelTable:
@@ -76,7 +73,7 @@ class LabelMaps:
     counts the images from 1 in the order of their names, and `name` is the path of the image.
 
     Args:
-        images, truths: what `pair_files` found; the first truths are the label PNGs.
+        images, truths, index: what `pair_files` found; the first truths are the label PNGs.
         classes: at most 32767 of them.
         table: the classes of the PNGs' values.
         exif, usual: see `Photos`.
@@ -86,6 +83,7 @@ class LabelMaps:
         self,
         images: IndexedFiles,
         truths: Sequence[IndexedFiles],
+        index: Index,
         classes: Classes,
         table: LabelTable,
         exif: Form | None = None,
@@ -98,6 +96,7 @@ class LabelMaps:
         self._images = images
         self.photos = Photos(images, exif, usual)
         self._truths = truths
+        self._index = index
         self._table = table
 
     def __len__(self) -> int:
@@ -111,6 +110,14 @@ class LabelMaps:
 
     def image_id(self, index: int) -> int:
         return index + 1
+
+    def remarks(self) -> list[str]:
+        """What a run says of the set: files that are left out."""
+        return index_remarks(self._index)
+
+    def left_out(self) -> list[str]:
+        """The images that `data.skip_bad` passes over."""
+        return left_out(self._index)
 
     def files(self) -> tuple[set[str], set[str]]:
         """The files of images and ground truth that are used, and all that lie beside them."""
@@ -148,8 +155,11 @@ def targets_from_runs(
 
 
 def pair_files(
-    images: Source, image_endings: Sequence[str], truths: Sequence[tuple[Source, str]]
-) -> tuple[IndexedFiles, list[IndexedFiles]]:
+    images: Source,
+    image_endings: Sequence[str],
+    truths: Sequence[tuple[Source, str]],
+    skip_bad: bool | None = None,
+) -> tuple[IndexedFiles, list[IndexedFiles], Index]:
     """Find images, in the order of their names, and the file of each in every source of ground truth.
 
     An image and its ground truth have the same relative path, but for their endings. Their locations are found
@@ -159,47 +169,59 @@ def pair_files(
         images: the source of images.
         image_endings: endings of their names, as (".jpg",), in any case of letters.
         truths: sources of ground truth, each with the ending of its names, likewise.
+        skip_bad: leave out images that lack a file; None: so does False, and there is no key for it.
+
+    Returns:
+        The images, the files of each source of ground truth, and the index, whose `meta` and texts are as
+        `index_remarks` takes them.
 
     Raises:
         InputError: if there is no image, two images differ in nothing but their endings, or one lacks a file.
     """
     endings = tuple(image_endings)
-    state = blake2b(repr((endings, [ending for _, ending in truths])).encode(), digest_size=16)
+    state = blake2b(repr((endings, [ending for _, ending in truths], skip_bad)).encode(), digest_size=16)
     for source in (images, *(source for source, _ in truths)):
         state.update(source.fingerprint())
-    index = open_index(f"pairs-{_VERSION}-{state.hexdigest()}", lambda: (_pair_columns(images, endings, truths), {}))
+    key = f"pairs-{_VERSION}-{state.hexdigest()}"
+    index = open_index(key, lambda: _pair_columns(images, endings, truths, skip_bad))
     found = [IndexedFiles(source, index, f"truth{kind}") for kind, (source, _) in enumerate(truths)]
-    return IndexedFiles(images, index, "image"), found
+    return IndexedFiles(images, index, "image"), found, index
 
 
 def _pair_columns(
-    images: Source, endings: Sequence[str], truths: Sequence[tuple[Source, str]]
-) -> dict[str, np.ndarray]:
+    images: Source, endings: Sequence[str], truths: Sequence[tuple[Source, str]], skip_bad: bool | None
+) -> tuple[dict[str, np.ndarray], dict]:
     photos = _by_stem(images, endings)
     if not photos:
         patterns = " or ".join(f"*{ending}" for ending in endings)
         raise InputError(f"there are no images {images.describe(patterns)}")
     stems = sorted(photos)
+    found = [_by_stem(source, (ending,)) for source, ending in truths]
+    missing: dict[str, str] = {}
+    remarks = []
+    for (source, ending), files in zip(truths, found, strict=True):
+        for stem in stems:
+            if stem not in files:
+                missing.setdefault(stem, f"{source.describe(stem + ending)} is missing, the file of {photos[stem][0]}")
+        if left_over := sorted(file for stem, (file, _) in files.items() if stem not in photos):
+            remarks.append(
+                f"{len(left_over)} files of ground truth in {source.describe('')} have no image and are not used: "
+                f"{listed(left_over)}"
+            )
+    lines = list(missing.values())
+    if missing and (not skip_bad or len(missing) == len(stems)):
+        way_out = "complete the files, or move those images away" if skip_bad is None else SKIP_BAD
+        raise InputError(
+            f"{len(missing)} of {len(stems)} images in {images.describe('')} have no ground truth: "
+            f"{listed(lines, '; ')}; {way_out}",
+            lines,
+        )
+    stems = [stem for stem in stems if stem not in missing]
     arrays = file_columns("image", (photos[stem] for stem in stems))
-    for kind, (source, ending) in enumerate(truths):
-        found = _by_stem(source, (ending,))
-        missing = [stem for stem in stems if stem not in found]
-        if missing:
-            lines = [f"{source.describe(stem + ending)} is missing, the file of {photos[stem][0]}" for stem in missing]
-            raise InputError(
-                f"{len(missing)} of {len(stems)} images in {images.describe('')} have no ground truth: {lines[0]}; "
-                "complete the files, or move those images away",
-                lines,
-            )
-        left_over = sorted(stem for stem in found if stem not in photos)
-        if left_over:
-            log.warning(
-                "%d files of ground truth have no image and are not used, the first: %s",
-                len(left_over),
-                source.describe(found[left_over[0]][0]),
-            )
-        arrays |= file_columns(f"truth{kind}", (found[stem] for stem in stems))
-    return arrays
+    for kind, files in enumerate(found):
+        arrays |= file_columns(f"truth{kind}", (files[stem] for stem in stems))
+    arrays |= text_columns("left_out", (line.encode() for line in lines[:MOST_DETAILS]))
+    return arrays, {"remarks": remarks, "left_out": len(lines)}
 
 
 def _by_stem(source: Source, endings: Sequence[str]) -> dict[str, tuple[str, Member]]:

@@ -33,7 +33,7 @@ from eomt.weights.spec import Weights
 log = logging.getLogger("eomt")
 
 # Keys of `data` that are there for both readers to refer to.
-READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif")
+READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif", "crowd", "skip_bad")
 
 STAGED_ROOT = "EOMT_STAGED_ROOT"
 """The environment variable that names a node's own copy of `data.root`, as slurm/train.sbatch sets it."""

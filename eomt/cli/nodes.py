@@ -29,6 +29,8 @@ from eomt.cli.settings import (
 )
 
 Exif = Literal["upright", "stored"] | None
+Crowd = Literal["coco", "object"]
+Void = Values | Literal["auto"] | None
 
 
 class Data(Section):
@@ -49,8 +51,11 @@ class Data(Section):
     timeout: Annotated[float, Field(gt=0, le=10**6)]
     seed: Seed
     validate_on_train: bool
+    keep_empty: bool = False
+    crowd: Crowd = "coco"
+    skip_bad: bool = False
     classes: Path | Names | None = None
-    ignore: Values | None = None
+    ignore: Void = None
     color_labels: bool = False
     exif: Exif = None
 
@@ -67,6 +72,8 @@ class SplitReader(Reader):
 class CocoReader(SplitReader):
     images: Path | None = None
     annotations: Path | None = None
+    crowd: Crowd = "coco"
+    skip_bad: bool = False
 
 
 class ShapesReader(Reader):
@@ -82,9 +89,10 @@ class FolderReader(Reader):
     images: Path
     labels: Path
     classes: Path | Names | None
-    ignore: Values | None
+    ignore: Void
     color_labels: bool
     exif: Exif = None
+    skip_bad: bool = False
 
 
 class Loss(Section):

@@ -17,17 +17,17 @@ def custom(root):
 # Faults of both formats, by what breaks a JSON and the end of the message.
 COMMON_FAULTS = {
     "image file not there": (lambda j: j["images"][1].update(file_name="x.jpg"), r"x\.jpg is missing"),
-    "image id twice": (lambda j: j["images"][1].update(id=j["images"][0]["id"]), r"image id \d+ stands 2 times"),
+    "image id twice": (lambda j: j["images"][1].update(id=j["images"][0]["id"]), r"image id \d+ stands more than once"),
     "file name twice": (
         lambda j: j["images"][1].update(file_name=j["images"][0]["file_name"]),
-        r"file name '.\.jpg' stands 2 times",
+        r"file name '.\.jpg' stands more than once",
     ),
-    "image id of a list": (lambda j: j["images"][1].update(id=["b_3"]), "'images' cannot be read .id must be .*b_3"),
-    "image id of 1.5": (lambda j: j["images"][1].update(id=1.5), "'images' cannot be read .id must be .* 1.5"),
-    "image id of a switch": (lambda j: j["images"][1].update(id=True), "'images' cannot be read .id must be .* True"),
-    "image id of 10 MB": (lambda j: j["images"][1].update(id="x" * 10**7), "'images' cannot be read .id must be"),
-    "no file name": (lambda j: j["images"][1].update(file_name=None), "'images' cannot be read .*file name"),
-    "half a character": (lambda j: j["images"][1].update(file_name="\ud800"), "'images' cannot be read"),
+    "image id of a list": (lambda j: j["images"][1].update(id=["b_3"]), r"image \['b_3'\]: id must be .*b_3"),
+    "image id of 1.5": (lambda j: j["images"][1].update(id=1.5), "image 1.5: id must be .* 1.5"),
+    "image id of a switch": (lambda j: j["images"][1].update(id=True), "image True: id must be .* True"),
+    "image id of 10 MB": (lambda j: j["images"][1].update(id="x" * 10**7), "image 'x*: id must be"),
+    "no file name": (lambda j: j["images"][1].update(file_name=None), r"image \d+: a file name was expected"),
+    "half a character": (lambda j: j["images"][1].update(file_name="\ud800"), r"image \d+: .*surrogates not allowed"),
     "height 0": (lambda j: j["images"][1].update(height=0), "height must be at least 1"),
     "a side that no image has": (lambda j: j["images"][1].update(height=10**9), "height must be .* at most 1048576"),
     "no images": (lambda j: j["images"].clear() or j["annotations"].clear(), "it names no images"),
@@ -35,11 +35,15 @@ COMMON_FAULTS = {
     "category twice": (lambda j: j["categories"].append(j["categories"][0]), "category id .* more than once"),
     "category of text": (
         lambda j: j["categories"].append("sky"),
-        "(a category needs.*sky|sky' of 'categories' cannot)",
+        "(a category needs.*sky|the entry 'sky' of 'categories': )",
     ),
     "category id of text": (
         lambda j: j["categories"].append({"id": "5", "name": "x"}),
         "the id of the category .* must",
+    ),
+    "category without a name": (
+        lambda j: j["categories"].append({"id": 5, "name": None}),
+        "the name of the category .* must be a text",
     ),
     "colour of 5 numbers": (
         lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 3, 4, 5]}),
@@ -49,7 +53,7 @@ COMMON_FAULTS = {
     "no categories key": (lambda j: j.pop("categories"), "has no 'categories'"),
     "no images key": (lambda j: j.pop("images"), "has no 'images'"),
     "no array": (lambda j: j.update(images={}), r"is not valid JSON \(expected \["),
-    "annotation of text": (lambda j: j["annotations"].append("x"), "'annotations' cannot be read"),
+    "annotation of text": (lambda j: j["annotations"].append("x"), "the entry 'x' of 'annotations': "),
 }
 
 
@@ -61,16 +65,18 @@ def first(**changes):
     return lambda j: j["annotations"][0].update(changes)
 
 
-MASK = "annotation 11 cannot be read .*"
+MASK = "annotation 11: .*"
 INSTANCE_FAULTS = {
-    "no id": (lambda j: j["annotations"][0].pop("id"), "of 'annotations' lacks 'id'"),
+    "no id": (lambda j: j["annotations"][0].pop("id"), "of 'annotations': it lacks 'id'"),
     "id twice": (lambda j: j["annotations"][0].update(id=14), "annotation id 14 stands more than once"),
     "unknown image": (first(image_id=8), MASK + "belongs to the unknown image id 8"),
     "image of text": (first(image_id="7"), MASK + "belongs to the unknown image id '7'"),
     "unknown category": (first(category_id=3), "annotation 11 of the image a.jpg has the category id 3, which"),
     "category 1.5": (first(category_id=1.5), MASK + "category_id must be a whole number, found 1.5"),
-    "crowd of text": (first(iscrowd="0"), MASK + "iscrowd must be 0 or 1, found '0'"),
+    "crowd of text": (first(iscrowd="no"), MASK + "iscrowd must be 0 or 1, found 'no'"),
     "area below 0": (first(area=-1), MASK + "area must be a number of at least 0, found -1"),
+    "area of true": (first(area=True), MASK + "area must be a number of at least 0, found True"),
+    "area of NaN": (first(area=float("nan")), MASK + "area must be a number of at least 0, found nan"),
     "no segmentation": (lambda j: j["annotations"][0].pop("segmentation"), MASK + "a box alone is no mask"),
     "no polygon": (first(segmentation=[]), MASK + "a box alone is no mask"),
     "text": (first(segmentation="x.png"), MASK + r"polygons or run lengths, found 'x\.png'"),
@@ -78,11 +84,18 @@ INSTANCE_FAULTS = {
     "second polygon empty": (first(segmentation=[SQUARE, []]), MASK + r"3 corners or more, found \[\]"),
     "odd polygon": (first(segmentation=[[0, 0, 9, 9, 1, 2, 3]]), MASK + "3 corners"),
     "corner of nothing": (first(segmentation=[[0, 0, 9, None, 1, 2]]), MASK + "a corner"),
+    "corner of text": (first(segmentation=[["0", "0", "9", "0", "9", "9"]]), MASK + "a corner .* no number"),
+    "corner of true": (first(segmentation=[[0, 0, 9, True, 9, 9]]), MASK + "a corner .* no number"),
+    "corner of NaN": (first(segmentation=[[0, 0, 9, float("nan"), 9, 9]]), MASK + "a corner .* far off"),
+    "polygon within no list": (first(segmentation=[0, 0, 9, 0, 9, 9]), MASK + "3 corners"),
+    "outside": (first(segmentation=[[-9, -9, -2, -9, -2, -2]]), MASK + "outside its image of 30x20"),
     "corner far off": (first(segmentation=[[0, 0, 9, 1e9, 1, 2]]), MASK + "a corner .* image of 30x20"),
     "runs of another size": (rle([30, 20], [600]), MASK + r"of size \[30, 20\], its image is of \[20, 30\]"),
-    "runs without a size": (first(segmentation={"counts": [600]}), "annotation 11 lacks 'size'"),
+    "runs without a size": (first(segmentation={"counts": [600]}), MASK + "it lacks 'size'"),
     "too few": (rle([20, 30], [100, 499]), MASK + "do not make up 600 pixels"),
     "negative": (rle([20, 30], [700, -100]), MASK + r"must lie within 0\.\.600"),
+    "fraction": (rle([20, 30], [100.5, 499.5]), MASK + "must be whole numbers"),
+    "true for one": (rle([20, 30], [599, True]), MASK + "must be whole numbers"),
     "compressed too few": (rle([20, 30], mask_code((20, 29), 0)["counts"]), MASK + "do not make up 600 pixels"),
     "compressed cut": (rle([20, 30], mask_code((20, 30), 0)["counts"][:-1]), MASK + "do not make up 600 pixels"),
     "compressed of other letters": (rle([20, 30], "~~~"), MASK + "no compressed code"),
@@ -101,7 +114,7 @@ PANOPTIC_FAULTS = {
     ),
     "unknown image": (
         lambda j: j["annotations"][1].update(image_id=11),
-        r"annotation 'a\.png' .* unknown image id 11",
+        r"annotation 'a\.png': .* unknown image id 11",
     ),
     "two annotations": (
         lambda j: j["annotations"][1].update(image_id=20),
@@ -123,8 +136,9 @@ PANOPTIC_FAULTS = {
         lambda j: first_segment(j, 1).update(id=1 << 24),
         r"segment 16777216 of the image a\.jpg .* no PNG colour",
     ),
-    "instances": (lambda j: j["annotations"][0].pop("segments_info"), r"annotation 'c\.png' lacks 'segments_info'"),
-    "segments of text": (lambda j: j["annotations"][0].update(segments_info="x"), "c.png' cannot be read"),
+    "isthing of text": (lambda j: j["categories"][0].update(isthing="yes"), "isthing must be 0 or 1, found 'yes'"),
+    "instances": (lambda j: j["annotations"][0].pop("segments_info"), r"annotation 'c\.png': it lacks 'segments_info'"),
+    "segments of text": (lambda j: j["annotations"][0].update(segments_info="x"), "c.png': "),
 }
 
 
@@ -169,7 +183,7 @@ def test_many_faults_are_counted(tmp_path, monkeypatch):
     for row in made.json["annotations"]:
         row["category_id"] = 3
     with pytest.raises(
-        InputError, match=r"annotation 11 .*\(and 5 more faults, which check_data\.py lists\)$"
+        InputError, match=r"train\.json has 6 faults, which .* annotation 11 .*; and 3 more; data\.skip_bad=true leaves"
     ) as caught:
         custom(made.write(tmp_path))
     assert len(caught.value.details) == 4
