@@ -44,12 +44,12 @@ class SegmentationData(LightningDataModule):
         train, val: readers, or functions without argument that open them.
         geometry: how a validation image becomes inputs of the network; the task's.
         image_size: the network's input: the side of a square, or (height, width).
-        batch_size: images per device and batch.
+        batch_size: images per device and batch; None until it is known, before training.
         global_batch: images per optimizer step.
         num_workers: reading processes per device and set; 0 reads in the main process.
         seed: determines the order of images and the random transforms; non-negative.
         scale_range, augmentations: see `TrainTransform`.
-        eval_batch_size: images per device and batch of validation; default `batch_size`.
+        eval_batch_size: images per device and batch of validation; default `batch_size`, which must then be given.
         max_images: the number of first images of each set to use; default all.
         max_bad_images: see `ResumableLoader`.
         keep_empty: train on images without a segment, too; see `TrainingSet`.
@@ -62,7 +62,7 @@ class SegmentationData(LightningDataModule):
         val: Reader | Callable[[], Reader],
         geometry: Geometry,
         image_size: int | Sequence[int],
-        batch_size: int,
+        batch_size: int | None,
         global_batch: int,
         num_workers: int,
         seed: int,

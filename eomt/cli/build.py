@@ -15,6 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -209,6 +210,8 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         warnings.filterwarnings("ignore", f".*{words}.*")
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
+    # Gradients need no copy. Not `static_graph`: PyTorch's reducer fails with it where batches are accumulated.
+    StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
     plugins = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         # Lightning's requeuing saves within the signal handler, that is in the middle of a step.

@@ -23,6 +23,7 @@ from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.training.callbacks import Listening, WeightAverage
 from eomt.training.checkpoint import LastCheckpoint, check_same_run
+from eomt.training.memory import largest_batch
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
@@ -71,6 +72,11 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         resumed_at = checkpoint["global_step"]
         del checkpoint  # mapped, it would keep its room on the disk after newer ones have taken its names
     trainer = build_trainer(cfg, callbacks, build_loggers(cfg) or False)
+    if data.batch_size is None:
+        device = trainer.strategy.root_device
+        data.batch_size = largest_batch(module.network, device, data.global_batch, trainer.world_size)
+        # The checkpoint's, too: a run is resumed with the batches that it has begun with.
+        module.run["config"]["data"]["batch_size"] = cfg.data.batch_size = data.batch_size
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:

@@ -39,7 +39,7 @@ class Data(Section):
     root: Path | None
     train: Node
     val: Node
-    batch_size: Side
+    batch_size: Side | None
     global_batch: Side
     eval_batch_size: Side | None
     num_workers: Workers
