@@ -55,6 +55,12 @@ def walk(folder: str | Path, hidden: bool = True) -> Iterator[tuple[str, list[st
         yield parent, names
 
 
+def cache_path() -> Path:
+    """Folder of computed files: `$EOMT_CACHE`, else `$XDG_CACHE_HOME/eomt`, else `~/.cache/eomt`."""
+    chosen = os.environ.get("EOMT_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "eomt")
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes the place of `path` once the block has succeeded.

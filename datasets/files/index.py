@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,19 +19,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from eomt.errors import InputError
-from eomt.files import replacing
+from eomt.files import cache_path, replacing
 
 log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Folder of computed files: `$EOMT_CACHE`, else `$XDG_CACHE_HOME/eomt`, else `~/.cache/eomt`.
+    """Folder of computed files, see `cache_path`.
 
     Raises:
         InputError: if the folder is not there and cannot be made.
     """
-    chosen = os.environ.get("EOMT_CACHE")
-    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "eomt")
+    folder = cache_path()
     with cache_errors(folder):
         folder = folder.expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)

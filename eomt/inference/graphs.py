@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import Tensor
 
 from eomt.errors import InputError, reason
+from eomt.files import cache_path
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
 
@@ -34,6 +36,13 @@ def compile_network(network: EoMT, wanted: bool | str, one_size: bool = True) ->
     if wanted:
         if wanted not in COMPILE_MODES:
             raise InputError(f"compile={wanted} is none of true, false, max-autotune")
+        # The next run takes the code of this one. Where that folder cannot be written, PyTorch chooses one.
+        with suppress(OSError, RuntimeError):
+            folder = cache_path().expanduser().absolute() / "compiled"
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        log.info("network: torch.compile takes a minute at the first batches, less once its cache is filled")
         network.compile(mode=COMPILE_MODES[wanted], dynamic=False if one_size else None)
 
 
@@ -71,8 +80,8 @@ class FixedBatches:
         if not self.fixed:
             return self._direct(images)
         count = len(images)
-        if count < size:
-            images = torch.cat((images, images.new_zeros(size - count, *images.shape[1:])))
+        # Also a whole batch is copied: compiled code tells tensors of inference mode from others.
+        images = torch.cat((images, images.new_zeros(size - count, *images.shape[1:])))
         shape = tuple(images.shape)
         if shape in self._captured:
             output = self._captured[shape](images)

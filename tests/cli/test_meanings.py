@@ -40,8 +40,8 @@ def test_every_key_has_a_meaning(command, overrides):
 
 def test_meanings_and_defaults():
     keys = keys_of("train")
-    assert keys["data.batch_size"].default == "4"
-    assert keys["data.batch_size"].meaning == "images per device"
+    assert keys["data.eval_batch_size"].default == "4"
+    assert keys["data.eval_batch_size"].meaning == "images per device in validation"
     assert keys["annealing.windows"].meaning.startswith("When each masked block's attention mask")  # lines above a key
     assert keys["model.num_queries"].default == "the model's"
     assert keys["callbacks.curves.folder"].meaning == "follows run_folder"

@@ -1,6 +1,8 @@
 """Batches of fixed sizes, with a stand-in for CUDA graphs on the CPU."""
 
 import logging
+import os
+from functools import partial
 
 import pytest
 import torch
@@ -95,6 +97,32 @@ def test_a_segmenter_with_graphs_and_threads_gives_the_same_in_the_same_order(ki
     for one, other in zip(results(graphs=True), expected, strict=True):
         for mine, theirs in zip(one, other, strict=True):
             assert_same(mine, theirs, 1e-6)
+
+
+def test_training_and_validation_are_compiled_once_each(images, monkeypatch, tmp_path):
+    """Whatever masks are dropped, and however few images the last batch of a validation has."""
+    compiled = []
+
+    def backend(module, inputs):
+        compiled.append(module)
+        return module.forward
+
+    network = random_network()
+    monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(network, "compile", partial(network.compile, backend=backend))
+    compile_network(network, True)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+    batches = FixedBatches(network, fill=True, graphs=False)
+    for epoch in range(2):
+        for dropped in (torch.zeros(1, 4, 6), torch.ones(1, 4, 6)):
+            network.train()(images[:4], dropped.bool())[-1].class_logits.sum().backward()
+        network.eval()
+        with torch.inference_mode():
+            found = [len(batches(part, 2).class_logits) for part in images[: 6 + epoch].split(2)]
+        assert found == [2, 2, 2, 1][: 3 + epoch]
+    assert len(compiled) == 2
 
 
 def test_no_such_way_to_compile():
