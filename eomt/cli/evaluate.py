@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed
@@ -22,8 +22,6 @@ from eomt.training.fsdp import ShardedStrategy
 from eomt.training.stop import listening
 from eomt.weights.load import read_weights
 from eomt.weights.spec import Weights, check_same_classes
-
-_MISSING = object()
 
 # An evaluation may run on other devices than the training, and scores all images, also after a limited training.
 _NOT_INHERITED = {
@@ -57,7 +55,7 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
     """
     chosen = None
     if any(key_of(override) in GROUPS for override in cfg.settings):
-        chosen = _training_config(["trainer.devices=auto", *cfg.settings])
+        chosen = _composed(["trainer.devices=auto", *cfg.settings])
     settings = classes = None
     if chosen is not None:
         settings = _scored(chosen, cfg.settings)
@@ -108,14 +106,18 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
         log.info("results: %s", cfg.run_folder)
 
 
-def _training_config(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that train.py would have with these overrides."""
-    # Its run folder is Hydra's to say, and there is no Hydra run of it.
-    overrides = [*overrides, "run_folder=null"]
+def _composed(overrides: Sequence[str], carried: Mapping[str, Any] | None = None) -> DictConfig:
+    """The configuration that train.py would have with these overrides; or what weights carry, with them."""
+    if carried is None:
+        # Its run folder is Hydra's to say, and there is no Hydra run of it.
+        name, overrides = "train", [*overrides, "run_folder=null"]
+    else:
+        name = "carried"
+        ConfigStore.instance().store(name, carried)
     if GlobalHydra().is_initialized():
-        return hydra.compose("train", overrides)
+        return hydra.compose(name, list(overrides))
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        return hydra.compose("train", overrides)
+        return hydra.compose(name, list(overrides))
 
 
 def _scored(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -147,12 +149,7 @@ def _with_typed(carried: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
         raise InputError(
             f"ckpt={cfg.ckpt} carries no settings: choose its task, as in task=coco_panoptic data.root=DIR"
         )
-    settings = OmegaConf.merge(OmegaConf.create(carried), _NOT_INHERITED)
-    for override in parsed(cfg.settings):
-        key = override.key_or_group
-        if override.type is OverrideType.CHANGE and OmegaConf.select(settings, key, default=_MISSING) is _MISSING:
-            raise InputError(f"{key} is no key of the evaluation of {cfg.ckpt}")
-        OmegaConf.update(settings, key, override.value(), force_add=True)
+    settings = _composed(cfg.settings, OmegaConf.to_container(OmegaConf.merge(carried, _NOT_INHERITED)))
     # Also with what was typed for it, such as a path that an export has left out.
     settings.data.train = settings.data.get("val")
     return settings
