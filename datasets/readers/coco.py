@@ -64,7 +64,7 @@ class _CocoReader:
         self._index = open_index(key, build)
         self._images = IndexedFiles(source, self._index, "image")
         # COCO's own annotations were drawn on the photos as stored.
-        self.photos = Photos(self._images, exif, "stored" if Path(images).name in _PUBLISHED else "upright")
+        self.photos = Photos(self._images, exif, "stored" if source.path.name in _PUBLISHED else "upright")
         self._masks = IndexedFiles(masks, self._index, "mask") if masks else None
         self._crowds = crowd
         self.classes = Classes.from_list(self._index.meta["categories"])
