@@ -302,8 +302,8 @@ class EvaluationLoader(BatchLoader):
                 self._notes.say()
                 if len(self._reduced) > known:
                     log.info(
-                        "data.val: %d images are longer than %d windows of their shorter side and are seen at a lower "
-                        "resolution, the first: %s; cut them into pieces for a finer result",
+                        "data.val: %d images are too long for %d windows and are seen at a lower resolution, the "
+                        "first: %s; cut them into pieces for a finer result",
                         *(len(self._reduced), MAX_WINDOWS, min(self._reduced)),
                     )
             yield batch

@@ -26,6 +26,13 @@ def photo(height, width, seed=0, kind="JPEG", mode="RGB", **options):
     return encoded(Image.fromarray(pixels).convert(mode), kind, **options)
 
 
+def turned(orientation):
+    """EXIF data of an orientation."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    return exif
+
+
 def encoded(image, kind="PNG", **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -12,7 +12,8 @@ from PIL import Image
 from datasets.files.source import IndexedFiles
 from eomt.photo import Form, read_photo
 
-_STORED, _ALONE = 16, 32  # flags in the record, beside the orientation
+_OTHER = 16  # flag in the record, beside the orientation: not the usual form
+_DONE = {"upright": "turned upright", "stored": "taken as stored"}
 
 
 class Photos:
@@ -27,7 +28,7 @@ class Photos:
 
     Attributes:
         record: uint8 [N], in memory that all processes share. Of each photo 0 until it is read; then its EXIF
-            orientation, and flags.
+            orientation, and 16 more if not the usual form was taken.
     """
 
     def __init__(self, files: IndexedFiles, exif: Form | None = None, usual: Form = "upright"):
@@ -48,20 +49,18 @@ class Photos:
         """
         data, where = self.files.read(index)
         photo = read_photo(io.BytesIO(data), where, self._forms, size)
-        flags = _STORED * (photo.form == "stored") + _ALONE * (photo.form != self._forms[0])
-        self.record[index] = photo.orientation + flags * (photo.orientation > 1)
+        self.record[index] = photo.orientation + _OTHER * (photo.form != self._forms[0])
         done = self.exif(index)
         return photo.pixels, f"{where} (EXIF {done})" if done else where
 
     def exif(self, index: int) -> str:
         """What was done with a photo that has been read; empty if it has no EXIF orientation."""
-        code = int(self.record[index])
-        if code % _STORED <= 1:
+        orientation, other = int(self.record[index]) % _OTHER, int(self.record[index]) // _OTHER
+        if orientation <= 1:
             return ""
-        form = "taken as stored" if code & _STORED else "turned upright"
-        reason = f" by data.exif={self._exif}" if self._exif else ""
-        reason = ": only so it has the size of its annotation" if code & _ALONE else reason
-        return f"orientation {code % _STORED}, {form}{reason}"
+        reason = ": only so it has the size of its annotation" * other
+        reason += f" by data.exif={self._exif}" * bool(self._exif)
+        return f"orientation {orientation}, {_DONE[self._forms[other]]}{reason}"
 
     def note(self) -> tuple[str, frozenset[int]]:
         """What was done with the photos that have been read so far: a line, and the kinds of what was done.
@@ -69,16 +68,20 @@ class Photos:
         Both are empty if there is nothing to say, as where `exif` was given.
         """
         codes = self.record.numpy()
-        found = codes[codes % _STORED > 1]
+        found = codes[codes % _OTHER > 1]
         if self._exif or not len(found):
             return "", frozenset()
-        stored, alone = (found & _STORED > 0).sum(), (found & _ALONE > 0).sum()
-        parts = [f"{len(found) - stored} turned upright", f"{stored} taken as stored"]
-        parts += [f"{alone} of these because only so they have the size of their annotation"] * bool(alone)
+        usual, other = self._forms
+        fitting = int((found >= _OTHER).sum())
+        parts = [f"{len(found) - fitting} are {_DONE[usual]}"] * (fitting < len(found))
+        parts += [
+            f"{fitting} are {_DONE[other]}, as only so they have the size of their annotation"
+            f" (if all were annotated so, set data.exif={other})"
+        ] * (fitting > 0)
         return (
             f"{len(found)} of the {(codes > 0).sum()} photos read so far have an EXIF orientation: {', '.join(parts)}; "
             "data.exif=upright or data.exif=stored decides for all, check_data.py names them"
-        ), frozenset((found // _STORED).tolist())
+        ), frozenset((found // _OTHER).tolist())
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

@@ -238,8 +238,8 @@ class Segmenter:
         if is_reduced(placement, self.network.image_size):
             name = image if isinstance(image, str | Path) else "an image"
             log.warning(
-                "%s is %d x %d (width x height), longer than %d windows of its shorter side: it is seen at a lower "
-                "resolution; cut it into pieces for a finer result",
+                "%s is %d x %d (width x height), too long for %d windows: it is seen at a lower resolution; "
+                "cut it into pieces for a finer result",
                 *(name, placement.width, placement.height, MAX_WINDOWS),
             )
         return inputs, placement

@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import time
+from itertools import islice
+from types import SimpleNamespace
 
 import albumentations as A
 import pytest
@@ -100,6 +102,23 @@ def die():
 
 def fail():
     raise RuntimeError("a fault of the reader's own")
+
+
+def test_what_was_done_with_photos_is_said_once_for_each_kind(caplog):
+    caplog.set_level("INFO", logger="eomt.data")
+    reader, kinds = MemoryReader(), set()
+    reader.photos = SimpleNamespace(note=lambda: (f"{len(kinds)} kinds", frozenset(kinds)))
+    training = TrainingSet(reader, TrainTransform((16, 16)), 0)
+    loaders = {
+        "data.train": ResumableLoader(training, EpochBatchSampler(len(training), 4, 4, 0), 0),
+        "data.val": EvaluationLoader(EvaluationSet(reader, FIT_AND_PAD, (16, 16)), 4, 0, limit=2),
+    }
+    for name, loader in loaders.items():
+        for new in ({}, {0}, {0}, {0, 1}):
+            kinds |= set(new)
+            list(islice(loader, 2))
+        assert [text for text in caplog.messages if name in text] == [f"{name}: 1 kinds", f"{name}: 2 kinds"]
+        kinds.clear()
 
 
 def test_a_failing_augmentation_ends_training_in_one_line():

@@ -18,7 +18,7 @@ from eomt.photo import load_image
 from eomt.tasks import task_of
 from eomt.training.callbacks import SavePredictions
 from eomt.training.module import EoMTModule
-from tests.label_files import label_png, write_folder
+from tests.label_files import label_png, turned, write_folder
 from tests.random_networks import CLASSES, KINDS, OPTIONS, random_image, random_network
 
 HEIGHT, WIDTH = 20, 30  # upright
@@ -47,12 +47,10 @@ def write_photos(folder):
         "plain.bmp": (Image.fromarray(rgb), {}),
         "plain.gif": (palette, {}),
     }
-    exif = Image.Exif()
     for orientation in range(1, 9):
-        exif[0x112] = orientation
         stored = Image.fromarray(rgb if orientation < 5 else random_image(WIDTH, HEIGHT))
         for suffix in ("jpg", "png", "tif", "webp"):
-            photos[f"turned_{orientation}.{suffix}"] = (stored, {"exif": exif.tobytes()})
+            photos[f"turned_{orientation}.{suffix}"] = (stored, {"exif": turned(orientation)})
     for name, (image, options) in photos.items():
         # A stem of its own for each: results are named by it.
         path = folder / name.replace(".", "_", 1)

@@ -42,6 +42,15 @@ def test_results_are_the_networks_whatever_the_batch(kind):
             assert_same(one, other, 1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(60_000, 1), (1, 100_000)])
+def test_images_of_extreme_proportions(kind, shape, caplog):
+    result = segmenter_of(kind)(random_image(*shape))
+    assert result.size == shape
+    assert result.picture().size == shape[::-1]
+    assert ("too long for 32 windows" in caplog.text) == (kind == "semantic")
+
+
 def test_the_network_takes_no_more_than_a_batch_and_uses_no_masks():
     segmenter = segmenter_of("semantic")
     taken = []

@@ -11,7 +11,7 @@ from PIL import Image
 import check_data
 from datasets.check.report import KINDS
 from eomt.errors import InputError
-from tests.label_files import label_png, photo, write_folder
+from tests.label_files import label_png, photo, turned, write_folder
 from tests.memory_reader import MemoryReader
 from tests.running import ROOT, configured
 
@@ -110,9 +110,7 @@ def odd_set(root):
     sizes = {f"{name}.jpg": (48, 64) for name in names} | shapes
     files = {name: photo(*size, seed=k) for k, (name, size) in enumerate(sizes.items())}
     files["copy.jpg"] = files["fine.jpg"]
-    sideways = Image.Exif()
-    sideways[0x112] = 6
-    files["turned.jpg"] = photo(64, 48, seed=50, exif=sideways)
+    files["turned.jpg"] = photo(64, 48, seed=50, exif=turned(6))
     images = [image_row(k, name, *size) for k, (name, size) in enumerate(sizes.items())]
     number = {row["file_name"]: row["id"] for row in images}
     good = {name: row(100 + k, k, square(2, 2, 12), bbox=[2, 2, 12, 12], area=144) for name, k in number.items()}

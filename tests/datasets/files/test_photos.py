@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets.files.photos import Photos, image_size
-from tests.label_files import encoded
+from tests.label_files import encoded, turned
 
 WIDE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 SQUARE = WIDE[:, :6]
@@ -23,9 +23,7 @@ class Files(list):
 
 
 def stored(pixels, orientation, kind="PNG", **options):
-    exif = Image.Exif()
-    exif[0x112] = orientation
-    return encoded(Image.fromarray(np.ascontiguousarray(pixels)), kind, exif=exif, **options)
+    return encoded(Image.fromarray(np.ascontiguousarray(pixels)), kind, exif=turned(orientation), **options)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -67,10 +65,10 @@ def test_what_was_done_is_counted_over_processes():
         photos.read(k, lambda size=size: size)
     note, kinds = photos.note()
     assert note.startswith(
-        "3 of the 4 photos read so far have an EXIF orientation: 2 turned upright, 1 taken as stored"
+        "3 of the 4 photos read so far have an EXIF orientation: 2 are turned upright, 1 are taken as"
     )
-    assert "1 of these because only so" in note
-    assert "data.exif=upright or data.exif=stored" in note
+    assert "1 are taken as stored, as only so" in note
+    assert "if all were annotated so, set data.exif=stored" in note
     assert len(kinds) == 2
     assert [photos.exif(k)[:13] for k in range(5)] == ["orientation 6", "orientation 6", "orientation 3", "", ""]
     assert photos.record.is_shared()

@@ -1,5 +1,6 @@
 """ADE20K's readers on trees in its layout and on the shared real files."""
 
+import io
 import pickle
 import zipfile
 
@@ -10,7 +11,7 @@ from PIL import Image
 from datasets.readers.ade20k import Ade20kPanoptic, Ade20kSemantic
 from eomt.published_classes import ADE20K as CLASSES
 from tests import label_files
-from tests.label_files import check_classes, label_png, photo, segments, write_folder, write_set, write_zip
+from tests.label_files import check_classes, label_png, photo, segments, turned, write_folder, write_set, write_zip
 
 WALL, SKY, BED, PERSON, FLAG = 0, 2, 7, 12, 149
 SEMANTIC = np.array([[1, 1, 3, 3, 8], [1, 0, 0, 8, 8], [13, 13, 13, 150, 150]])
@@ -112,6 +113,14 @@ def test_panoptic_agrees_with_a_plain_reading(tmp_path, ade):
     expected += [(things[red[green == g][0] - 1], green == g) for g in np.unique(green[green > 0])]
     assert targets.labels.tolist() == [label for label, _ in expected]
     np.testing.assert_array_equal(targets.masks().numpy(), np.stack([mask for _, mask in expected]))
+
+
+@pytest.mark.parametrize("reader", [Ade20kSemantic, Ade20kPanoptic])
+def test_photos_are_usually_taken_as_stored(tmp_path, ade, reader):
+    ade.challenge["images/validation/ADE_val_00000001.jpg"] = data = photo(3, 5, exif=turned(4))
+    root, stored = ade.write(tmp_path, "zip"), np.asarray(Image.open(io.BytesIO(data)))
+    assert (reader(root, "val").read(0)[0] == stored).all()
+    assert (reader(root, "val", "upright").read(0)[0] == stored[::-1]).all()
 
 
 def fails(match, root, read=None, reader=Ade20kPanoptic, split="val"):

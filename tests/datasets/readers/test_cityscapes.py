@@ -4,11 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets.readers.cityscapes import CityscapesSemantic
 from datasets.readers.label_maps import VOID
 from tests import label_files
-from tests.label_files import check_classes, label_png, photo, write_folder, write_zip
+from tests.label_files import check_classes, label_png, photo, turned, write_folder, write_zip
 
 # Void, ego vehicle, road, sidewalk, parking, building, caravan, bicycle; and what is no label id.
 LABELS = np.array([[0, 1, 7, 8], [9, 11, 29, 33], [255, 7, 7, 33]])
@@ -46,6 +47,14 @@ def test_layouts(tmp_path, zipped):
     for k in range(2):
         check_classes(data.read(k)[1], TRAIN_IDS)
     assert len(CityscapesSemantic(tmp_path, "train")) == 1
+
+
+def test_photos_are_usually_taken_as_stored(tmp_path):
+    path = write(tmp_path, False) / "leftImg8bit" / "train/jena/jena_000002_000019_leftImg8bit.png"
+    path.write_bytes(photo(3, 4, 0, "PNG", exif=turned(2)))
+    stored = np.asarray(Image.open(path))
+    assert (CityscapesSemantic(tmp_path, "train").read(0)[0] == stored).all()
+    assert (CityscapesSemantic(tmp_path, "train", "upright").read(0)[0] == stored[:, ::-1]).all()
 
 
 def fails(match, root, split="val"):

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from datasets.readers.coco import CocoInstance, CocoPanoptic
 from eomt.errors import InputError
 from tests.coco_files import DOG, SKY, InstanceSet, PanopticSet, id_png
-from tests.label_files import fails, label_png, photo, write_folder, write_zip, zip_bytes
+from tests.label_files import fails, label_png, photo, turned, write_folder, write_zip, zip_bytes
 
 
 @pytest.fixture
@@ -114,6 +114,17 @@ def test_layouts_of_instance_sets(tmp_path, instances, layout, monkeypatch):
     instances.json["annotations"][0]["area"] = 99.5
     instances.write(tmp_path, layout)
     check_instances(opened(), instances)
+
+
+@pytest.mark.parametrize("exif", [None, "upright", "stored"])
+@pytest.mark.parametrize("layout", ["archives", "extracted", "custom"])
+def test_cocos_own_photos_are_usually_taken_as_stored(tmp_path, instances, layout, exif):
+    instances.images["a.jpg"] = photo(20, 30, exif=turned(3))
+    stored = np.asarray(Image.open(io.BytesIO(instances.images["a.jpg"])))
+    names = {"images": "train", "annotations": "truth/train.json"} if layout == "custom" else {}
+    data = CocoInstance(instances.write(tmp_path, layout), "val", **names, exif=exif)
+    upright = exif == "upright" or (exif is None and layout == "custom")
+    np.testing.assert_array_equal(data.read(0)[0], stored[::-1, ::-1] if upright else stored)
 
 
 IDS = ["town_000019", 1 << 70, 5.0, "\u00e9\n\ud800\t"]
