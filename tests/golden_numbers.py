@@ -1,7 +1,7 @@
 """Recorded numbers of the original: networks, losses, a trajectory of training."""
 
 import json
-from collections import namedtuple
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,18 @@ from eomt.weights.original import from_original
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# Stands for `RandomPoints` where points are given.
-LossPoints = namedtuple("LossPoints", ("match", "candidates", "extra"))
+
+class LossPoints:
+    """Stands for `RandomPoints` where the points of each output are given, in [0, 1]^2.
+
+    Args:
+        outputs: points [B, P, 2] for the matching, candidates [M, N, 2] and further points [M, E, 2].
+    """
+
+    def __init__(self, *outputs: Sequence[torch.Tensor]):
+        match, candidates, extra = (2 * torch.stack(parts) - 1 for parts in zip(*outputs, strict=True))
+        self.match = lambda: match
+        self.of_masks = lambda masks: (candidates.flatten(0, 1)[masks], extra.flatten(0, 1)[masks])
 
 
 def golden_json(name: str) -> Any:

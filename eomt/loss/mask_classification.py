@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eomt.loss.matching import match, matching_cost
-from eomt.loss.points import (
-    RandomPoints,
-    sample_all_targets,
-    sample_known,
-    sample_targets,
-    uncertain_points,
-)
-from eomt.model.outputs import QueryOutput, full_precision, sample_maps
+from eomt.loss.masks import OutputMasks
+from eomt.loss.matching import Matcher, Pairs, matching_cost
+from eomt.loss.points import RandomPoints, TargetReader, sample_maps, uncertain_points
+from eomt.model.outputs import QueryOutput, full_precision
 from eomt.targets import BatchTargets
+
+_CANDIDATES = 2**26
+"""Candidate points that are drawn at once, or those of an output where that is more."""
 
 
 class MaskClassificationLoss(nn.Module):
@@ -58,6 +56,7 @@ class MaskClassificationLoss(nn.Module):
         self.no_object_weight = no_object_weight
         self.ignore_void = ignore_void
         self.global_normaliser = global_normaliser
+        self.matcher = Matcher()
 
     def draw(
         self,
@@ -66,7 +65,7 @@ class MaskClassificationLoss(nn.Module):
         counts: Sequence[int],
         seeds: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
-    ) -> list[RandomPoints]:
+    ) -> RandomPoints:
         """Draw random points for `forward`.
 
         Args:
@@ -78,100 +77,80 @@ class MaskClassificationLoss(nn.Module):
         """
         if seeds is None:
             seeds = torch.randint(2**62, (len(counts),)).tolist()
-        matched = tuple(min(num_queries, count) for count in counts)
+        matched = [min(num_queries, count) for count in counts]
         extra = self.num_points - int(self.importance_ratio * self.num_points)
         sizes = (self.num_points, int(self.num_points * self.oversample_ratio), extra)
-        return [RandomPoints(tuple(seeds), output, matched, sizes, device) for output in range(num_outputs)]
+        return RandomPoints(seeds, num_outputs, matched, sizes, device)
 
     def forward(
         self,
         outputs: Sequence[QueryOutput],
         targets: BatchTargets,
-        points: Sequence[RandomPoints],
+        points: RandomPoints,
         normaliser: float | Tensor | None = None,
         class_normaliser: float | Tensor | None = None,
-    ) -> list[dict[str, Tensor]]:
+    ) -> dict[str, Tensor]:
         """Compute the loss terms of each output, unweighted.
 
         Args:
             outputs: O predictions for B images.
             targets: the images' segments.
-            points: O sets of random points from `draw`.
+            points: random points from `draw`.
             normaliser: the divisor of sums over masks: the number of matched masks, or its mean over ranks, at
                 least 1. Default: this batch's number.
             class_normaliser: the divisor of the weighted sum over queries. Default: this batch's `class_weight_sum`.
 
         Returns:
-            Per output the scalars `mask` (binary cross-entropy), `dice` and `class`.
+            `mask` (binary cross-entropy), `dice` and `class`, [O] each.
         """
+        batch, queries = outputs[0].class_logits.shape[:2]
+        matched = num_matched(queries, targets.counts)
+        if normaliser is None:
+            normaliser = max(1, matched)
+        if class_normaliser is None:
+            class_normaliser = self.class_weight_sum(queries, batch, matched)
         with torch.autocast(outputs[0].class_logits.device.type, enabled=False):
-            if normaliser is None:
-                normaliser = max(1, num_matched(outputs[0].class_logits.shape[1], targets.counts))
-            matches = self.match(outputs, targets, points)
-            return [
-                self._terms(output, targets, drawn, pairs, normaliser, class_normaliser)
-                for output, drawn, pairs in zip(outputs, points, matches, strict=True)
-            ]
+            masks, reader = OutputMasks(outputs), TargetReader(targets, self.ignore_void)
+            class_logits = full_precision(torch.stack([output.class_logits for output in outputs]))
+            pairs = self._match(masks, class_logits, targets, reader, points)
+            mask, dice = (self._mask_terms(masks.of(pairs), reader, points, pairs) / normaliser).unbind()
+            classes = self._class_term(class_logits, targets.labels, pairs) / class_normaliser
+        return {"mask": mask, "dice": dice, "class": classes}
 
-    def total(self, terms: Sequence[dict[str, Tensor]]) -> Tensor:
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of all outputs' terms."""
-        return sum(self.weights[name] * value for output in terms for name, value in output.items())
+        return sum(self.weights[name] * values for name, values in terms.items()).sum()
+
+    def match(self, outputs: Sequence[QueryOutput], targets: BatchTargets, points: RandomPoints) -> Pairs:
+        """Match every output's queries to the targets."""
+        class_logits = full_precision(torch.stack([output.class_logits for output in outputs]))
+        return self._match(OutputMasks(outputs), class_logits, targets, TargetReader(targets, self.ignore_void), points)
 
     @torch.no_grad()
-    def match(
+    def _match(
         self,
-        outputs: Sequence[QueryOutput],
+        masks: OutputMasks,
+        class_logits: Tensor,
         targets: BatchTargets,
-        points: Sequence[RandomPoints],
-    ) -> Tensor:
-        """Match every output's queries to the targets: int64 [O, 3, M], image, query and target of each pair."""
-        if targets.labels.shape[1] == 0:
-            return targets.labels.new_zeros(len(outputs), 3, 0)
-        costs = []
-        for output, drawn in zip(outputs, points, strict=True):
-            at = drawn.match
-            costs.append(
-                matching_cost(
-                    output.masks_at(at),
-                    full_precision(output.class_logits),
-                    sample_all_targets(targets, at),
-                    targets.labels,
-                    self.weights["mask"],
-                    self.weights["dice"],
-                    self.weights["class"],
-                    self._known(targets, torch.arange(len(at), device=at.device), at),
-                )
-            )
-        return match(torch.stack(costs), targets.counts)
-
-    def _terms(
-        self,
-        output: QueryOutput,
-        targets: BatchTargets,
+        reader: TargetReader,
         points: RandomPoints,
-        pairs: Tensor,
-        normaliser: float | Tensor,
-        class_normaliser: float | Tensor | None,
-    ) -> dict[str, Tensor]:
-        image, query, segment = pairs
-        matched = [min(output.class_logits.shape[1], count) for count in targets.counts]
-        mask, dice = self._mask_terms(output.masks_of(image, query, matched), targets, points, image, segment)
-        class_term = self._class_term(output, targets, pairs, class_normaliser)
-        return {"mask": mask / normaliser, "dice": dice / normaliser, "class": class_term}
+    ) -> Pairs:
+        if max(targets.counts) == 0:
+            return self.matcher(class_logits[..., :0], targets.counts)
+        at = points.match()
+        truth = reader.all_masks(at)
+        weights = self.weights.values()
+        costs = matching_cost(masks.at(at), class_logits, truth, targets.labels, *weights)
+        return self.matcher(costs, targets.counts)
 
-    def _mask_terms(
-        self, logits: Tensor, targets: BatchTargets, points: RandomPoints, image: Tensor, segment: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy and dice, each summed over the M matched masks [M, h, w]."""
-        if len(logits) == 0:
+    def _mask_terms(self, masks: Tensor, reader: TargetReader, points: RandomPoints, pairs: Pairs) -> Tensor:
+        """Binary cross-entropy and dice of the matched masks [O M, h, w], summed over those of an output: [2, O]."""
+        outputs = len(pairs.query)
+        if len(masks) == 0:
             # Zeros that depend on the network: every rank's backward pass reaches the same parameters.
-            return logits.sum(), logits.sum()
-        with torch.no_grad():
-            certain = int(self.importance_ratio * self.num_points)
-            chosen = uncertain_points(logits, points.candidates, points.extra, certain)
-            truth = sample_targets(targets, image, segment, chosen)
-            known = self._known(targets, image, chosen)
-        values = sample_maps(logits[:, None], chosen).squeeze(1)
+            return masks.sum().expand(2, outputs)
+        chosen, truth, known = self._points(masks, reader, points, pairs)
+        values = sample_maps(masks, chosen)
         probability = values.sigmoid()
         overlap = (probability * truth).sum(1)
         if known is None:
@@ -181,24 +160,34 @@ class MaskClassificationLoss(nn.Module):
             bce = (F.softplus(values) * known - values * truth).sum(1) / known.sum(1).clamp(min=1)
             probability = probability * known
         dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
-        return bce.sum(), dice.sum()
+        return torch.stack((bce, dice)).view(2, outputs, -1).sum(2)
 
-    def _known(self, targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor | None:
-        return sample_known(targets, image, points) if self.ignore_void else None
+    @torch.no_grad()
+    def _points(
+        self, masks: Tensor, reader: TargetReader, points: RandomPoints, pairs: Pairs
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Choose points [O M, P, 2] of the masks, and read the truth and what is known there, [O M, P] each."""
+        certain = int(self.importance_ratio * self.num_points)
+        image, segment = pairs.image.repeat(len(pairs.query)), pairs.segment.flatten()
+        parts = min(len(pairs.query), 1 + len(masks) * int(self.num_points * self.oversample_ratio) // _CANDIDATES)
+        rows = -(-len(masks) // parts)
+        found = []
+        for start in range(0, len(masks), rows):
+            part = slice(start, start + rows)
+            chosen = uncertain_points(masks[part], *points.of_masks(part), certain)
+            found.append((chosen, *reader.masks(image[part], segment[part], chosen)))
+        if parts == 1:
+            return found[0]
+        return tuple(None if values[0] is None else torch.cat(values) for values in zip(*found, strict=True))
 
-    def _class_term(
-        self, output: QueryOutput, targets: BatchTargets, pairs: Tensor, normaliser: float | Tensor | None
-    ) -> Tensor:
-        image, query, segment = pairs
-        logits = full_precision(output.class_logits)
+    def _class_term(self, logits: Tensor, labels: Tensor, pairs: Pairs) -> Tensor:
+        """Weighted cross-entropy of class logits [O, B, Q, C+1], summed over the queries of an output: [O]."""
         no_object = logits.shape[-1] - 1
-        wanted = torch.full(logits.shape[:2], no_object, dtype=torch.int64, device=logits.device)
-        wanted[image, query] = targets.labels[image, segment]
-        weight = logits.new_ones(no_object + 1)
-        weight[no_object] = self.no_object_weight
-        if normaliser is None:
-            return F.cross_entropy(logits.transpose(1, 2), wanted, weight)
-        return F.cross_entropy(logits.transpose(1, 2), wanted, weight, reduction="sum") / normaliser
+        wanted = torch.full((len(logits), logits.shape[1] * logits.shape[2]), no_object, device=logits.device)
+        wanted.scatter_(1, pairs.image * logits.shape[2] + pairs.query, labels[pairs.image, pairs.segment])
+        weight = F.pad(logits.new_ones(no_object), (0, 1), value=self.no_object_weight)
+        losses = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight, reduction="none")
+        return losses.view(wanted.shape).sum(1)
 
     def class_weight_sum(self, num_queries: int, images: int, matched: float | Tensor) -> float | Tensor:
         """The sum of the class term's weights over all queries of some images, of which `matched` are matched."""

@@ -1,121 +1,183 @@
-"""Random points on which logits and targets are compared (PointRend, arXiv 1912.08193), and targets read at them."""
+"""Random points on which logits and targets are compared (PointRend, arXiv 1912.08193), and targets read at them.
+
+A point is (x, y) in [-1, 1]^2 over the image, as `grid_sample` takes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from eomt.model.outputs import sample_maps
 from eomt.targets import BatchTargets
 
+# Odd numbers near 2^k / golden ratio; the factors of SplitMix64 (Steele et al. 2014), of a host's keys, and of a
+# 32-bit hash found by search (Wellons, "lowbias32"), of a device's numbers, as signed integers.
+_GOLDEN, _GOLDEN_32 = 0x9E3779B97F4A7C15, -0x61C88647
+_KEY_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_FIRST_FACTOR, _SECOND_FACTOR = 0x7FEB352D, -0x7B935975
 
-@dataclass(frozen=True)
+_FOUR = {torch.int8: torch.int32, torch.int16: torch.int64}
+"""The type that holds four numbers of a type."""
+
+
+def hash_keys(seeds: Sequence[int] | np.ndarray, places: Sequence[int] | np.ndarray) -> Tensor:
+    """Keys for `uniform`, of seeds [...] below 2^64 at places [...] below 2^63: int32 [..., 2] on the host."""
+    seed, place = (np.asarray(values, dtype=np.uint64) for values in (seeds, places))
+    key = seed + (place + np.uint64(1)) * np.uint64(_GOLDEN)
+    for shift, factor in _KEY_ROUNDS:
+        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
+    return torch.from_numpy((key ^ (key >> np.uint64(31)))[..., None].view(np.int32))
+
+
+def uniform(keys: Tensor, count: int) -> Tensor:
+    """Random numbers that depend on a key and a number's index alone, bit for bit the same on every device.
+
+    Integers that wrap around at 32 bits, of which the upper 24 become a number, exactly.
+
+    Args:
+        keys: int32 [..., 2] of `hash_keys`.
+        count: the numbers for each key, below 2^31.
+
+    Returns:
+        float32 [..., count], multiples of 2^-23 in [-1, 1).
+    """
+    first, second = keys.split(1, dim=-1)
+    x = torch.arange(count, dtype=torch.int32, device=keys.device).mul_(_GOLDEN_32) + first
+    # A signed shift repeats the sign; the masks take that away.
+    shifted = x >> 16
+    x.bitwise_xor_(shifted.bitwise_and_(0xFFFF)).mul_(_FIRST_FACTOR).add_(second)
+    torch.bitwise_right_shift(x, 15, out=shifted)
+    x.bitwise_xor_(shifted.bitwise_and_(0x1FFFF)).mul_(_SECOND_FACTOR).bitwise_right_shift_(8)
+    return shifted.view(torch.float32).copy_(x).mul_(2.0**-23)
+
+
 class RandomPoints:
-    """Uniform points (x, y) in [0, 1]^2 for one output's loss, which depend on the images' seeds and the output alone.
+    """Uniform points for a loss, which depend on the images' seeds, the output and the mask alone.
 
     Drawn when they are asked for, the same each time: candidates of many masks would fill the memory.
 
     Args:
-        seeds: the seed of each of B images.
-        output: the number of the output that the points are for.
+        seeds: the seed of each of B images, below 2^64.
+        num_outputs: O.
         matched: the number of matched masks of each image, min(queries, targets); M in all.
-        counts: points per image for `match`, per mask for `candidates` and for `extra`.
+        counts: P, the points of an image for the matching, and of a mask N candidates and E further points.
         device: the device to draw on.
     """
 
-    seeds: tuple[int, ...]
-    output: int
-    matched: tuple[int, ...]
-    counts: tuple[int, int, int]
-    device: torch.device | str
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        num_outputs: int,
+        matched: Sequence[int],
+        counts: tuple[int, int, int],
+        device: torch.device | str,
+    ):
+        self._counts = counts
+        # Place 0 is the image's, the others are its masks'.
+        place = np.concatenate([np.zeros(len(seeds), dtype=np.int64), *(np.arange(1, n + 1) for n in matched)])
+        seed = np.array(seeds, dtype=np.uint64)
+        seed = np.concatenate([seed, seed.repeat(matched)])
+        places = (np.arange(num_outputs)[:, None] << 32) + place
+        keys = hash_keys(np.broadcast_to(seed, places.shape), places).to(device, non_blocking=True)
+        self._images, self._masks = keys.split((len(seeds), sum(matched)), dim=1)
 
-    @property
     def match(self) -> Tensor:
-        """[B, P, 2], for the matching of an image's queries and targets."""
-        return self._draw(0, (1,) * len(self.seeds))
+        """Points of each image for the matching: [O, B, P, 2]."""
+        return uniform(self._images, 2 * self._counts[0]).view(*self._images.shape[:2], -1, 2)
 
-    @property
-    def candidates(self) -> Tensor:
-        """[M, 3P, 2], of which each matched mask takes the most uncertain ones."""
-        return self._draw(1, self.matched)
-
-    @property
-    def extra(self) -> Tensor:
-        """[M, P/4, 2], which each matched mask takes as they are."""
-        return self._draw(2, self.matched)
-
-    def _draw(self, part: int, rows: tuple[int, ...]) -> Tensor:
-        values = torch.empty(sum(rows), self.counts[part], 2, device=self.device)
-        for own, seed in zip(values.split(rows), self.seeds, strict=True):
-            state = np.random.SeedSequence((seed, self.output, part)).generate_state(1, np.uint64) >> np.uint64(1)
-            own.uniform_(generator=torch.Generator(self.device).manual_seed(int(state[0])))
-        return values
+    def of_masks(self, masks: slice) -> tuple[Tensor, Tensor]:
+        """Candidates [R, N, 2] and further points [R, E, 2] of some of the O M masks."""
+        points = uniform(self._masks.flatten(0, 1)[masks], 2 * sum(self._counts[1:])).unflatten(1, (-1, 2))
+        return points.split(self._counts[1:], dim=1)
 
 
-def sample_all_targets(targets: BatchTargets, points: Tensor) -> Tensor:
-    """Read the masks of all segments at points shared by an image.
+class TargetReader:
+    """Reads targets at points as `grid_sample` reads masks, bilinearly, with zeros outside.
+
+    The segments of the four pixels around a point stand side by side, so that a point takes one access to memory.
 
     Args:
-        targets: the segments of B images, at most T each.
-        points: [B, P, 2].
-
-    Returns:
-        [B, T, P] in 0..1, of the points' dtype; 0 beyond an image's own segments.
+        targets: the segments of B images, at most T each, on K planes.
+        known: read too how much of each point is known, in any segment: neither in void nor in padding.
     """
-    batch, planes = targets.ids.shape[:2]
-    segments = targets.labels.shape[1]
-    numbers = torch.arange(1, segments + 1, device=points.device, dtype=targets.ids.dtype)
-    numbers = numbers.expand(batch, segments).masked_fill(targets.labels < 0, -1)[:, :, None]
-    values = points.new_zeros(batch, segments, points.shape[1])
-    flat = targets.ids.flatten(2)
-    for index, weight in _corners(points, *targets.ids.shape[2:]):
-        ids = flat.gather(2, index[:, None].expand(-1, planes, -1))
-        if planes > 1:
-            ids = ids.gather(1, targets.planes[:, :, None].expand(-1, -1, index.shape[-1]))
-        values += (ids == numbers) * weight[:, None]
-    return values
+
+    def __init__(self, targets: BatchTargets, known: bool = False):
+        self._targets, self._known = targets, known
+        ids = targets.ids
+        if known:
+            # One more plane, whose segment 1 is all segments.
+            ids = torch.cat((ids, (ids > 0).any(1, keepdim=True).to(ids.dtype)), dim=1)
+        self._planes, height, width = ids.shape[1:]
+        self._area, self._stride = (height + 1) * (width + 1), width + 1
+        # To places on the padded planes, whose pixel 0 has its centre at 0.
+        half = torch.tensor(((width, height), (width + 1, height + 1))) / 2
+        self._half, self._middle = half.to(ids.device, non_blocking=True)
+        ids = F.pad(ids, (1, 1, 1, 1))
+        above, below = ids[:, :, :-1], ids[:, :, 1:]
+        corners = (above[..., :-1], above[..., 1:], below[..., :-1], below[..., 1:])
+        self._corners = torch.stack(corners, dim=-1).view(_FOUR[ids.dtype]).flatten()
+
+    def all_masks(self, points: Tensor) -> Tensor:
+        """Read all segments of the images at points that they share.
+
+        Args:
+            points: [O, B, P, 2].
+
+        Returns:
+            [O, B, P, 1 + T] of the points' dtype, in 0..1: first the known share of each point, or 1; then the
+            masks, 0 beyond an image's own.
+        """
+        batch, planes = self._targets.ids.shape[:2]
+        plane = torch.arange(batch * self._planes, dtype=torch.int32, device=points.device).view(batch, -1, 1)
+        ids, within = self._around(points[:, :, None], plane)
+        x, y = torch.stack((1 - within, within), dim=-1).unbind(-2)
+        shares = (y[..., None] * x[..., None, :]).flatten(-2).expand(ids.shape)
+        number, share = (part[:, :, :planes].transpose(2, 3).flatten(3) for part in (ids.long(), shares))
+        masks = shares.new_zeros(*points.shape[:3], 1 + self._targets.labels.shape[1]).scatter_add_(3, number, share)
+        first = masks[..., 0]
+        first.copy_((ids[:, :, -1] * shares[:, :, -1]).sum(-1)) if self._known else first.fill_(1)
+        return masks
+
+    def masks(self, image: Tensor, segment: Tensor, points: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read single segments, each at its own points.
+
+        Args:
+            image, segment: int64 [R].
+            points: [R, P, 2].
+
+        Returns:
+            The segments [R, P] in 0..1, of the points' dtype; and the known share of each point likewise, or None.
+        """
+        first = image * self._planes
+        plane, number = first + self._targets.planes[image, segment], segment + 1
+        if self._known:
+            plane = torch.stack((plane, first + self._planes - 1), dim=1)
+            number = torch.stack((number, torch.ones_like(number)), dim=1)
+        ids, within = self._around(points[:, None], plane.view(len(plane), -1, 1).int())
+        inside = ids == number.to(ids.dtype).view(len(number), -1, 1, 1)
+        inside = inside.movedim(-1, 0).to(points.dtype, memory_format=torch.contiguous_format)
+        x, y = within.unbind(-1)
+        above, below = torch.lerp(inside[::2], inside[1::2], x)
+        shares = torch.lerp(above, below, y).unbind(1)
+        return shares[0], shares[1] if self._known else None
+
+    def _around(self, points: Tensor, plane: Tensor) -> tuple[Tensor, Tensor]:
+        """The segments at the four pixels around points [..., P, 2] of a plane [..., 1], [..., P, 4], and the points'
+        places between these [..., P, 2]."""
+        place = torch.addcmul(self._middle, points, self._half)
+        x, y = place.int().unbind(-1)
+        index = torch.add(torch.add(x, y, alpha=self._stride), plane, alpha=self._area)
+        ids = self._corners.index_select(0, index.flatten()).view(self._targets.ids.dtype)
+        return ids.view(*index.shape, 4), place.frac_()
 
 
-def sample_targets(targets: BatchTargets, image: Tensor, segment: Tensor, points: Tensor) -> Tensor:
-    """Read single segments' masks, each at its own points.
-
-    Args:
-        targets: the segments of the batch.
-        image, segment: int64 [M], the image and the segment of each mask.
-        points: [M, P, 2].
-
-    Returns:
-        [M, P] in 0..1, of the points' dtype.
-    """
-    planes, height, width = targets.ids.shape[1:]
-    first = ((image * planes + targets.planes[image, segment]) * (height * width))[:, None]
-    number = (segment + 1).to(targets.ids.dtype)[:, None]
-    values = points.new_zeros(points.shape[:2])
-    for index, weight in _corners(points, height, width):
-        values += (targets.ids.take(first + index) == number) * weight
-    return values
-
-
-def sample_known(targets: BatchTargets, image: Tensor, points: Tensor) -> Tensor:
-    """The share of each point that lies in any segment, neither in void nor in padding.
-
-    Args:
-        targets: the segments of the batch.
-        image: int64 [N], the image of each row of points.
-        points: [N, P, 2].
-
-    Returns:
-        [N, P] in 0..1, of the points' dtype; at least the share of any one segment there.
-    """
-    flat = (targets.ids > 0).any(1).flatten(1)[image]
-    values = points.new_zeros(points.shape[:2])
-    for index, weight in _corners(points, *targets.ids.shape[2:]):
-        values += flat.gather(1, index) * weight
-    return values
+def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
+    """Read maps [N, h, w] bilinearly at points [N, P, 2] of their own, with zeros outside: [N, P]."""
+    return F.grid_sample(maps[:, None], points[:, None], align_corners=False).flatten(1)
 
 
 def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, count: int) -> Tensor:
@@ -129,28 +191,8 @@ def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, count: i
     Returns:
         [M, count + E, 2].
     """
-    uncertainty = -sample_maps(logits[:, None], candidates).squeeze(1).abs()
-    chosen = uncertainty.topk(count, dim=1, sorted=False).indices
-    return torch.cat((candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2)), extra), dim=1)
-
-
-def _corners(points: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The four pixels around each point, as `grid_sample` weights them with `align_corners=False`.
-
-    Args:
-        points: float [..., P, 2].
-        height, width: the size of the map.
-
-    Yields:
-        Four times: index into the flattened map int64 [..., P], and weight [..., P], 0 outside the map.
-    """
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
-    left, top = x.floor(), y.floor()
-    fx, fy = x - left, y - top
-    left, top = left.long(), top.long()
-    for column, wx in ((left, 1 - fx), (left + 1, fx)):
-        wx = wx * ((column >= 0) & (column < width))
-        column = column.clamp(0, width - 1)
-        for row, wy in ((top, 1 - fy), (top + 1, fy)):
-            wy = wy * ((row >= 0) & (row < height))
-            yield row.clamp(0, height - 1) * width + column, wx * wy
+    certainty = sample_maps(logits, candidates).abs_()
+    chosen = certainty.topk(count, dim=1, largest=False, sorted=False).indices
+    # A point as one complex number needs no index of its coordinates.
+    near = torch.view_as_real(torch.view_as_complex(candidates).gather(1, chosen))
+    return torch.cat((near, extra), dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,36 +47,6 @@ class QueryOutput(NamedTuple):
         """All queries' masks, resized bilinearly: [B, Q, *grid]. Resizing and the product commute."""
         features = F.interpolate(self.features.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False)
         return _product(self.mask_embeddings, features.permute(0, 2, 3, 1))
-
-    @torch.no_grad()
-    def masks_at(self, points: Tensor) -> Tensor:
-        """All queries' mask logits at points [B, P, 2] of their image, read bilinearly: [B, Q, P] in full
-        precision, without gradients."""
-        # Half precision would round the weights to few bits.
-        features = full_precision(self.features).permute(0, 3, 1, 2)
-        sampled = sample_maps(features, points.to(features.dtype)).to(self.mask_embeddings.dtype)
-        return full_precision(self.mask_embeddings @ sampled)
-
-    def masks_of(self, image: Tensor, query: Tensor, counts: Sequence[int]) -> Tensor:
-        """Single queries' mask logits.
-
-        Args:
-            image: int64 [M], ascending.
-            query: int64 [M].
-            counts: the number of the M in each image, on the host.
-
-        Returns:
-            [M, h, w] in full precision.
-        """
-        embeddings = self.mask_embeddings[image, query].split(tuple(counts))
-        masks = [own @ features.T for own, features in zip(embeddings, self.features.flatten(1, 2), strict=True)]
-        return full_precision(torch.cat(masks)).unflatten(1, self.features.shape[1:3])
-
-
-def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
-    """Read maps [N, C, h, w] bilinearly at points [N, P, 2], (x, y) in [0, 1]^2 over the whole map, with zeros outside:
-    [N, C, P], differentiable in the maps."""
-    return F.grid_sample(maps, 2 * points[:, :, None] - 1, mode="bilinear", align_corners=False).squeeze(-1)
 
 
 def _product(embeddings: Tensor, features: Tensor) -> Tensor:

@@ -249,9 +249,8 @@ class EoMTModule(lightning.LightningModule):
         dropped = draw_dropped_masks(self.seed, keys, self.probabilities, self.network.num_queries)
         return dropped.to(self.device, non_blocking=True)
 
-    def _log_step(self, total: Tensor, terms: Sequence[Mapping[str, Tensor]], batch_size: int) -> None:
-        values = {"loss": total.detach()}
-        values |= {f"loss_{name}": sum(output[name].detach() for output in terms) for name in terms[0]}
+    def _log_step(self, total: Tensor, terms: Mapping[str, Tensor], batch_size: int) -> None:
+        values = {"loss": total.detach(), **{f"loss_{name}": term.detach().sum() for name, term in terms.items()}}
         # The mean over all ranks' images, in one reduction.
         mean = self.trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean")
         values = {f"train/{name}": value for name, value in zip(values, mean.unbind(), strict=True)}

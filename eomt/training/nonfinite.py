@@ -42,11 +42,10 @@ class NonFiniteSteps:
         self._names: list[str] = []
         self._terms: list[tuple[str, Tensor]] = []
 
-    def watch(self, names: Sequence[str], terms: Sequence[Mapping[str, Tensor]]) -> None:
-        """Remember the images and loss terms (scalars by name, per output) of a batch. Nothing is read."""
+    def watch(self, names: Sequence[str], terms: Mapping[str, Tensor]) -> None:
+        """Remember the images and loss terms, [O] by name, of a batch. Nothing is read."""
         self._names += names
-        for number, output in enumerate(terms):
-            self._terms += [(f"{name} (output {number})", term.detach()) for name, term in output.items()]
+        self._terms += [(name, term.detach()) for name, term in terms.items()]
 
     def passes(self, norm: Tensor, network: nn.Module, step: int, scaler: GradScaler | None = None) -> bool:
         """Decide whether an optimizer step is done; count and name one that is not. All ranks call it together.
@@ -65,7 +64,12 @@ class NonFiniteSteps:
         if norm.isfinite():
             self.in_a_row = 0
             return True
-        bad = list(dict.fromkeys(name for name, term in terms if not term.isfinite()))
+        bad = [
+            f"{name} (output {output})"
+            for name, term in terms
+            for output in (~term.isfinite()).nonzero()[:, 0].tolist()
+        ]
+        bad = list(dict.fromkeys(bad))
         everyone = [(bad, names)] * (distributed.get_world_size() if distributed.is_initialized() else 1)
         if distributed.is_initialized():
             distributed.all_gather_object(everyone, (bad, names))

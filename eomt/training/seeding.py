@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eomt.loss.points import hash_keys, uniform
+
 ImageKey = tuple[int, ...]
 """The key of an image's random numbers: (optimizer step, image in that step) in training, (optimizer step, image in the
 set, window) in validation; not negative."""
@@ -67,10 +69,10 @@ def draw_dropped_masks(seed: int, keys: Sequence[ImageKey], probabilities: Seque
     Returns:
         bool [L2, B, Q], on the host; True where the mask of a query is dropped in a block.
     """
-    shape = (len(probabilities), num_queries)
-    generators = (torch.Generator().manual_seed(_state(_DROPPED_MASKS, seed, *key)) for key in keys)
-    draws = [torch.rand(shape, generator=generator) for generator in generators]
-    return torch.stack(draws, dim=1) > torch.tensor(probabilities)[:, None, None]
+    seeds = [_state(_DROPPED_MASKS, seed, *key) for key in keys]
+    blocks = len(probabilities)
+    draws = uniform(hash_keys(seeds, [0] * len(seeds)), blocks * num_queries).view(-1, blocks, num_queries)
+    return draws.transpose(0, 1) >= 2 * torch.tensor(probabilities)[:, None, None] - 1
 
 
 def _state(*key: int) -> int:

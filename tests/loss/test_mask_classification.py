@@ -1,5 +1,7 @@
 """Loss, matching and point sampling against the original's numbers and plain computations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ import torch.nn.functional as F
 
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.matching import matching_cost
-from eomt.loss.points import sample_all_targets, sample_known
-from eomt.model.outputs import QueryOutput, sample_maps
+from eomt.loss.points import TargetReader
+from eomt.model.outputs import QueryOutput
 from eomt.targets import collate_targets, targets_from_id_map
 from tests.coco_objects import targets_from_masks
 from tests.golden_numbers import LossPoints, golden_json, golden_tensors
@@ -28,7 +30,9 @@ def output_of(mask_logits, class_logits):
 
 
 def in_double(points):
-    return LossPoints(points.match.double(), points.candidates.double(), points.extra.double())
+    return SimpleNamespace(
+        match=lambda: points.match().double(), of_masks=lambda masks: [x.double() for x in points.of_masks(masks)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def test_means_equal_the_originals(recorded):
     for _ in range(draws):
         seeds = torch.randint(2**62, (3,), generator=generator).tolist()
         points = loss.draw(1, 20, targets.counts, seeds)
-        for name, value in loss([output], targets, points)[0].items():
+        for name, value in loss([output], targets, points).items():
             sums[name] += value.item() / draws
     for name, ours in (("mask", "mask"), ("dice", "dice"), ("classification", "class")):
         margin = 4 * expected["std"][name] * (1 / 200 + 1 / draws) ** 0.5
@@ -58,10 +62,10 @@ def test_matching_equals_the_originals(recorded):
     output, targets, expected = recorded
     loss = MaskClassificationLoss(num_points=60_000)
     points = loss.draw(1, 20, targets.counts, (1, 2, 3))
-    image, query, target = loss.match([output], targets, points)[0]
+    pairs = loss.match([output], targets, points)
     for b, (queries, segments) in enumerate(expected["matched"]):
-        assert query[image == b].tolist() == queries
-        assert target[image == b].tolist() == segments
+        assert pairs.query[0, pairs.image == b].tolist() == queries
+        assert pairs.segment[0, pairs.image == b].tolist() == segments
 
 
 def test_a_batch_equals_its_images_one_by_one():
@@ -74,22 +78,16 @@ def test_a_batch_equals_its_images_one_by_one():
     )
     loss = MaskClassificationLoss(num_points=40)
     targets = batch_of(masks, labels)
-    points = [in_double(p) for p in loss.draw(1, 5, targets.counts, (3, 4, 5))]
-    together = loss([output], targets, points, 7)[0]
-    first, alone = 0, {"mask": 0.0, "dice": 0.0}
+    together = loss([output, output], targets, in_double(loss.draw(2, 5, targets.counts, (3, 4, 5))), 7)
+    alone = {"mask": 0.0, "dice": 0.0}
     for b in range(3):
-        count = min(5, len(masks[b]))
-        own = [
-            LossPoints(p.match[b : b + 1], p.candidates[first : first + count], p.extra[first : first + count])
-            for p in points
-        ]
-        single = QueryOutput(*(x[b : b + 1] for x in output))
-        terms = loss([single], batch_of(masks[b : b + 1], labels[b : b + 1]), own, 7)[0]
+        single, own = QueryOutput(*(x[b : b + 1] for x in output)), batch_of(masks[b : b + 1], labels[b : b + 1])
+        terms = loss([single, single], own, in_double(loss.draw(2, 5, own.counts, (3 + b,))), 7)
         for name in alone:
             alone[name] += terms[name]
-        first += count
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, atol=1e-10, rtol=0)
+    assert together["mask"][0] != together["mask"][1], "each output has its own points"
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (9, 0)])
@@ -105,8 +103,8 @@ def test_no_targets_and_more_targets_than_queries(counts):
     assert total.isfinite()
     assert mask_logits.grad is not None
     if sum(counts) == 0:
-        assert terms[0]["mask"] == 0
-        assert terms[0]["dice"] == 0
+        assert terms["mask"] == 0
+        assert terms["dice"] == 0
 
 
 def test_it_stays_in_full_precision_under_autocast():
@@ -128,7 +126,7 @@ def half_void():
     targets = collate_targets([targets_from_id_map(id_map, [1, 2], [0, 1])])
     axis = (torch.arange(8) + 0.5) / 8
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(1, 64, 2)
-    points = [LossPoints(grid, torch.zeros(2, 0, 2), grid.expand(2, -1, -1))]
+    points = LossPoints((grid, torch.zeros(2, 0, 2), grid.expand(2, -1, -1)))
     logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     return targets, points, logits, torch.zeros(1, 3, 3)
 
@@ -136,16 +134,16 @@ def half_void():
 def test_void_can_be_left_out(half_void):
     targets, points, logits, class_logits = half_void
     loss = MaskClassificationLoss(num_points=64, importance_ratio=0, ignore_void=True)
-    terms = loss([output_of(logits, class_logits)], targets, points)[0]
-    pairs = loss.match([output_of(logits, class_logits)], targets, points)[0]
+    terms = loss([output_of(logits, class_logits)], targets, points)
+    pairs = loss.match([output_of(logits, class_logits)], targets, points)
     mask = dice = 0
-    for query, segment in zip(*pairs[1:].tolist(), strict=True):
+    for query, segment in zip(pairs.query[0].tolist(), pairs.segment[0].tolist(), strict=True):
         x, y = logits[0, query, :, :4], (targets.ids[0, 0, :, :4] == segment + 1).float()
         p = x.sigmoid()
         mask = mask + F.binary_cross_entropy_with_logits(x, y) / 2
         dice = dice + (1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)) / 2
-    torch.testing.assert_close(terms["mask"], mask)
-    torch.testing.assert_close(terms["dice"], dice)
+    torch.testing.assert_close(terms["mask"][0], mask)
+    torch.testing.assert_close(terms["dice"][0], dice)
     (terms["mask"] + terms["dice"]).backward()
     assert not logits.grad[..., 4:].any()
     assert logits.grad[..., :4].any()
@@ -154,34 +152,50 @@ def test_void_can_be_left_out(half_void):
 def test_what_is_in_void_does_not_decide_the_matching(half_void):
     targets, points, logits, class_logits = half_void
     logits = logits.detach().clone()
-    known = sample_known(targets, torch.tensor([0]), points[0].match)
-    truth = sample_all_targets(targets, points[0].match)
 
     def cost(known):
-        sampled = sample_maps(logits, points[0].match)
-        return matching_cost(sampled, class_logits, truth, targets.labels, 5, 5, 2, known)
+        truth = TargetReader(targets, known).all_masks(points.match())
+        return matching_cost([logits.flatten(2)], class_logits[None], truth, targets.labels, 5, 5, 2)
 
-    before, counted = cost(known), cost(None)
+    before, counted = cost(True), cost(False)
     logits[..., 4:] += 3
-    torch.testing.assert_close(cost(known), before)
-    assert not torch.allclose(cost(None), counted)
+    torch.testing.assert_close(cost(True), before)
+    assert not torch.allclose(cost(False), counted)
 
 
-@pytest.mark.parametrize("counts", [(3, 5), (0, 40)])
-def test_a_step_waits_for_the_device_once(counts, monkeypatch):
-    """The costs of all outputs and images are copied to the host at once."""
+class Operations(HostSyncs):
+    """Counts all dispatched operations, and those that are more than a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.all = self.computing = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        views = [result.alias_info and not result.alias_info.is_write for result in func._schema.returns]
+        self.all += 1
+        self.computing += not any(views)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("counts", [(3, 5), (60,) * 8, (60, 0, 1, 7, 0, 2, 30, 9), (0, 80), (0, 0)])
+@pytest.mark.parametrize(("outputs", "ignore_void"), [(1, False), (5, False), (6, True)])
+def test_a_step_takes_few_operations_and_waits_for_the_device_once(outputs, ignore_void, counts, monkeypatch):
+    """However many images and targets: the costs of all outputs and images are copied to the host at once."""
     targets = batch_of(
         [torch.rand(t, 12, 12) > 0.5 for t in counts], [torch.zeros(t, dtype=torch.int64) for t in counts]
     )
-    shapes = ((2, 6, 8), (2, 12, 12, 8), (2, 6, 3))
-    outputs = [QueryOutput(*(torch.randn(s, requires_grad=True) for s in shapes)) for _ in range(3)]
-    loss = MaskClassificationLoss(num_points=20)
-    points = loss.draw(3, 6, targets.counts)
+    shapes = ((70, 8), (12, 12, 8), (70, 3))
+    leaves = [[torch.randn(len(counts), *shape, requires_grad=True) for shape in shapes] for _ in range(outputs)]
+    loss = MaskClassificationLoss(num_points=20, ignore_void=ignore_void)
     read = []  # reads of a CPU's memory that are no operation
     for name in ("tolist", "item", "cpu", "__bool__", "__int__", "__float__"):
         plain = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda x, *a, plain=plain, name=name: read.append(name) or plain(x, *a))
-    with HostSyncs() as waits:
-        loss.total(loss(outputs, targets, points)).backward()
-    assert not waits.found
-    assert read == ["cpu"]
+    with Operations() as operations:
+        points = loss.draw(outputs, 70, counts, range(len(counts)))
+        total = loss.total(loss([QueryOutput(*parts) for parts in leaves], targets, points))
+        torch.autograd.grad(total, [part for parts in leaves for part in parts])
+    assert not operations.found
+    assert read == ["cpu"] * any(counts)
+    assert operations.computing <= 270
+    assert ignore_void or operations.all <= 400

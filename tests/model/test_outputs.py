@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from eomt.model.eomt import Upscale
-from eomt.model.outputs import QueryOutput, sample_maps
+from eomt.model.outputs import QueryOutput
 from tests.golden_numbers import golden_network
 
 
@@ -15,43 +15,11 @@ def prediction(dtype=torch.float64):
     return QueryOutput(*(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes))
 
 
-def test_masks_at_points():
-    part = prediction()
-    # Corners of the image too, where bilinear reading leaves it.
-    points = torch.cat(
-        (torch.rand(3, 50, 2), torch.tensor([[[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]]]).expand(3, -1, -1)), 1
-    )
-    torch.testing.assert_close(part.masks_at(points.double()), sample_maps(part.mask_logits, points.double()))
-
-
 @pytest.mark.parametrize("grid", [(3, 5), (12, 20), (4, 7)])
 def test_masks_on_a_grid(grid):
     part = prediction()
     expected = F.interpolate(part.mask_logits, grid, mode="bilinear", align_corners=False)
     torch.testing.assert_close(part.masks_on(grid), expected)
-
-
-@pytest.mark.parametrize("counts", [(2, 0, 3), (0, 0, 0), (1, 7, 0)])
-def test_single_masks(counts):
-    part = prediction()
-    image = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
-    query = torch.cat([torch.randperm(7)[:n] for n in counts])
-    results = []
-    for multiply in (lambda p: p.masks_of(image, query, counts), lambda p: p.mask_logits[image, query]):
-        leaves = QueryOutput(*(x.clone().requires_grad_() for x in part))
-        masks = multiply(leaves)
-        results.append((masks.detach(), torch.autograd.grad(masks.sin().sum(), leaves[:2])))
-    torch.testing.assert_close(*results)
-
-
-def test_half_precision_enters_the_loss_in_full():
-    part = prediction(torch.bfloat16)
-    points = torch.rand(3, 9, 2)
-    image, query = torch.tensor([0, 2]), torch.tensor([1, 6])
-    assert part.masks_at(points).dtype == part.masks_of(image, query, (1, 0, 1)).dtype == torch.float32
-    # Rounding to 8 bits, of the sampled features and of the product.
-    expected = sample_maps(part.mask_logits.float(), points)
-    torch.testing.assert_close(part.masks_at(points), expected, atol=0.15, rtol=0)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -62,8 +62,10 @@ class Fault(lightning.Callback):
 
     def _loss(self, trainer, *arguments):
         terms = self.loss(*arguments)
-        if self.kind in terms[0] and trainer.global_step + 1 in self.steps:
-            terms[1][self.kind] = terms[1][self.kind] * self.value
+        if self.kind in terms and trainer.global_step + 1 in self.steps:
+            factor = torch.ones_like(terms[self.kind])
+            factor[1] = self.value
+            terms[self.kind] = terms[self.kind] * factor
         return terms
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):

@@ -35,13 +35,11 @@ def test_twenty_steps_equal_the_originals():
             ]
         )
         outputs = network(record[f"{step}.images"], drops)
-        points = [
-            LossPoints(*(record[f"{step}.{i}.{part}"].double() for part in ("match_points", "candidates", "extra")))
-            for i in range(len(outputs))
-        ]
+        parts = ("match_points", "candidates", "extra")
+        points = LossPoints(*([record[f"{step}.{i}.{part}"].double() for part in parts] for i in range(len(outputs))))
         terms = loss(outputs, targets, points)
-        for ours, theirs in zip(terms, expected["terms"], strict=True):
-            assert [ours[n].item() for n in ("mask", "dice", "class")] == pytest.approx(theirs, abs=1e-6)
+        for i, theirs in enumerate(expected["terms"]):
+            assert [terms[n][i].item() for n in ("mask", "dice", "class")] == pytest.approx(theirs, abs=1e-6)
         total = loss.total(terms)
         assert total.item() == pytest.approx(expected["total"], abs=1e-5)
         optimizer.zero_grad()
