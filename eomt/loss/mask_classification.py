@@ -137,7 +137,7 @@ class MaskClassificationLoss(nn.Module):
     ) -> Pairs:
         if max(targets.counts) == 0:
             return self.matcher(class_logits[..., :0], targets.counts)
-        at = points.match()
+        at = points.match().to(class_logits.dtype)
         truth = reader.all_masks(at)
         weights = self.weights.values()
         costs = matching_cost(masks.at(at), class_logits, truth, targets.labels, *weights)
@@ -174,7 +174,8 @@ class MaskClassificationLoss(nn.Module):
         found = []
         for start in range(0, len(masks), rows):
             part = slice(start, start + rows)
-            chosen = uncertain_points(masks[part], *points.of_masks(part), certain)
+            candidates, extra = (drawn.to(masks.dtype) for drawn in points.of_masks(part))
+            chosen = uncertain_points(masks[part], candidates, extra, certain)
             found.append((chosen, *reader.masks(image[part], segment[part], chosen)))
         if parts == 1:
             return found[0]

@@ -44,7 +44,7 @@ class OutputMasks:
             maps = features.bmm(embeddings.mT) if whole else features
             # Half precision would round the weights to few bits.
             maps = full_precision(maps).mT.unflatten(2, self._size)
-            values = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False).squeeze(2)
+            values = F.grid_sample(maps, grid, align_corners=False).squeeze(2)
             yield values if whole else full_precision(embeddings.bmm(values.to(embeddings.dtype)))
 
     def of(self, pairs: Pairs) -> Tensor:

@@ -1,7 +1,5 @@
 """Loss, matching and point sampling against the original's numbers and plain computations."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -27,12 +25,6 @@ def output_of(mask_logits, class_logits):
     batch, queries = mask_logits.shape[:2]
     embeddings = torch.eye(queries, dtype=mask_logits.dtype).expand(batch, -1, -1)
     return QueryOutput(embeddings, mask_logits.permute(0, 2, 3, 1), class_logits)
-
-
-def in_double(points):
-    return SimpleNamespace(
-        match=lambda: points.match().double(), of_masks=lambda masks: [x.double() for x in points.of_masks(masks)]
-    )
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +70,11 @@ def test_a_batch_equals_its_images_one_by_one():
     )
     loss = MaskClassificationLoss(num_points=40)
     targets = batch_of(masks, labels)
-    together = loss([output, output], targets, in_double(loss.draw(2, 5, targets.counts, (3, 4, 5))), 7)
+    together = loss([output, output], targets, loss.draw(2, 5, targets.counts, (3, 4, 5)), 7)
     alone = {"mask": 0.0, "dice": 0.0}
     for b in range(3):
         single, own = QueryOutput(*(x[b : b + 1] for x in output)), batch_of(masks[b : b + 1], labels[b : b + 1])
-        terms = loss([single, single], own, in_double(loss.draw(2, 5, own.counts, (3 + b,))), 7)
+        terms = loss([single, single], own, loss.draw(2, 5, own.counts, (3 + b,)), 7)
         for name in alone:
             alone[name] += terms[name]
     for name, value in alone.items():

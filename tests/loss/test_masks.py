@@ -25,12 +25,12 @@ def test_masks_at_points(dtype, margin, whole):
     outputs = predictions(dtype)
     # Corners of the image too, where bilinear reading leaves it.
     corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]).expand(2, 3, -1, -1)
-    points = torch.cat((2 * torch.rand(2, 3, 50, 2) - 1, corners), dim=2)
+    points = torch.cat((2 * torch.rand(2, 3, 50, 2) - 1, corners), dim=2).to(torch.promote_types(dtype, torch.float32))
     for output, own, masks in zip(outputs, points, OutputMasks(outputs).at(points, whole), strict=True):
         assert masks.dtype == torch.promote_types(dtype, torch.float32)
         plain = output.mask_logits.to(masks.dtype)
         for query in range(7):
-            expected = sample_maps(plain[:, query], own.to(masks.dtype))
+            expected = sample_maps(plain[:, query], own)
             torch.testing.assert_close(masks[:, query], expected, atol=margin, rtol=0)
 
 
