@@ -5,6 +5,7 @@ not here (DIR, the Hub, several devices) are composed and their keys and values 
 """
 
 import inspect
+import itertools
 import re
 import runpy
 import shlex
@@ -48,7 +49,8 @@ def folder(tmp_path, run, shapes, monkeypatch):
     for name in ("photo.jpg", "photos/a.jpg"):
         Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / name)
     (tmp_path / "classes.txt").write_text("road\ncar\n")
-    OmegaConf.register_new_resolver("run_id", lambda: "now", replace=True)
+    numbers = itertools.count()
+    OmegaConf.register_new_resolver("run_id", lambda: str(next(numbers)), replace=True)
     return tmp_path
 
 
@@ -113,12 +115,12 @@ def test_python_runs(page, folder):
 def test_keys_exist(page):
     """What looks like a key of train.py is one, or a section."""
     text = re.sub(r"^```python\n.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    words = re.findall(rf"(?<![\w./])(?:{SECTIONS})\.[a-z][a-z_.\d]*(?![\w(])", text)
+    words = re.findall(rf"(?<![\w./-])(?:{SECTIONS})\.[a-z][a-z_.\d]*(?![\w(])", text)
     keys = {word.rstrip(".").replace("data.val.", "data.train.") for word in words}
     known = keys_of("train")
     sections = {name.rpartition(".")[0] for name in known}
     # Names of files, keys of the examples' own classes, and Hydra's.
-    other = re.compile(r"model\.(onnx|pt2|safetensors)|loss\.early|.*\._target_")
+    other = re.compile(r"model\.(onnx|pt2|safetensors)|loss\.early|.*\._target_|data\.val")
     assert {key for key in keys - known.keys() - sections if not other.fullmatch(key)} == set()
 
 

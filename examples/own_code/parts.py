@@ -48,7 +48,7 @@ class SegmentsPerImage(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        for prediction in outputs:
+        for prediction in outputs.result():  # of this batch; another thread may still be at it
             pl_module.log("segments_per_image", float(len(prediction.labels)), batch_size=1, sync_dist=True)
 
 
