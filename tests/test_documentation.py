@@ -22,7 +22,7 @@ from eomt.cli.main import checked, quote_paths
 from eomt.cli.meanings import keys_of
 from tests.running import ROOT, SMALL, composed, typed
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What is not here: data, weights of the Hub or of others, devices.
 ELSEWHERE = re.compile(r"=DIR\b|=tue-mps/|trainer\.(devices|num_nodes)=|--cfg\b|=FILE\b")
