@@ -20,7 +20,10 @@ ERROR, WARNING = "error", "warning"
 
 # Kinds of findings: level and description.
 KINDS = {
-    "not_opened": (ERROR, "faults that keep a set from being opened; its images are not read until they are mended"),
+    "not_opened": (
+        ERROR,
+        "faults that keep a set from being opened; mend them, or data.skip_bad=true leaves out single rows and files",
+    ),
     "unreadable": (ERROR, "images that cannot be read with their ground truth"),
     "bad_targets": (ERROR, "targets that are not as datasets.readers.base.Reader says"),
     "same_identity": (ERROR, "image names or ids that stand for several images, whose results would mix"),
@@ -28,14 +31,10 @@ KINDS = {
     "nothing_to_train": (ERROR, "no training image has a segment"),
     "leak": (WARNING, "images of validation whose pixels are also in training: scores come out too high"),
     "duplicate": (WARNING, "images with the same pixels as an earlier one of their set"),
-    "remark": (WARNING, "what is taken for granted in a set"),
+    "remark": (WARNING, "what a run on the set says at its start"),
     "left_out": (WARNING, "faults of images and annotations that data.skip_bad=true leaves out"),
     **{kind: (WARNING, what) for kind, what in NOTES.items()},
-    "crowd": (
-        WARNING,
-        "images with crowds (iscrowd 1), which are not trained and no errors when scored; data.crowd=object takes "
-        "them as objects",
-    ),
+    "crowd": (WARNING, "images with crowds (iscrowd 1); data.crowd says what they are"),
     "empty_segment": (WARNING, "images with segments that have no pixel"),
     "tiny_segment": (WARNING, "images with tiny segments"),
     "many_segments": (WARNING, "images with more segments than model.num_queries, which cannot all be matched"),

@@ -64,7 +64,7 @@ class FileFinder:
                 raise ValueError(f"{name!r} is {path}, not in {self._source.path}: choose a folder that holds it")
         if found is None:
             missing = self._source.describe(name.strip())
-            raise ValueError(f"{missing} is missing; download the archive again or complete it")
+            raise ValueError(f"{missing} is missing")
         self.guessed[name] = found
         return found
 

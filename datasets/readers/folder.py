@@ -85,15 +85,16 @@ class FolderSemantic(LabelMaps):
         label_files = f"{looked_at} label files looked at (of {len(self)})"
         if bare:
             lines.append(
-                f"{bare} of {label_files} hold nothing but void: they are scored, but left out of training unless "
+                f"{bare} of {label_files} show nothing but void: they are scored, but left out of training unless "
                 "data.keep_empty=true"
             )
         unseen = [k for k in range(len(self.classes)) if not pixels[1 + k]]
         if unseen and (void or looked_at == len(self)):
             names = listed([self.classes[k].name for k in unseen])
-            share = f", and {100 * pixels[0] / pixels.sum():.1f} % of the pixels are void" if void else ""
-            way_out = f": {self._remedy(unseen[0], min(void))}" if void else ""
-            lines.append(f"the class {names} is in none of {label_files}{share}{way_out}")
+            lines.append(f"{label_files} show no pixel of {names}")
+            if void:
+                share = 100 * pixels[0] / pixels.sum()
+                lines[-1] += f", and {share:.1f} % of their pixels are void: {self._remedy(unseen[0], min(void))}"
         return lines
 
     def _remedy(self, label: int, value: int) -> str:

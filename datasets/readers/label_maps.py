@@ -212,8 +212,9 @@ def _pair_columns(
     if missing and (not skip_bad or len(missing) == len(stems)):
         way_out = "complete the files, or move those images away" if skip_bad is None else SKIP_BAD
         raise InputError(
-            f"{len(missing)} of {len(stems)} images in {images.describe('')} have no ground truth: "
-            f"{listed(lines, '; ')}; {way_out}",
+            f"{len(missing)} of {len(stems)} images in {images.describe('')} have no ground truth in "
+            f"{' or '.join(source.describe('') for source, _ in truths)}: "
+            f"{listed([photos[stem][0] for stem in missing])}; {way_out}",
             lines,
         )
     stems = [stem for stem in stems if stem not in missing]

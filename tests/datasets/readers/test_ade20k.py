@@ -145,8 +145,8 @@ def test_missing_files(tmp_path, ade):
     del ade.challenge["annotations/validation/ADE_val_00000002.png"]
     ade.write(tmp_path, "zip")
     fails(
-        r"1 of 2 images in .*2016\.zip: images/validation/ have no ground truth: .*2016\.zip: annotations/validation/"
-        r"ADE_val_00000002\.png is missing, the file of ADE_val_00000002\.jpg",
+        r"1 of 2 images in .*2016\.zip: images/validation/ have no ground truth in .*2016\.zip: annotations/validation/"
+        r".*: ADE_val_00000002\.jpg; complete the files",
         tmp_path,
     )
 

@@ -67,8 +67,8 @@ def test_missing_files(tmp_path):
     fails(r"nowhere is no folder; it must hold leftImg8bit_trainvaltest\.zip and gtFine", tmp_path / "nowhere")
     fails(r"lacks leftImg8bit_trainvaltest\.zip or leftImg8bit/ and gtFine_trainvaltest\.zip or gtFine/", tmp_path)
     write(tmp_path, True, ["val/ulm/ulm_000000_000019_gtFine_labelIds.png"])
-    missing = r"trainvaltest\.zip: val/ulm/ulm_000000_000019_gtFine_labelIds\.png is missing, the file of ulm/ulm"
-    fails(rf"1 of 2 images in .*leftImg8bit_trainvaltest\.zip: val/ have no ground truth: .*{missing}", tmp_path)
+    missing = r"gtFine_trainvaltest\.zip: val/: ulm/ulm_000000_000019_leftImg8bit\.png; complete"
+    fails(rf"1 of 2 images in .*leftImg8bit_trainvaltest\.zip: val/ have no ground truth in .*{missing}", tmp_path)
     path = tmp_path / "gtFine_trainvaltest.zip"
     path.write_bytes(path.read_bytes()[:-50])
     fails(r"gtFine_trainvaltest\.zip is no complete zip archive", tmp_path)

@@ -204,7 +204,7 @@ def test_bad_files(tmp_path, own):
     (tmp_path / "void").mkdir()
     fails(r"there are no images .*void/\*\.jpg or \*\.jpeg", tmp_path, images="void")
     fails(
-        r"3 of 3 images in .*photos have no ground truth: .*void/b\.png is missing, the file of b\.jpg",
+        r"3 of 3 images in .*photos have no ground truth in .*void: b\.jpg, c\.jpeg, deep/a\.PNG; data\.skip_bad=true",
         tmp_path,
         labels="void",
     )
