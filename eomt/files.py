@@ -16,6 +16,7 @@ from typing import Any
 from eomt.errors import InputError
 
 _MOST_VISITS = 100  # of one folder, to which several links lead
+_DEEPEST = 500  # folders in one another, links followed
 
 
 def walk(folder: str | Path, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
@@ -31,7 +32,7 @@ def walk(folder: str | Path, hidden: bool = True) -> Iterator[tuple[str, list[st
         The path of each folder, and the names of the files in it.
 
     Raises:
-        InputError: if a folder cannot be read, or links lead to one in more than 100 ways.
+        InputError: if a folder cannot be read, lies more than 500 deep, or links lead to it in more than 100 ways.
     """
 
     def fail(error: OSError) -> None:
@@ -42,6 +43,8 @@ def walk(folder: str | Path, hidden: bool = True) -> Iterator[tuple[str, list[st
     visits: Counter[str] = Counter()
     for parent, folders, names in os.walk(str(folder), onerror=fail, followlinks=True):
         chain = above.pop(parent)
+        if len(chain) > _DEEPEST:
+            raise InputError(f"folders below {folder} lie more than {_DEEPEST} deep: move them up, or away")
         for name in list(folders):
             path = os.path.join(parent, name)
             real = os.path.realpath(path) if os.path.islink(path) else os.path.join(chain[-1], name)

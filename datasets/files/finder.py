@@ -51,7 +51,7 @@ class FileFinder:
         if name in self.members:
             return name
         slashed = name.strip().replace("\\", "/")
-        start = os.path.join(self._source.path, "")
+        start = os.path.join(os.path.normpath(self._source.path), "")  # images may be "../photos"
         paths = list(dict.fromkeys(os.path.normpath(os.path.join(folder, slashed)) for folder in self._folders))
         for path in paths:
             if path.startswith(start) and path.removeprefix(start) in self.members:

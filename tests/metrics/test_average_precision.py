@@ -180,6 +180,18 @@ def test_ranges_without_an_object_are_nan(library):
     assert metric.compute()["ap"].isnan()
 
 
+def test_ids_of_several_kinds_score_as_numbers_in_their_order(coco):
+    _, classes, truth, found = coco
+    plain, mixed = AveragePrecision(classes), AveragePrecision(classes)
+    ids = [2.0, 3, 1 << 70, "", "10", "2", "x"]
+    for number, k in list(zip(ids, truth, strict=False))[::-1]:
+        plain.update(found[k], truth[k], ids.index(number))
+        mixed.update(found[k], truth[k], number)
+    assert {name: float(v) for name, v in mixed.compute().items()} == pytest.approx(
+        {name: float(v) for name, v in plain.compute().items()}, abs=0, nan_ok=True
+    )
+
+
 def test_other_sizes_are_refused():
     metric = AveragePrecision(one_class())
     with pytest.raises(InputError, match=r"image 7 is \[20, 20\], its ground truth \[20, 21\]"):

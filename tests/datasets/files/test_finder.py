@@ -84,6 +84,14 @@ def test_names_of_no_file_of_the_source(finder, name):
         finder.find(name.replace("ROOT", str(finder._folders[-1])))
 
 
+def test_folders_beside_the_root(tmp_path):
+    write_folder(tmp_path / "photos", {"x.jpg": b""})
+    (tmp_path / "root").mkdir()
+    finder = FileFinder(find_source(tmp_path / "root", "../photos"), (tmp_path / "root",))
+    assert [finder.find(name) for name in ("./x.jpg", "../photos/x.jpg", f"{tmp_path}/photos/x.jpg")] == ["x.jpg"] * 3
+    assert not finder.guessed
+
+
 def test_a_name_of_the_real_folder_of_a_linked_one(tmp_path):
     write_folder(tmp_path / "disk2", {"x.jpg": b""})
     (tmp_path / "root").mkdir()

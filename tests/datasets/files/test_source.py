@@ -53,6 +53,14 @@ def test_what_has_no_end_is_not_read(tmp_path, what):
     fails(r"cannot read .*x\.jpg: it is no file of data", read, Folder(tmp_path), "x.jpg", Member())
 
 
+def test_folders_that_lie_too_deep(tmp_path, monkeypatch):
+    monkeypatch.setattr("eomt.files._DEEPEST", 4)
+    write_folder(tmp_path, {"a/b/c/x.jpg": b""})
+    assert list(Folder(tmp_path).members()) == ["a/b/c/x.jpg"]
+    write_folder(tmp_path, {"a/b/c/d/x.jpg": b""})
+    fails("folders below .* lie more than 4 deep", Folder(tmp_path).members)
+
+
 def test_links_that_multiply(tmp_path):
     for depth in range(12):
         (tmp_path / f"{depth}").mkdir()
