@@ -238,7 +238,7 @@ def _find(
     root: str | Path | None, images: str, annotations: str, archive: str, masks: bool
 ) -> tuple[Source, Source, str, Source | None]:
     """Images, the source and name of the JSON and, if wanted, panoptic PNGs. InputError names all that is missing."""
-    custom = annotations.endswith(".json")
+    images, custom = images.rstrip("/").removesuffix(".zip"), annotations.endswith(".json")
     folder = open_root(root, f"{images}.zip and {annotations if custom else archive}")
     source = find_source(folder, images)
     extracted = Path(folder, annotations) if custom else folder / "annotations" / f"{annotations}.json"
