@@ -98,13 +98,12 @@ def from_files(options: argparse.Namespace, paths: list[Path], batch: int) -> No
     model.attn_mask_probs.zero_()
     precision = {"fp32": "32", "fp16": "16"}.get(options.precision, options.precision)
     padded, unpadded = (
-        Segmenter(one, task_of("panoptic"), CLASSES, device, precision, unpadded=flag)
+        Segmenter(one, task_of("panoptic"), CLASSES, device, precision, unpadded=flag, compile=options.compile)
         for one, flag in ((network, False), (twin, True))
     )
     processor = EomtImageProcessor(size={"shortest_edge": options.pixels, "longest_edge": options.pixels}, do_pad=True)
     if options.compile:
-        for one in (network, twin, model):
-            one.compile()
+        model.compile()
     paths = (paths * -(-batch // len(paths)))[:batch]
 
     @torch.inference_mode()
@@ -130,7 +129,7 @@ def from_files(options: argparse.Namespace, paths: list[Path], batch: int) -> No
         "ours": lambda: padded(paths, batch, options.workers),
         "unpadded": lambda: unpadded(paths, batch, options.workers),
         "theirs": theirs,
-        "our network": lambda: alone(lambda: network(square)[-1].logits()),
+        "our network": lambda: alone(lambda: padded.network(square)[-1].logits()),
         "their network": lambda: alone(lambda: model(pixel_values=square.float())),
     }
     took = interleaved(sides, device, options.rounds, 3 if options.compile else 1)
