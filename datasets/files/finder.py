@@ -39,7 +39,8 @@ class FileFinder:
         self.members = source.members()
         self.guessed: dict[str, str] = {}
         self._source = source
-        self._folders = [source.path, *folders]
+        # Normal, for images may be "../photos"; with a slash at the end.
+        self._folders = tuple(os.path.join(os.path.normpath(folder), "") for folder in (source.path, *folders))
 
     def find(self, name: str) -> str:
         """The path within the source of the file that a name stands for.
@@ -51,7 +52,7 @@ class FileFinder:
         if name in self.members:
             return name
         slashed = name.strip().replace("\\", "/")
-        start = os.path.join(os.path.normpath(self._source.path), "")  # images may be "../photos"
+        start = self._folders[0]
         paths = list(dict.fromkeys(os.path.normpath(os.path.join(folder, slashed)) for folder in self._folders))
         for path in paths:
             if path.startswith(start) and path.removeprefix(start) in self.members:
@@ -59,7 +60,7 @@ class FileFinder:
         foreign = bool(_ELSEWHERE.match(slashed))
         found = self._alike(slashed, foreign)
         for path in paths:
-            own = not foreign or any(Path(path).is_relative_to(folder) for folder in self._folders)
+            own = not foreign or path.startswith(self._folders)
             if own and not path.startswith(start) and os.path.isfile(path) and not self._is_same(path, found):
                 raise ValueError(f"{name!r} is {path}, not in {self._source.path}: choose a folder that holds it")
         if found is None:
