@@ -87,7 +87,7 @@ class _CocoReader:
                 f"{len(flagged)} segments in {len(images)} images are crowds (iscrowd 1), {_CROWDS[self._crowds]}: "
                 f"{listed([self.name(image) for image in images[:NAMED]], count=len(images))}"
             )
-        shown = np.unique(self._index.column("label")[~self._crowd()])
+        shown = set(self._index.column("label")[~self._crowd()].tolist())
         if missing := [item.name for k, item in enumerate(self.classes) if k not in shown]:
             lines.append(f"{len(missing)} of {len(self.classes)} classes have no segment: {listed(missing)}")
         return lines

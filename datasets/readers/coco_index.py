@@ -56,14 +56,14 @@ def build_index(
             breaks it; of images and annotations with one id, all but the first.
 
     Returns:
-        The arrays, images in the JSON's order: `image_id` int64 [N]; `size` int32 [N, 2] (height, width); the files
-        "image" (see `IndexedFiles`); `segment_end` int64 [N + 1], by which an image's segments are the rows
-        segment_end[i]..segment_end[i + 1] - 1 of `segment_id` int64 [S] (the annotation ids, or the PNGs' ids, 1 to
-        2^24 - 1), `label` int32 [S] (0..C-1), `crowd` bool [S] and `annotated` float64 [S, 9] (box, area and outline,
-        see `CocoInstance.annotated`). Of an instance JSON also `area` float64 [S] and the
-        texts "mask", COCO's compressed run lengths; of a panoptic JSON the files "mask" and `mask_of_image` int64 [N],
-        their numbers, -1 for an image without. The texts "left_out" are the faults of what is left out. And
-        {"categories": Classes.to_list(), "left_out": the number of faults, "remarks": what was taken for granted}.
+        The arrays, images in the JSON's order: the texts "image_id", as JSON; `size` int32 [N, 2] (height, width); the
+        files "image" (see `IndexedFiles`); `segment_end` int64 [N + 1], by which an image's segments are the rows
+        segment_end[i]..segment_end[i + 1] - 1 of `label` int32 [S] (0..C-1), `crowd` bool [S] and `annotated` float64
+        [S, 9] (box, area and outline, see `CocoInstance.annotated`). Of an instance JSON also `area` float64 [S] and
+        the texts "mask", COCO's compressed run lengths; of a panoptic JSON `segment_id` int64 [S] (the PNGs' ids, 1
+        to 2^24 - 1), the files "mask" and `mask_of_image` int64 [N], their numbers, -1 for an image without. The texts
+        "left_out" are the faults of what is left out. And {"categories": Classes.to_list(), "left_out": the number of
+        faults, "remarks": what was taken for granted}.
 
     Raises:
         InputError: if the JSON is damaged; if it lacks a value, contradicts itself, or names a missing file, unless

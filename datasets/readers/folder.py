@@ -21,8 +21,8 @@ from eomt.targets import runs
 # Label files to look into when the classes are not given.
 _SAMPLE = 8
 
-# Label files to look into for classes that are never seen: a second's work at most, but for huge ones.
-_LOOKED_AT = 64
+# Label files to look into for classes that are never seen, and their pixels together: some seconds at most.
+_LOOKED_AT, _MOST_PIXELS = 64, 1 << 28
 
 
 class FolderSemantic(LabelMaps):
@@ -69,10 +69,13 @@ class FolderSemantic(LabelMaps):
         super().__init__(*files, read, _table(read, ignore, color_labels), exif)
 
     def remarks(self) -> list[str]:
-        """What a run says of the set: files that are left out, and void and classes of the first label files."""
-        lines, looked_at = super().remarks(), min(len(self), _LOOKED_AT)
-        bare, pixels, void = 0, np.zeros(1 + len(self.classes)), set()
-        for index in np.linspace(0, len(self) - 1, looked_at, dtype=np.int64):
+        """What a run says of the set: files that are left out, and void and classes of some label files."""
+        lines, looked_at, bare = super().remarks(), 0, 0
+        pixels, void = np.zeros(1 + len(self.classes)), set()
+        for index in np.random.default_rng(0).permutation(len(self))[:_LOOKED_AT]:
+            if pixels.sum() > _MOST_PIXELS:
+                break
+            looked_at += 1
             try:
                 data, where = self._truths[0].read(index)
                 values, lengths = runs(self._table.decode(data, where))
@@ -107,7 +110,7 @@ class FolderSemantic(LabelMaps):
                 f"{self._table.describe([value])} is void; if it is {name}, make it its {what} in data.classes{ignore}"
             )
         rows = ", ".join(f"{value if k == label else item.id}: {item.name}" for k, item in enumerate(self.classes))
-        return f"{value} is void; if it is {name}, data.classes={{{rows}}}{ignore} reads it"
+        return f"{value} is void; if it is {name}, 'data.classes={{{rows}}}'{ignore} reads it"
 
 
 def _find(root: Path, key: str, name: str) -> Source:

@@ -206,6 +206,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         "exists and is not empty",
         "LeafSpec",
         "srun. command is available",
+        "Grad strides do not match",  # where no image of a batch has a segment
     ):
         warnings.filterwarnings("ignore", f".*{words}.*")
     if settings["strategy"] == "fsdp2":

@@ -51,8 +51,8 @@ def test_a_class_behind_void(tmp_path, names, ignore):
     labels = [np.array([stored] * 4)] * 100
     (line,) = folder(tmp_path, labels, classes=names, ignore=ignore).remarks()
     assert line.startswith("64 label files looked at (of 100) show no pixel of lesion, and ")
-    assert f"{100 / len(names):.1f} % of their pixels are void: 255 is void; if it is lesion, data.classes={{" in line
-    typed = re.search(r"data\.classes=\{(.*?)\}( data\.ignore=null)?", line)
+    assert f"{100 / len(names):.1f} % of their pixels are void: 255 is void; if it is lesion, 'data.classes={{" in line
+    typed = re.search(r"'data\.classes=\{(.*?)\}'( data\.ignore=null)?", line)
     assert bool(typed[2]) == (ignore == 255)
     rows = dict(part.split(": ") for part in typed[1].split(", "))
     data = folder(tmp_path, labels, classes={int(value): name for value, name in rows.items()})
