@@ -72,6 +72,9 @@ class Backbone(nn.Module):
         self.num_prefix_tokens = self.vit.num_prefix_tokens
         self.embed_dim = self.vit.embed_dim
         self.crop_position = False
+        # Made once: timm would make it on the CPU at every call, and a GPU's copy waits, and is in no CUDA graph.
+        rope = self.vit.rope.get_embed(self.native_grid) if isinstance(self.vit, Eva) else None
+        self.register_buffer("native_rope", rope, persistent=False)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -107,8 +110,14 @@ class Backbone(nn.Module):
         """The rotary embedding of a grid of patches, [grid_h * grid_w, ...], or None where there is none."""
         if not isinstance(self.vit, Eva):
             return None
+        random = self.training and getattr(self.vit.rope, "aug_active", False)
+        # timm keeps at least float32: what was rounded to half, or was made in float32 for float64, is made anew.
+        made = not random and self.native_rope.dtype == torch.float32
+        if grid == self.native_grid and made:
+            return self.native_rope
         if self._crops(grid):
-            return _top_left(self.vit.rope.get_embed(self.native_grid)[None], self.native_grid, grid)[0]
+            whole = self.native_rope if made else self.vit.rope.get_embed(self.native_grid)
+            return _top_left(whole[None], self.native_grid, grid)[0]
         return self.vit.rope.get_embed(grid)
 
     def run_block(self, index: int, tokens: Tensor, rope: Tensor | None, mask: Tensor | None = None) -> Tensor:

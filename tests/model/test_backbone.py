@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eomt.errors import InputError
 from eomt.model.backbone import Backbone
@@ -122,3 +123,25 @@ def test_positions_are_resampled_without_the_option_and_for_larger_images():
     backbone.crop_position = True
     assert not torch.equal(backbone._position_embedding((5, 3), 0), expected[5, 3])
     assert torch.equal(backbone._position_embedding((9, 3), 0), expected[9, 3])
+
+
+@pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny"])
+def test_a_call_makes_no_tensor_that_a_gpu_would_wait_for(name):
+    """Nor one that a CUDA graph could not hold; the rotary embedding is timm's."""
+    made = []
+
+    class Factories(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket.__name__ in ("arange", "linspace", "lift_fresh", "scalar_tensor", "tensor"):
+                made.append(func)
+            return func(*args, **(kwargs or {}))
+
+    network = golden_network(name).eval()
+    backbone, grid = network.backbone, network.backbone.native_grid
+    with torch.no_grad(), Factories():
+        network(torch.zeros(1, 3, *network.image_size, dtype=torch.uint8))
+    assert not made
+    if name == "dinov3_tiny":
+        assert torch.equal(backbone.rotary_embedding(grid), backbone.vit.rope.get_embed(grid))
+        assert backbone.double().rotary_embedding(grid).dtype == torch.float64
+        assert torch.equal(backbone.rotary_embedding(grid), backbone.vit.rope.get_embed(grid))
