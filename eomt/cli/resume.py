@@ -26,8 +26,8 @@ RESUMED = "resumed"
 def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
     """Let Hydra compose what is typed over the configuration of the run that ckpt= is of, in that run's folder.
 
-    Another task, model, experiment or debug makes another configuration, of which the old one's values are no part;
-    another logger, trainer or callbacks replaces that section alone.
+    Another task, model or experiment makes another configuration, of which the old one's values are no part; another
+    logger, trainer or callbacks replaces that section alone, and debug sets some values.
 
     Args:
         arguments: the typed arguments, with quoted paths.
@@ -48,9 +48,9 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
     if path.parent.name == "checkpoints" and "hydra.run.dir" not in keys:
         # Overrides stand together: with a flag such as --config-dir between them, Hydra reads none behind it.
         arguments.insert(keys.index("ckpt") + 1, *quote_paths([f"hydra.run.dir={path.absolute().parents[1]}"]))
-    if {*keys} & {*GROUPS, "debug"} or not isinstance(saved.get("config"), Mapping):
+    if {*keys} & {*GROUPS} or not isinstance(saved.get("config"), Mapping):
         return arguments, "train"
-    chosen = {*keys} & {"logger", "trainer", "callbacks"}
+    chosen = {*keys} & {"logger", "trainer", "callbacks", "debug"}
     config = {key: saved["config"][key] for key in Run.model_fields if key in saved["config"] and key not in chosen}
     trusted = "trust_code=true" in [argument.lower() for argument in arguments]
     if not trusted:

@@ -51,7 +51,9 @@ def test_the_checkpoints_configuration_then_what_is_typed(tmp_path):
     assert (cfg["trainer"]["max_steps"], cfg["optim"]["lr"], cfg["model"]["num_queries"]) == (5, 0.5, 7)
     assert cfg["logger"]["wandb"]["save_dir"] == cfg["trainer"]["default_root_dir"] == "new"
     assert cfg["callbacks"]["last"]["folder"] == "new/checkpoints", "not into the other run's folder"
-    for choice in ("task=shapes_panoptic", "model=small", "experiment=small_set", "debug=fast"):
+    cfg = settings(ckpt, "debug=fast")
+    assert (cfg["task_name"], cfg["trainer"]["max_steps"], cfg["optim"]["warmup_steps"]) == ("coco_panoptic", 4, [1, 1])
+    for choice in ("task=shapes_panoptic", "model=small", "experiment=small_set"):
         assert resumed([ckpt, choice])[1] == "train"
     assert resumed([ckpt, "hydra.run.dir=x"])[0] == [ckpt, "hydra.run.dir=x"]
     assert resumed(["ckpt=null", "seed=1"]) == (["ckpt=null", "seed=1"], "train")

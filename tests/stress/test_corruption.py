@@ -54,7 +54,7 @@ def run(options, tmp_path_factory):
 def resumed_from(folder, settings):
     """The checkpoint that a resumed run reads, and its content."""
     cfg = configured(folder, *settings, f"ckpt='{folder}/checkpoints/last.ckpt'")
-    choose_checkpoint(cfg, [])
+    choose_checkpoint(cfg)
     chosen, _ = starting_point(cfg)
     return chosen, read_checkpoint(chosen)
 

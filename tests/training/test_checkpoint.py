@@ -259,19 +259,21 @@ def test_no_hard_links_still_keep_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "mode", "kept"),
+    ("before", "after", "mode", "files", "kept"),
     [
-        (None, 1.0, "max", "last"),
-        (None, float("nan"), "max", "last"),
-        (float("nan"), 1.0, "max", "last"),
-        (2.0, 3.0, "max", "last"),
-        (2.0, 3.0, "min", "best"),
-        (2.0, 2.0, "max", "best"),
-        (2.0, float("nan"), "max", "best"),
+        (None, 1.0, "max", ["last", "best"], "last"),
+        (None, float("nan"), "max", ["last", "best"], "last"),
+        (float("nan"), 1.0, "max", ["last", "best"], "last"),
+        (2.0, 3.0, "max", ["last", "best"], "last"),
+        (2.0, 3.0, "min", ["last", "best"], "best"),
+        (2.0, 2.0, "max", ["last", "best"], "best"),
+        (2.0, float("nan"), "max", ["last", "best"], "best"),
+        # In a new folder: the best score so far came with the checkpoint, its file stayed where it was.
+        (2.0, 1.0, "max", ["last"], "last"),
     ],
 )
-def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode, kept):
-    for name in ("last", "best"):
+def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode, files, kept):
+    for name in files:
         (tmp_path / f"{name}.ckpt").write_text(name)
     last, best = LastCheckpoint(tmp_path), BestCheckpoint("pq", mode)
     best.score, last.step = before, 7
@@ -280,20 +282,8 @@ def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode,
     best.setup(trainer, None, "fit")
     best.on_validation_end(trainer, None)
     assert (tmp_path / "best.ckpt").read_text() == kept
+    assert best.score == pytest.approx(after if kept == "last" else before, nan_ok=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
-
-
-def test_a_run_in_a_new_folder_has_a_best_checkpoint(tmp_path):
-    """The best score so far came with the checkpoint, its file stayed where it was."""
-    (tmp_path / "last.ckpt").write_text("last")
-    last, best = LastCheckpoint(tmp_path), BestCheckpoint("pq")
-    best.score, last.step = 60.0, 7
-    trainer = SimpleNamespace(callbacks=[best, last], sanity_checking=False, fast_dev_run=False, is_global_zero=True)
-    trainer.global_step, trainer.callback_metrics = 7, {"pq": torch.tensor(50.0)}
-    best.setup(trainer, None, "fit")
-    best.on_validation_end(trainer, None)
-    assert (tmp_path / "best.ckpt").read_text() == "last"
-    assert best.score == 50
 
 
 def test_the_best_checkpoint_is_a_copy_of_the_last():
