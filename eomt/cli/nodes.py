@@ -117,18 +117,22 @@ class Optim(Section):
     max_skipped_steps: Natural
 
 
-class Best(Section):
+class Callback(Section):
+    """One of `callbacks`."""
+
+
+class Best(Callback):
     monitor: Text | None
     mode: Literal["max", "min"]
 
 
-class Last(Section):
+class Last(Callback):
     folder: Folder
     every_n_steps: Count
     keep_previous: bool
 
 
-class Average(Section):
+class Average(Callback):
     decay: Annotated[float, Field(gt=0, lt=1)] | None
 
 
@@ -137,7 +141,7 @@ class EarlyStopping(Best):
     min_delta: NotNegative
 
 
-class InFolder(Section):
+class InFolder(Callback):
     folder: Folder
 
 
@@ -145,7 +149,7 @@ class Pictures(InFolder):
     count: Natural
 
 
-class Progress(Section):
+class Progress(Callback):
     refresh_rate: Natural = 10
 
 

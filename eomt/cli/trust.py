@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eomt.cli.check import keys_of_type, nodes
-from eomt.cli.nodes import NODES, Logger
+from eomt.cli.nodes import NODES, Callback, Data, Logger, Loss, Optim, Reader
 from eomt.cli.settings import SCORES
 from eomt.errors import InputError
 
@@ -19,6 +19,16 @@ FOLDERS = keys_of_type("a folder to write to")
 _TRANSFORM = re.compile(r"albumentations\.[A-Z]\w*")
 # A text that leads out of the folder it is joined to.
 _ELSEWHERE = re.compile(r"[/\\]|^\.+$")
+# What is made of which class: loggers take any key, some of which name folders.
+_PLACES = {
+    ("data",): Data,
+    ("data", "train"): Reader,
+    ("data", "val"): Reader,
+    ("loss",): Loss,
+    ("optim",): Optim,
+    ("callbacks", "*"): Callback,
+    ("logger", "*"): Logger,
+}
 _SPECIAL = ("_target_", "_partial_")
 
 
@@ -31,8 +41,8 @@ def check_config(name: str, kind: str, config: Mapping[str, Any]) -> None:
         config: the settings of the run that wrote it.
 
     Raises:
-        InputError: if it names another class, or a logger elsewhere than under `logger`; holds an instruction to Hydra
-            or OmegaConf; or has loggers or a task whose names lead to another folder.
+        InputError: if it names another class, or one where it does not belong; holds an instruction to Hydra or
+            OmegaConf; or has loggers or a task whose names lead to another folder.
     """
     foreign = [str(kind)] if kind not in SCORES else []
     foreign += [str(node["_target_"]) for path, node in nodes(config) if not _is_ours(path, node["_target_"])]
@@ -87,8 +97,8 @@ def _is_ours(path: tuple, target: Any) -> bool:
     if path[:2] == ("data", "augmentations"):
         return isinstance(target, str) and bool(_TRANSFORM.fullmatch(target))
     section = NODES.get(target) if isinstance(target, str) else None
-    # Loggers take any key, and some of these name folders.
-    return section is not None and issubclass(section, Logger) == (path[0] == "logger")
+    place = (path[0], "*") if len(path) == 2 and path[0] in ("callbacks", "logger") else path
+    return section is not None and issubclass(section, _PLACES.get(place, ()))
 
 
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 
+from eomt.cli.nodes import NODES
 from eomt.cli.trust import check_config, inside
 from eomt.errors import InputError
 
@@ -74,6 +75,21 @@ def test_transforms_belong_to_augmentations():
     for config in (*wrong, {"data": {"augmentations": [READER]}}):
         with pytest.raises(InputError, match="ckpt= would run"):
             check_config("X", "panoptic", config)
+
+
+@pytest.mark.parametrize("path", ["data", "data.val", "loss", "optim", "callbacks.x", "logger.x", "callbacks.x.y", "x"])
+@pytest.mark.parametrize("target", [*NODES])
+def test_classes_belong_to_their_places(path, target):
+    config = {"_target_": target}
+    for key in reversed(path.split(".")):
+        config = {key: config}
+    room = target.rpartition(".")[0]
+    own = {"data": "datasets.module", "loss": "eomt.loss.mask_classification", "optim": "eomt.training.optim"}
+    own |= {"data.val": ("datasets.readers", "datasets.shapes"), "logger.x": "lightning"}
+    own |= {"callbacks.x": ("eomt.training.callbacks", "eomt.training.checkpoint")}
+    good = room.startswith(own.get(path, "none"))
+    with contextlib.nullcontext() if good else pytest.raises(InputError, match="ckpt= would run"):
+        check_config("X", "panoptic", config)
 
 
 LOGGER = {"_target_": "lightning.pytorch.loggers.WandbLogger", "save_dir": "/run", "name": "run 1, lr=0.1"}
