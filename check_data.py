@@ -19,9 +19,12 @@ def main(cfg: DictConfig) -> None:
 
     from datasets.check.run import check_data
     from eomt.cli.build import build_data
+    from eomt.cli.folders import check_unused, held
 
     splits = ("train", "val") if cfg.split is None else (cfg.split,)
-    check_data(build_data(cfg), splits, cfg.model.num_queries, cfg.run_folder, cfg.shown, cfg.pictures)
+    with held(cfg.run_folder):
+        check_unused(cfg.run_folder)
+        check_data(build_data(cfg), splits, cfg.model.num_queries, cfg.run_folder, cfg.shown, cfg.pictures)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""Files and folders: listing them, and writing them whole or not at all."""
+"""Files and folders: listing them, and writing them whole or not at all, by one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -85,10 +89,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(out: Path) -> Iterator[Path]:
+def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Give a temporary folder beside `out`, which takes the place of `out` once the block has succeeded.
 
-    Its files are then on the disk, and as readable as the folder. Where the block fails, `out` stays as it was.
+    Its files are then on the disk, and as readable as the folder. Where the block fails, `out` stays as it was; so it
+    does, by an OSError, where it has files by then and they are not to be overwritten.
     """
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     old = temporary.with_name(f"{temporary.name}.old")
@@ -100,7 +105,7 @@ def replacing_folder(out: Path) -> Iterator[Path]:
             path.chmod(mode)  # safetensors lets the owner alone read what it writes
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if out.exists():
+        if overwrite and out.exists():
             out.rename(old)
         try:
             temporary.rename(out)
@@ -111,6 +116,53 @@ def replacing_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, patience: float = 0) -> Iterator[None]:
+    """Hold the lock of a folder, `.lock` in it, within the block. However the process ends, the system frees it.
+
+    Forks do not hold it. Where the file system has no locks, none is held.
+
+    Args:
+        folder: the folder, made if it is not there, and then removed if nothing has come into it.
+        patience: seconds to wait for another process.
+
+    Raises:
+        InputError: if another process holds it, which is named.
+    """
+    path, deadline = Path(folder, ".lock"), time.monotonic() + patience
+    made = not path.parent.exists()
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    if time.monotonic() < deadline:
+                        time.sleep(1)
+                        continue
+                    file.seek(0)
+                    who = file.read(100).strip()
+                    raise InputError(
+                        f"{folder} is being written by another command ({who}): wait for its end, or choose another "
+                        "folder"
+                    ) from error
+            # The one that held it may have removed the file, or the folder, in between.
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                if made:
+                    with contextlib.suppress(OSError):  # of a folder that is not empty
+                        path.parent.rmdir()
+            return
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
+from eomt.cli.folders import check_unused, held, record
 from eomt.cli.main import checked, log
 from eomt.cli.settings import Scored
 from eomt.cli.trust import check_config
@@ -82,7 +83,17 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
         cfg: eval.py's configuration.
         weights: the network's weights.
         settings: those of the evaluation.
+
+    Raises:
+        InputError: if the run folder holds results already, or another command writes there.
     """
+    with held(cfg.run_folder):
+        check_unused(cfg.run_folder)
+        record(cfg, cfg.run_folder)
+        _evaluate(cfg, weights, settings)
+
+
+def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     data = build_data(settings)
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
     check_same_classes(module.classes, data.val_classes)

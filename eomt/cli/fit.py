@@ -17,8 +17,9 @@ from eomt.cli.build import (
     make_fast,
     memory_errors,
 )
+from eomt.cli.folders import check_unused, held, record
 from eomt.cli.main import log
-from eomt.cli.resume import check_unused, choose_checkpoint, continue_logs
+from eomt.cli.resume import choose_checkpoint, continue_logs
 from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.training.callbacks import Listening, WeightAverage
@@ -37,14 +38,23 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
     Args:
         cfg: train.py's configuration.
         signals: requests to stop.
+
+    Raises:
+        InputError: if the run folder holds results of another run, or another command writes there.
     """
+    with held(cfg.run_folder):
+        _fit(cfg, signals)
+
+
+def _fit(cfg: DictConfig, signals: StopSignals) -> None:
     choose_checkpoint(cfg)
     data = build_data(cfg)
     lightning.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data.classes, data.image_size)
     resume, weights = starting_point(cfg)
-    if not (resume or cfg.prefetch):
-        check_unused(cfg.run_folder)
+    if not cfg.prefetch:
+        check_unused(cfg.run_folder, resume)
+        record(cfg, cfg.run_folder)
     if weights:
         rows = transfer(module.network, module.classes, weights, cfg.strict)
         module.pretrained = False

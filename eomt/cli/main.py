@@ -5,7 +5,7 @@ It imports nothing heavy, so that a mistyped key or value is reported at once.
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import errno
 import functools
 import importlib
@@ -29,8 +29,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eomt.cli.arguments import CONFIGS, key_of, quote_paths, split_for_eval
 from eomt.cli.check import check_settings
+from eomt.cli.folders import held, run_id
 from eomt.errors import InputError, Stopped, reason, worker_failure
-from eomt.training.slurm import ENDING, batch_job, first_task, requeue
+from eomt.training.slurm import ENDING, batch_job, first_rank, first_task, requeue
 from eomt.training.stop import STOPPING, listening, stopped_by
 
 log = logging.getLogger("eomt")
@@ -42,7 +43,7 @@ ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # What Hydra writes into a run folder before the run begins, and each rank's log.
-_OWN = re.compile(r"\.hydra|config\.yaml|(train|eval|check_data|predict)(_(rank|ddp_process)_\d+)?\.log")
+_OWN = re.compile(r"\.lock|\.hydra|config\.yaml|(train|eval|check_data|predict)(_(rank|ddp_process)_\d+)?\.log")
 
 # Errors of PyTorch in which a rank cannot talk to another.
 _LOST_RANK = re.compile(r"^Dist\w*Error|gloo|nccl|connection (closed|reset)", re.IGNORECASE)
@@ -74,7 +75,8 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Pillow's, on damaged EXIF blocks, which are no orientation, and on large photos, which are meant.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    OmegaConf.register_new_resolver("run_id", _run_id, use_cache=True, replace=True)
+    # One name for all that a process does, such as a sweep.
+    OmegaConf.register_new_resolver("run_id", functools.cache(run_id), replace=True)
     # Importing takes longer than anything before training: a signal then ends the run in order, too.
     try:
         with listening(_last_words):
@@ -125,12 +127,6 @@ def explain(error: BaseException) -> str:
     return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
 
 
-def _run_id() -> str:
-    """Name a run's folder: by the number of a SLURM job, which it keeps when it is requeued; otherwise by time."""
-    job = batch_job()
-    return f"slurm-{job}" if job else datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-
-
 def _run(name: str, function: Callable[[DictConfig], None]) -> None:
     job = _job(function)
     try:
@@ -144,7 +140,7 @@ def _run(name: str, function: Callable[[DictConfig], None]) -> None:
             sys.argv[1:], config = resumed(sys.argv[1:])
         if not first_task():
             rank = os.environ["SLURM_PROCID"]
-            sys.argv += ["hydra.output_subdir=null", f"hydra.job.name={name}_rank_{rank}"]
+            sys.argv += [f"hydra.job.name={name}_rank_{rank}"]
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(job)()
     except (*ENDINGS, KeyboardInterrupt) as error:
         _end(error)
@@ -182,7 +178,7 @@ def _job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]
     @functools.wraps(function)
     def job(cfg: DictConfig) -> None:
         job.started = True
-        if not _is_first_rank():
+        if not first_rank():
             log.setLevel(logging.WARNING)  # the first process says it for all
         # A process that a launcher of Hydra has started has no handlers yet.
         with listening(_last_words) as signals:
@@ -206,10 +202,6 @@ def _job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]
 
     job.started = False
     return job
-
-
-def _is_first_rank() -> bool:
-    return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _end(error: BaseException) -> NoReturn:
@@ -243,15 +235,15 @@ def _last_words(error: BaseException) -> int:
 
 def _remove_empty_folder() -> None:
     """Remove a run folder in which nothing but Hydra's own files was left."""
-    if not (_is_first_rank() and HydraConfig.initialized() and HydraConfig.get().runtime.output_dir):
+    if not (first_rank() and HydraConfig.initialized() and HydraConfig.get().runtime.output_dir):
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if (
-        folder.is_dir()
-        and folder.resolve() != Path.cwd()
-        and all(_OWN.fullmatch(path.name) for path in folder.iterdir())
-    ):
-        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.is_dir() or folder.resolve() == Path.cwd():
+        return
+    # Not while another command writes there.
+    with contextlib.suppress(InputError, OSError), held(folder):
+        if all(_OWN.fullmatch(path.name) for path in folder.iterdir()):
+            shutil.rmtree(folder)
 
 
 def _requeued(message: str, status: int) -> tuple[str, int]:

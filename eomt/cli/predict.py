@@ -12,10 +12,11 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from eomt.cli.folders import held
 from eomt.cli.main import log
 from eomt.custom_classes import read_classes
 from eomt.errors import InputError
-from eomt.inference.predict_files import INDEX, find_images, predict_files, writing_processes
+from eomt.inference.predict_files import check_out, find_images, predict_files, writing_processes
 from eomt.inference.segmenter import Segmenter
 
 MANY_IMAGES = 32
@@ -31,10 +32,10 @@ def predict(cfg: Mapping[str, Any]) -> None:
     Raises:
         InputError: at the end, if images could not be read and were skipped; at once for any other bad input.
     """
-    if Path(cfg["out"], INDEX).exists() and not cfg["overwrite"]:
-        raise InputError(f"out={cfg['out']} has results already: choose another folder, or set overwrite=true")
-    folder, files = find_images(cfg["images"], cfg["out"])
     with ExitStack() as stack:
+        stack.enter_context(held(cfg["out"]))
+        check_out(cfg["out"], cfg["overwrite"])
+        folder, files = find_images(cfg["images"], cfg["out"])
         processes = None
         if len(files) >= MANY_IMAGES and cfg["device"] != "cpu" and torch.cuda.is_available():
             processes = writing_processes(cfg["num_workers"])

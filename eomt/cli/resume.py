@@ -86,17 +86,6 @@ def choose_checkpoint(cfg: DictConfig) -> None:
         cfg.ckpt = str(intact(cfg.ckpt))
 
 
-def check_unused(run_folder: str) -> None:
-    """Raise InputError if a folder holds the checkpoints of another run, which a new one would overwrite."""
-    for name in ("last.ckpt", PREVIOUS):
-        path = Path(run_folder, "checkpoints", name)
-        if path.exists():
-            raise InputError(
-                f"{run_folder} holds a run: resume it by ckpt={path}, or start another in a folder of its own by "
-                "hydra.run.dir="
-            )
-
-
 def continue_logs(cfg: DictConfig, checkpoint: Mapping) -> None:
     """Let the loggers of wandb and TensorBoard resume those of the checkpoint, if it is of the same run folder.
 

@@ -81,7 +81,7 @@ def export(
     }
     check = None
     try:
-        with replacing_folder(path) as folder:
+        with replacing_folder(path, overwrite) as folder:
             if format == "eomt":
                 save_file(state, folder / WHOLE[0], {"format": "pt"})
             elif format == "hf":

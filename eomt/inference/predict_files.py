@@ -29,6 +29,8 @@ from eomt.photo import IMAGE_SUFFIXES
 from eomt.postprocess.writers import ResultWriter, Row, flat_name, shortened
 
 PICTURES, PREDICTIONS, INDEX = "pictures", "predictions", "images.json"
+# In place of the index until that is written: all pictures that the run may leave.
+_UNFINISHED = ".images.json"
 LONGEST_JPEG = 65535  # pixels of a side
 
 
@@ -154,6 +156,8 @@ def predict_files(
     out = Path(out)
     _remove_results(out)
     names = dict(zip(files, result_names([file.relative_to(folder) for file in files]), strict=True))
+    planned = [Path(PICTURES, f"{name}{suffix}").as_posix() for name in names.values() for suffix in (".jpg", ".png")]
+    write_json(out / _UNFINISHED, {"info": {"folder": str(folder)}, "images": [{"picture": name} for name in planned]})
     writer = segmenter.task.writer(out / PREDICTIONS, segmenter.classes)
     rows: list[dict] = []
     unread: deque[tuple[Path, InputError]] = deque()
@@ -191,15 +195,31 @@ def predict_files(
     writer.flush()
     writer.close()
     index = {"info": {"folder": str(folder)}, "images": rows, "categories": segmenter.classes.to_list()}
+    for place in {Path(row["picture"]).parent for row in rows}:
+        _remove_drafts(out / place)
     write_json(out / INDEX, index)
+    (out / _UNFINISHED).unlink()
     yield from unread
 
 
+def check_out(out: str | Path, overwrite: bool) -> None:
+    """Raise InputError if a folder has results, unless they are of `predict_files` and `overwrite` is set."""
+    names = {name for name in (INDEX, _UNFINISHED, PICTURES, PREDICTIONS) if Path(out, name).exists()}
+    if names and not names & {INDEX, _UNFINISHED}:
+        raise InputError(f"out={out} holds {min(names)}, which predict.py has not written: choose another folder")
+    if names and not overwrite:
+        what = "results already" if INDEX in names else "the results of a run that was interrupted"
+        raise InputError(f"out={out} has {what}: choose another folder, or set overwrite=true")
+
+
 def _remove_results(out: Path) -> None:
-    """Remove the results of an earlier `predict_files`, so that a folder holds those of one run."""
-    index = out / INDEX
-    if not index.exists():
-        return
+    """Remove the results of earlier `predict_files`, also of one that was interrupted: a folder holds those of one."""
+    for index in (out / INDEX, out / _UNFINISHED):
+        if index.exists():
+            _remove_listed(out, index)
+
+
+def _remove_listed(out: Path, index: Path) -> None:
     try:
         found = json.loads(index.read_text(encoding="utf-8"))
         pictures = [PurePath(row["picture"]) for row in found["images"]]
@@ -213,6 +233,7 @@ def _remove_results(out: Path) -> None:
         for picture in pictures:
             (out / picture).unlink(missing_ok=True)
         for folder in sorted({parent for picture in pictures for parent in picture.parents[:-1]}, reverse=True):
+            _remove_drafts(out / folder)
             with suppress(OSError):  # of a folder that is not empty
                 (out / folder).rmdir()
         if (out / PREDICTIONS).exists():
@@ -223,6 +244,12 @@ def _remove_results(out: Path) -> None:
         raise InputError(
             f"the earlier results in {out} cannot be removed ({error.strerror or error}): choose another folder by out="
         ) from error
+
+
+def _remove_drafts(folder: Path) -> None:
+    """Remove what a killed process has left of `replacing`."""
+    for draft in folder.glob(f".*.{'[0-9a-f]' * 32}.*"):
+        draft.unlink()
 
 
 def writing_processes(count: int) -> Executor | None:
@@ -243,6 +270,7 @@ def writing_processes(count: int) -> Executor | None:
 def _start_writing() -> None:
     # Ctrl-C ends the main process, which ends these. Locks of other threads may be held for ever in a fork.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     parent = os.getppid()
 

@@ -28,6 +28,11 @@ def first_task() -> bool:
     return os.environ.get("SLURM_PROCID", "0") == "0"
 
 
+def first_rank() -> bool:
+    """True if this process is the first of all ranks of its run, however they were started."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
 def requeue() -> str:
     """Put this job back into the queue, which ends it here within seconds.
 

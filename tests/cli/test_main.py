@@ -19,14 +19,6 @@ def restored_logging():
     ours.disabled = False
 
 
-def test_slurm_jobs_keep_their_folder_and_interactive_ones_do_not_share_one(monkeypatch):
-    for name, value in (("SLURM_JOB_ID", "17"), ("SLURM_PROCID", "3"), ("SLURM_JOB_NAME", "train")):
-        monkeypatch.setenv(name, value)
-    assert main._run_id() == "slurm-17"
-    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
-    assert main._run_id() != "slurm-17"
-
-
 def _fails_within(error):
     try:
         raise error

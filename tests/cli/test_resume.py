@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from eomt.cli.arguments import quote_paths
 from eomt.cli.check import check_settings
-from eomt.cli.resume import check_unused, resumed
+from eomt.cli.resume import resumed
 from eomt.errors import InputError
 from eomt.weights.checkpoint import FORMAT
 from tests.running import CONFIGS, composed
@@ -88,13 +88,3 @@ def test_foreign_settings_are_refused_unless_they_are_trusted(tmp_path):
         with pytest.raises(InputError, match=r"ckpt= would run os\.system"):
             resumed(refused)
     assert resumed([ckpt, "trust_code=true"])[1] == "resumed"
-
-
-@pytest.mark.parametrize("name", ["last.ckpt", "previous.ckpt"])
-def test_a_new_run_takes_no_used_folder(tmp_path, name):
-    check_unused(str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    check_unused(str(tmp_path))
-    (tmp_path / "checkpoints" / name).touch()
-    with pytest.raises(InputError, match=rf"holds a run: resume it by ckpt=.*{name}, or start another"):
-        check_unused(str(tmp_path))

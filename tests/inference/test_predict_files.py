@@ -234,6 +234,28 @@ def test_a_folder_that_is_overwritten_holds_one_run(kind, checkpoints, tmp_path)
     assert not (out / "pictures" / "deep").exists()
 
 
+def test_an_interrupted_run_is_not_mixed_with_another(checkpoints, tmp_path, monkeypatch):
+    save(tmp_path / "im1" / "a.png"), save(tmp_path / "im1" / "deep" / "b.png"), save(tmp_path / "im2" / "c.png")
+    out, ckpt = tmp_path / "out", f"ckpt={checkpoints['semantic']}"
+    with monkeypatch.context() as patch:
+        patch.setattr("eomt.postprocess.writers.ResultWriter.flush", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(ckpt, f"images={tmp_path / 'im1'}", f"out={out}")
+    assert (out / "pictures" / "deep" / "b.jpg").exists()
+    save(out / "pictures" / "mine.png"), save(out / "pictures" / "deep" / f".b.{'0' * 32}.png")
+    with pytest.raises(InputError, match=r"results of a run that was interrupted: .* or set overwrite=true"):
+        run(ckpt, f"images={tmp_path / 'im2'}", f"out={out}")
+    run(ckpt, f"images={tmp_path / 'im2'}", f"out={out}", "overwrite=true")
+    assert files_below(out) == ["images.json", "pictures/c.jpg", "pictures/mine.png", "predictions/semantic/c.png"]
+    save(tmp_path / "run" / "pictures" / "step-000003.png")
+    with pytest.raises(InputError, match=r"holds pictures, which predict\.py has not written"):
+        run(ckpt, f"images={tmp_path / 'im2'}", f"out={tmp_path}/run", "overwrite=true")
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     "index",
     [
@@ -273,16 +295,6 @@ def test_what_is_missing_or_wrong_is_said_before_anything_is_done(typed, message
     with pytest.raises(InputError, match=message):
         predict.main(cfg)
     assert not Path("out").exists()
-
-
-def test_a_picture_that_cannot_be_written_ends_the_run(checkpoints, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "pictures").write_text("in the way")
-    save(tmp_path / "x.png")
-    with pytest.raises(OSError, match="pictures"):
-        run(f"ckpt={checkpoints['semantic']}", f"images={tmp_path / 'x.png'}", f"out={out}")
-    assert not (out / "images.json").exists()
 
 
 def test_every_option_of_a_task_can_be_set():

@@ -95,6 +95,8 @@ class SavePredictions(Callback):
         self.folder = Path(folder)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Ranks that were not started by the first one name folders of their own.
+        self.folder = trainer.strategy.broadcast(self.folder)
         self._writer = pl_module.task.writer(self.folder, pl_module.classes, trainer.global_rank, trainer.world_size)
         reader = trainer.datamodule.reader("val")
         self._writer.check_names(reader.name(index) for index in range(len(reader)))
