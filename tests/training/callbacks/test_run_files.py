@@ -20,7 +20,7 @@ class Names:
         self.names, self.global_rank, self.world_size = names, rank, world_size
         self.is_global_zero = rank == 0
         self.datamodule = SimpleNamespace(reader=lambda split: {"val": self}[split])
-        self.strategy = SimpleNamespace(barrier=barrier)
+        self.strategy = SimpleNamespace(barrier=barrier, broadcast=lambda value: value)
 
     def __len__(self):
         return len(self.names)
