@@ -55,7 +55,9 @@ def test_how_many_images_are_scored_is_said(options, tmp_path, caplog):
     limits = ("data.max_images=8", "trainer.limit_val_batches=1", "data.eval_batch_size=4", "trainer.max_steps=1")
     train.main(configured(tmp_path, *options, *limits))
     assert "validations score 4 of 10 images (data.max_images=8, trainer.limit_val_batches=1)" in caplog.text
-    evaluation.main(configured(tmp_path / "eval", f"ckpt='{tmp_path}/checkpoints/last.ckpt'", "pictures=0", name="eval"))
+    evaluation.main(
+        configured(tmp_path / "eval", f"ckpt='{tmp_path}/checkpoints/last.ckpt'", "pictures=0", name="eval")
+    )
     assert "scored: 10 of 10 images" in caplog.text
 
 
