@@ -104,9 +104,8 @@ class Matcher:
         """
         matched = np.minimum(counts, costs.shape[2])
         image, slot = (np.arange(matched.max()) < matched[:, None]).nonzero()
-        image, place = torch.from_numpy(np.stack((image, image * matched.max() + slot))).to(
-            costs.device, non_blocking=True
-        )
+        places = torch.from_numpy(np.stack((image, image * matched.max() + slot)))
+        image, place = places.to(costs.device, non_blocking=True)
         query, segment = self._assign(costs, counts)
         packed = (part.flatten(1).index_select(1, place) for part in (query, segment))
         return Pairs(image, *packed, query, place)
@@ -137,14 +136,11 @@ class Matcher:
         target = self._solver(padded).view(costs.shape[:3])
         free = (target < 0) | (target >= number)
         query = free.to(torch.int8).argsort(dim=2, stable=True)[..., :targets]
-        segment = target.gather(2, query)
+        segment = target.gather(2, query).where(own, 0)
         size = (queries, targets + spare)
         if size not in self._compared:
             found, best = (
-                (
-                    costs.gather(2, of_query[..., None].expand(-1, -1, -1, targets)).gather(3, of_segment[..., None])
-                    * own[..., None]
-                ).sum((1, 2, 3))
+                costs.flatten(2).gather(2, of_query * targets + of_segment).where(own, 0).sum((1, 2))
                 for of_query, of_segment in ((query, segment), _on_host(costs, counts))
             )
             if not torch.allclose(found, best, rtol=1e-4, atol=1e-4):
@@ -166,7 +162,8 @@ def _on_host(costs: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 def _device_solver() -> Callable[[Tensor], Tensor] | None:
     try:
-        # The public function waits for the device twice, to look for costs that are not finite; ours are.
+        # Private, of the version that pyproject.toml pins: the public function waits for the device twice, to look for
+        # costs that are not finite, which ours are.
         from torch_linear_assignment._triton import batch_linear_assignment
     except ImportError:
         return None
