@@ -174,8 +174,7 @@ class MaskClassificationLoss(nn.Module):
         found = []
         for start in range(0, len(masks), rows):
             part = slice(start, start + rows)
-            candidates, extra = (drawn.to(masks.dtype) for drawn in points.of_masks(part))
-            chosen = uncertain_points(masks[part], candidates, extra, certain)
+            chosen = uncertain_points(masks[part], *(p.to(masks.dtype) for p in points.of_masks(part)), certain)
             found.append((chosen, *reader.masks(image[part], segment[part], chosen)))
         if parts == 1:
             return found[0]

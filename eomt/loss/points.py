@@ -15,10 +15,10 @@ from torch import Tensor
 from eomt.targets import BatchTargets
 
 # Odd numbers near 2^k / golden ratio; the factors of SplitMix64 (Steele et al. 2014), of a host's keys, and of a
-# 32-bit hash found by search (Wellons, "lowbias32"), of a device's numbers, as signed integers.
+# 32-bit hash found by search (hash-prospector), of a device's numbers. The signed integer has the bits of 0x9E3779B9.
 _GOLDEN, _GOLDEN_32 = 0x9E3779B97F4A7C15, -0x61C88647
 _KEY_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_FIRST_FACTOR, _SECOND_FACTOR = 0x7FEB352D, -0x7B935975
+_FIRST_FACTOR, _SECOND_FACTOR = 0x21F0AAAD, 0x735A2D97
 
 _FOUR = {torch.int8: torch.int32, torch.int16: torch.int64}
 """The type that holds four numbers of a type."""
@@ -47,12 +47,14 @@ def uniform(keys: Tensor, count: int) -> Tensor:
     """
     first, second = keys.split(1, dim=-1)
     x = torch.arange(count, dtype=torch.int32, device=keys.device).mul_(_GOLDEN_32) + first
-    # A signed shift repeats the sign; the masks take that away.
-    shifted = x >> 16
-    x.bitwise_xor_(shifted.bitwise_and_(0xFFFF)).mul_(_FIRST_FACTOR).add_(second)
-    torch.bitwise_right_shift(x, 15, out=shifted)
-    x.bitwise_xor_(shifted.bitwise_and_(0x1FFFF)).mul_(_SECOND_FACTOR).bitwise_right_shift_(8)
-    return shifted.view(torch.float32).copy_(x).mul_(2.0**-23)
+    # The upper halves of little-endian words, for a shift that does not repeat the sign.
+    low, high = x.view(torch.int16).unflatten(-1, (-1, 2)).unbind(-1)
+    low.bitwise_xor_(high)
+    x.mul_(_FIRST_FACTOR).add_(second)
+    low.bitwise_xor_(high)
+    x.mul_(_SECOND_FACTOR).bitwise_right_shift_(8)
+    # In place: candidates are many.
+    return x.view(torch.float32).copy_(x).mul_(2.0**-23)
 
 
 class RandomPoints:

@@ -196,6 +196,8 @@ class EoMTModule(lightning.LightningModule):
         points = self.loss.draw(len(outputs), self.network.num_queries, counts, seeds, self.device)
         terms = self.loss(outputs, batch.targets, points, *self._normalisers(batch))
         total = self.loss.total(terms)
+        # By now the device works on this step: it is past the last one's end.
+        self.nonfinite.read(self.network)
         self.nonfinite.watch(batch.names, terms)
         self._log_step(total, terms, len(counts))
         return total
@@ -225,13 +227,15 @@ class EoMTModule(lightning.LightningModule):
         """Clip the total norm over all parameters, and log the norm before it; if it is not finite, skip the step."""
         norm = total_norm(self.network)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if not self.nonfinite.passes(norm, self.network, self.global_step + 1, scaler):
+        if not self.nonfinite.passes(norm, self.network, optimizer, self.global_step + 1, scaler):
             # AdamW passes over parameters without a gradient: their weights, weight decay and moments.
             optimizer.zero_grad(set_to_none=True)
         elif gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), gradient_clip_val, norm)
+            # A norm that is not finite must not spread to gradients that are: it tells which are not.
+            limited = norm.nan_to_num(nan=torch.inf, posinf=torch.inf)
+            torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), gradient_clip_val, limited)
         self.log("train/gradient_norm", norm)
         self.log("train/skipped_steps", torch.tensor(float(self.nonfinite.skipped)))
 
@@ -262,6 +266,9 @@ class EoMTModule(lightning.LightningModule):
         values |= {f"mask_probability/{k}": torch.tensor(value) for k, value in enumerate(self.probabilities)}
         for name, value in values.items():
             self.log(name, value, prog_bar=not name.startswith("train/loss_"), batch_size=batch_size)
+
+    def on_train_end(self) -> None:
+        self.nonfinite.read(self.network)
 
     # Validation
 
@@ -357,6 +364,7 @@ class EoMTModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[FORMAT] = {**self.description(), **self.run}
+        self.nonfinite.read(self.network)
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.amp import GradScaler
+from torch.optim import AdamW, Optimizer
 
 from eomt.errors import InputError
 
@@ -21,8 +23,9 @@ class NonFiniteSteps:
     """Leaves out optimizer steps whose total gradient norm is NaN or infinite, and ends the run after too many.
 
     The norm is taken over all parameters of all ranks' gradients: it is not finite wherever a loss or a gradient
-    is not, on every rank alike, so that all ranks leave the same step out without asking each other. Reading it is
-    all that a step waits for here; only after a bad one is the cause looked for, and do the ranks talk.
+    is not, on every rank alike, so that all ranks leave the same step out without asking each other. On a GPU the
+    optimizer's own kernel leaves the step out, and the host reads whether it did when the next one is under way; other
+    optimizers wait for the norm. Only after a bad step is the cause looked for, and do the ranks talk.
 
     A step that is left out changes neither weights nor the optimizer's moments. It counts as a step of the
     schedule and of mask annealing, as it does where gradient scaling leaves one out.
@@ -41,29 +44,77 @@ class NonFiniteSteps:
         self.in_a_row = 0
         self._names: list[str] = []
         self._terms: list[tuple[str, Tensor]] = []
+        self._unread: _Unread | None = None
 
     def watch(self, names: Sequence[str], terms: Mapping[str, Tensor]) -> None:
         """Remember the images and loss terms, [O] by name, of a batch. Nothing is read."""
         self._names += names
         self._terms += [(name, term.detach()) for name, term in terms.items()]
 
-    def passes(self, norm: Tensor, network: nn.Module, step: int, scaler: GradScaler | None = None) -> bool:
+    def read(self, network: nn.Module) -> None:
+        """Count and name the last step if the device left it out; its gradients are still needed.
+
+        Raises:
+            InputError: at the last of `max_in_a_row` steps.
+        """
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        if unread.copied is not None:
+            unread.copied.synchronize()
+        if unread.flag.numpy():
+            self._count(network, *unread[2:])
+        else:
+            self.in_a_row = 0
+
+    def passes(
+        self, norm: Tensor, network: nn.Module, optimizer: Optimizer, step: int, scaler: GradScaler | None = None
+    ) -> bool:
         """Decide whether an optimizer step is done; count and name one that is not. All ranks call it together.
 
         Args:
             norm: scalar, the total gradient norm after unscaling, the same on all ranks.
             network: the network with its gradients, not clipped yet.
+            optimizer: its optimizer.
             step: the number of the step, from 1.
             scaler: the gradient scaler of float16, if any. It tries large scales and leaves out by itself the steps
                 in which those overflow: these are no fault and not counted.
+
+        Returns:
+            False if the step must not be done; True if it may, or if the device decides: then `read` tells.
 
         Raises:
             InputError: at the last of `max_in_a_row` steps.
         """
         names, terms, self._names, self._terms = self._names, self._terms, [], []
+        if scaler is None and self.is_left_to(optimizer, norm):
+            bad = norm.isfinite().logical_not()
+            # What a gradient scaler sets, too: the optimizer's kernel changes nothing where it is 1.
+            optimizer.found_inf = bad.float()
+            flag, copied = bad.to("cpu", non_blocking=True), torch.cuda.Event() if bad.is_cuda else None
+            if copied is not None:
+                copied.record()
+            self._unread = _Unread(flag, copied, step, names, terms)
+            return True
         if norm.isfinite():
             self.in_a_row = 0
             return True
+        self._count(network, step, names, terms, scaler)
+        return False
+
+    def is_left_to(self, optimizer: Optimizer, norm: Tensor) -> bool:
+        """Whether the optimizer can leave a step out on the device: fused AdamW of parameters that are not sharded."""
+        sharded = hasattr(optimizer.param_groups[0]["params"][0], "full_tensor")
+        return norm.is_cuda and isinstance(optimizer, AdamW) and bool(optimizer.defaults["fused"]) and not sharded
+
+    def _count(
+        self,
+        network: nn.Module,
+        step: int,
+        names: Sequence[str],
+        terms: Sequence[tuple[str, Tensor]],
+        scaler: GradScaler | None = None,
+    ) -> None:
         bad = [
             f"{name} (output {output})"
             for name, term in terms
@@ -75,7 +126,7 @@ class NonFiniteSteps:
             distributed.all_gather_object(everyone, (bad, names))
         rank = next((rank for rank, (bad, _) in enumerate(everyone) if bad), None)
         if rank is None and scaler is not None and scaler.get_scale() > 1:
-            return False
+            return
         self.skipped += 1
         self.in_a_row += 1
         if rank is None:
@@ -92,7 +143,6 @@ class NonFiniteSteps:
             )
         if not distributed.is_initialized() or distributed.get_rank() == 0:
             log.warning("%s; step left out, %d in a row, %d so far", fault, self.in_a_row, self.skipped)
-        return False
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts."""
@@ -101,6 +151,16 @@ class NonFiniteSteps:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Resume counting."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+class _Unread(NamedTuple):
+    """A step of which the host does not know yet whether it was left out: bool on the host, once `copied`."""
+
+    flag: Tensor
+    copied: torch.cuda.Event | None
+    step: int
+    names: list[str]
+    terms: list[tuple[str, Tensor]]
 
 
 def total_norm(network: nn.Module) -> Tensor:

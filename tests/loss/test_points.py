@@ -70,8 +70,8 @@ def test_hash_is_the_plain_one_in_unbounded_integers():
 
     def plain(key, index):
         x = (0x9E3779B9 * index + key[0]) % 2**32
-        x = ((x ^ x >> 16) * 0x7FEB352D + key[1]) % 2**32
-        x = (x ^ x >> 15) * 0x846CA68B % 2**32
+        x = ((x ^ x >> 16) * 0x21F0AAAD + key[1]) % 2**32
+        x = (x ^ x >> 16) * 0x735A2D97 % 2**32
         return ((x >> 8) + 2**23) % 2**24 / 2**23 - 1
 
     keys = hash_keys([0, 5, 2**64 - 1], [0, 2**40, 3])

@@ -19,7 +19,9 @@ from eomt.postprocess.geometry import FIT_AND_PAD
 from eomt.tasks import task_of
 from eomt.training.annealing import Annealing
 from eomt.training.module import EoMTModule
+from eomt.training.nonfinite import NonFiniteSteps
 from eomt.training.optim import Recipe
+from tests.host_syncs import HostSyncs
 from tests.memory_reader import MemoryReader
 from tests.running import ROOT
 
@@ -84,7 +86,7 @@ class Fault(lightning.Callback):
 
 
 def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6, **changes):
-    options = {"precision": "32-true", "devices": 1} | changes
+    options = {"precision": "32-true", "devices": 1, "log_every_n_steps": 1} | changes
     loading = loading or data()
     trainer = lightning.Trainer(
         default_root_dir=folder,
@@ -100,7 +102,6 @@ def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         gradient_clip_val=0.5,
-        log_every_n_steps=1,
         limit_val_batches=0,
         **options,
     )
@@ -145,6 +146,47 @@ def test_a_step_that_is_not_finite_is_left_out_named_and_counted(tmp_path, caplo
     assert all(torch.isfinite(p).all() for p in fault.after[4][0])
 
 
+@pytest.fixture
+def on_device(monkeypatch):
+    """As on a GPU: the optimizer leaves steps out, and the host reads later that it did."""
+    monkeypatch.setattr(NonFiniteSteps, "is_left_to", lambda self, optimizer, norm: True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("dice", {3, 4}), "loss dice (output 1) not finite"),
+        (Fault("gradient", {3, 4}), "the gradient of class_head.weight not finite"),
+        (Fault("gradient", {3, 4}, math.inf), "the gradient of class_head.weight not finite"),
+    ],
+)
+def test_the_optimizer_leaves_a_step_out_on_the_device(tmp_path, caplog, on_device, fault, words):
+    model = run(tmp_path, [fault], steps=4)
+    assert same(fault.after[3], fault.after[2])
+    assert same(fault.after[4], fault.after[2])
+    assert not same(fault.after[2], fault.after[1])
+    first, last = [r.message for r in caplog.records if "step left out" in r.message]
+    assert first.startswith(f"step 3: {words}")
+    assert first.count("image0") == 4, "all images of the step"
+    assert last.startswith(f"step 4: {words}"), "the run's last step, too"
+    assert last.endswith("step left out, 2 in a row, 2 so far")
+    assert model.nonfinite.skipped == 2
+
+
+def test_a_training_step_waits_for_nothing_but_the_matching(tmp_path, on_device):
+    model, waits = module(), HostSyncs()
+
+    class Watch(lightning.Callback):
+        def on_train_batch_start(self, *arguments):
+            waits.__enter__()
+
+        def on_train_batch_end(self, *arguments):
+            waits.__exit__(None, None, None)
+
+    run(tmp_path, [Watch()], model, steps=2, log_every_n_steps=50)
+    assert not waits.found
+
+
 @pytest.mark.slow
 def test_finite_numbers_are_clipped_as_ever(tmp_path):
     """Bit-equal to PyTorch's own function."""
@@ -172,7 +214,9 @@ def test_an_overflow_of_gradient_scaling_is_no_fault(tmp_path, caplog):
     assert not [r for r in caplog.records if "left out" in r.message]
 
 
-def test_too_many_in_a_row_end_the_run(tmp_path):
+@pytest.mark.parametrize("left", [False, True])
+def test_too_many_in_a_row_end_the_run(tmp_path, monkeypatch, left):
+    monkeypatch.setattr(NonFiniteSteps, "is_left_to", lambda self, optimizer, norm: left)
     fault = Fault("dice", {1, 2, 4, 5, 6})
     with pytest.raises(InputError, match=r"3 optimizer steps in a row were left out .*step 6: loss dice") as error:
         run(tmp_path, [fault], module(max_skipped_steps=3), steps=8)
