@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import train
 from eomt.cli import build, main
 from eomt.errors import InputError
 from eomt.training.callbacks.curves import read_logs
 from eomt.training.optim import two_stage_warmup
-from eomt.weights.checkpoint import read_checkpoint
+from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
 from tests.running import ROOT, SMALL, configured
 from tests.weights.sources import SEVEN
@@ -90,6 +91,23 @@ def test_weights_without_a_run_start_a_new_one(run, options, tmp_path, caplog):
     train.main(configured(tmp_path, *options, "trainer.max_steps=1", f"ckpt='{tmp_path}/weights.ckpt'"))
     assert "no run to resume" in caplog.text
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
+
+
+@pytest.mark.slow
+def test_the_batch_that_fits_is_that_of_the_resumed_run_too(options, tmp_path):
+    short = ("trainer.max_steps=1", "trainer.limit_val_batches=0", "data.batch_size=null", "data.global_batch=6")
+    train.main(configured(tmp_path, *options, *short))
+    own = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")[FORMAT]["config"]
+    assert own["data"]["batch_size"] == OmegaConf.load(tmp_path / "config.yaml").data.batch_size == 3
+
+
+def test_exhausted_memory_says_what_to_type(options, tmp_path, monkeypatch):
+    def run_out(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("eomt.training.module.EoMTModule.training_step", run_out)
+    with pytest.raises(InputError, match=r"not hold data\.batch_size=4 and .*: try data\.batch_size=2 or data\.eval"):
+        train.main(configured(tmp_path, *options))
 
 
 def test_values_from_the_environment_are_named_in_checkpoints(tmp_path, monkeypatch):
