@@ -69,6 +69,7 @@ class FixedBatches:
         self._uncached = graphs
         self._captured: dict[tuple[int, ...], Callable[[Tensor], Logits]] = {}
         self._seen: set[tuple[int, ...]] = set()
+        self._said: set[tuple[int, ...]] = set()
 
     def __call__(self, images: Tensor, size: int) -> Logits:
         """Run the network under the caller's autocast and grad mode.
@@ -91,6 +92,11 @@ class FixedBatches:
             self._seen.add(shape)
             output = self._first(images)
         return Logits(*(logits[:count] for logits in output))
+
+    def release(self) -> None:
+        """Let go of the graphs' memory; they are made anew at the next batches."""
+        self._captured.clear()
+        self._seen.clear()
 
     def _direct(self, images: Tensor) -> Logits:
         kind = images.device.type
@@ -115,8 +121,10 @@ class FixedBatches:
                 log.warning("network: runs without CUDA graphs (%s); compile=false leaves them out", fault)
             else:
                 self._captured[tuple(images.shape)] = replay
-        graph = ", as a CUDA graph" if self.graphs else ""
-        log.info("network: ready for batches of %d after %.1f s%s", len(images), time.perf_counter() - start, graph)
+        if images.shape not in self._said:
+            self._said.add(images.shape)
+            graph = ", as a CUDA graph" if self.graphs else ""
+            log.info("network: ready for batches of %d after %.1f s%s", len(images), time.perf_counter() - start, graph)
         return output
 
 

@@ -275,14 +275,14 @@ class EoMTModule(lightning.LightningModule):
     def on_validation_start(self) -> None:
         # The weights of an evaluation or of a resumed run bring their own.
         self.probabilities = self.mask_probabilities.tolist()
-        # Anew: a graph takes memory from the training, and weights may have moved since.
-        self._batches = FixedBatches(self.network, self.compiled, self.graphs)
+        self._batches = self._batches or FixedBatches(self.network, self.compiled, self.graphs)
         self._at_once = 0
         self._unscored.clear()
         self._background = Background(self.device, threads=1)
 
     def on_validation_end(self) -> None:
-        self._batches = None
+        # A graph takes memory from the training, and weights may move in it.
+        self._batches.release()
         self._background.close()
 
     def validation_step(self, batch: Any, batch_idx: int) -> Future[list[Segmentation | Instances]]:
