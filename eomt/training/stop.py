@@ -31,6 +31,8 @@ STOPPING = (signal.SIGINT, *ENDING)
 _UNNOTICED, _UNWINDING, _RANKS = 5.0, 20.0, 10.0
 # Process id of the first rank, for the ranks that it starts.
 _FIRST_RANK = "EOMT_FIRST_RANK"
+# Written into the pipe of signals' numbers, of which none is 0, when there is no more to come.
+_END = b"\0"
 
 _listeners: list[StopSignals] = []
 
@@ -99,6 +101,8 @@ class StopSignals:
                 signal.signal(number, handler)
         self._before = {}
         signal.set_wakeup_fd(self._wakeup_before)
+        # Data workers that are still alive hold the pipe open too: its end alone would not be seen.
+        os.write(self._wakeup, _END)
         os.close(self._wakeup)
         if self._watcher is not None:
             self._watcher.join()
@@ -151,7 +155,7 @@ class StopSignals:
         while True:
             if select.select([self._pipe], [], [], 0.5)[0]:
                 sent = os.read(self._pipe, 64)
-                if not sent:
+                if _END in sent:
                     return
                 if not number and (ours := [n for n in sent if n in STOPPING]):
                     number, asked = ours[0], time.monotonic()

@@ -1,5 +1,6 @@
 """Signals: when they are noticed, and where stopped runs end once they are resumed."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -59,6 +60,17 @@ def test_a_signal_before_training_ends_the_run_at_once():
     assert signals.received == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_the_end_waits_for_no_data_worker():
+    """A worker has the pipe of the signals open, too."""
+    with StopSignals() as signals:
+        signals.unblock()
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        worker.start()
+    assert worker.is_alive()
+    worker.kill()
+    worker.join()
 
 
 class InterruptAt(lightning.Callback):
