@@ -78,12 +78,10 @@ def execute(tokens, folder, shapes, number):
         runs = ["run_folder=RUN"] if name in ("train", "eval", "check_data") else []
         checked(name, composed(name, *quote_paths(arguments), *runs))
         return
-    if name in ("train", "check_data"):
-        data = [] if keys & {"data.root"} or "--config-dir" in tokens else [f"data.root={shapes}"]
-        small = [entry for entry in SMALL if "backbone_options" not in entry or "model.backbone_options" not in keys]
-        arguments += [*small, *data]
+    if name in ("train", "check_data") and "data.root" not in keys and "--config-dir" not in tokens:
+        arguments.append(f"data.root={shapes}")
     if name == "train":
-        arguments += FEW
+        arguments += [*SMALL, *FEW]
     if name in ("train", "eval", "check_data"):
         arguments.append(f"run_folder={folder / f'run-{number}'}")
     if name == "eval":
