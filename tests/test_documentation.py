@@ -22,7 +22,7 @@ from eomt.cli.main import checked, quote_paths
 from eomt.cli.meanings import keys_of
 from tests.running import ROOT, SMALL, composed, typed
 
-PAGES = [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What is not here: data, weights of the Hub or of others, devices.
 ELSEWHERE = re.compile(r"=DIR\b|=tue-mps/|trainer\.(devices|num_nodes)=|--cfg\b|=FILE\b")
@@ -118,7 +118,7 @@ def test_keys_exist(page):
     known = keys_of("train")
     sections = {name.rpartition(".")[0] for name in known}
     # Names of files, keys of the examples' own classes, and Hydra's.
-    other = re.compile(r"model\.(onnx|pt2|safetensors)|loss\.early|.*\._target_|data\.val")
+    other = re.compile(r"model\.(onnx|pt2|safetensors)|model\.backbone_options\..*|loss\.early|.*\._target_|data\.val")
     assert {key for key in keys - known.keys() - sections if not other.fullmatch(key)} == set()
 
 

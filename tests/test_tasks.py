@@ -176,7 +176,7 @@ def test_own_code_from_outside_the_checkout(tmp_path, monkeypatch):
         evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", name="eval"))
     evaluation.main(configured(tmp_path / "eval", f"ckpt='{checkpoint}'", "trust_code=true", name="eval"))
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["step"] == 2
-    terms = [{"mask": torch.tensor(1.0)}, {"mask": torch.tensor(3.0)}]
+    terms = {"mask": torch.tensor([1.0, 3.0])}
     assert parts.EarlyOutputs(early=0.25).total(terms) == 5 * (0.25 * 1 + 3)
 
 

@@ -6,7 +6,7 @@ PYTHONPATH=. python ../../train.py --config-dir . task=circles +callbacks.segmen
 EOMT_IMPORT=parts PYTHONPATH=. python ../../train.py --config-dir . task=circles model.backbone=vit_rms
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import timm.optim
 from lightning import Callback, LightningModule, Trainer
@@ -31,8 +31,9 @@ class EarlyOutputs(MaskClassificationLoss):
         super().__init__(**options)
         self.early = early
 
-    def total(self, terms: Sequence[dict[str, Tensor]]) -> Tensor:
-        return self.early * super().total(terms[:-1]) + super().total(terms[-1:])
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        early, last = ({name: values[part] for name, values in terms.items()} for part in (slice(-1), slice(-1, None)))
+        return self.early * super().total(early) + super().total(last)
 
 
 class Lion(Recipe):
