@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 import sys
@@ -42,6 +43,9 @@ ENDINGS = (InputError, HydraException, OmegaConfBaseException, Stopped)
 # No room on the disk, none in the quota, or a file larger than is allowed.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# The exit status of a program that nobody reads any more.
+_UNREAD = 128 + signal.SIGPIPE
+
 # What Hydra writes into a run folder before the run begins, and each rank's log.
 _OWN = re.compile(r"\.lock|\.hydra|config\.yaml|(train|eval|check_data|predict)(_(rank|ddp_process)_\d+)?\.log")
 
@@ -71,6 +75,8 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
     # slow each other down on a CPU that is shared with data workers.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A log that cannot be written, for want of space or of a reader, is no reason for stack traces.
+    logging.raiseExceptions = False
     # Otherwise Hydra prints errors itself.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Pillow's, on damaged EXIF blocks, which are no orientation, and on large photos, which are meant.
@@ -85,6 +91,9 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
         # Only logs are left to close, also while SLURM ends a job that is requeued.
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
+        if _is_unread():
+            # What is left to print, Python would print at its end, and say that it cannot.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def arguments_for(name: str, arguments: Sequence[str]) -> list[str]:
@@ -154,6 +163,8 @@ def _run(name: str, function: Callable[[DictConfig], None]) -> None:
         ]
         _end(InputError(wrong[0] if wrong else f"{sys.argv[1:]} cannot be read"))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            sys.exit(_UNREAD)
         if error.filename is None and error.errno not in _FULL:
             raise
         key = "out" if name in ("predict", "export") else "hydra.run.dir"
@@ -161,6 +172,13 @@ def _run(name: str, function: Callable[[DictConfig], None]) -> None:
         where = f"{error.filename}: " if error.filename is not None else ""
         way_out = "free some space, or choose" if error.errno in _FULL else "choose"
         _end(InputError(f"{where}{error.strerror}; {way_out} another folder by {key}="))
+
+
+def _is_unread() -> bool:
+    """True if the output goes into a pipe whose reader has gone, as `head` does when it has enough."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _import_own() -> None:
@@ -188,6 +206,8 @@ def _job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]
             except (*ENDINGS, KeyboardInterrupt) as error:
                 _end(error)
             except Exception as error:
+                if isinstance(error, BrokenPipeError) and _is_unread():
+                    sys.exit(_UNREAD)
                 if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
                     _end(worker_failure(error))
                 if isinstance(error, RuntimeError) and _LOST_RANK.search(f"{type(error).__name__} {error}"):
@@ -228,7 +248,8 @@ def _last_words(error: BaseException) -> int:
         # Another status would have Lightning or torchrun kill the first rank before it has closed its logs.
         status = 0
     elif first_task():
-        print(flush=True)  # the progress bar's line ends
+        with contextlib.suppress(BrokenPipeError):
+            print(flush=True)  # the progress bar's line ends
         log.info("%s", message)
     return status
 

@@ -1,12 +1,16 @@
 """The command line: names of run folders, and errors in one line."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from eomt.cli import main
 from eomt.errors import InputError
+from tests.running import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +79,15 @@ def test_the_current_folder_stays(monkeypatch, tmp_path):
         main._run("export", lambda cfg: main.checked("export", cfg))
     GlobalHydra.instance().clear()
     assert tmp_path.is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", ["train.py --help", "predict.py --cfg all", "export.py --hydra-help"])
+def test_a_reader_that_has_enough_is_no_error(arguments):
+    """As `python train.py --help | head -1`."""
+    script, *flags = arguments.split()
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, ROOT / script, *flags], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (ended.returncode in (0, 141), ended.stderr) == (True, b"")
