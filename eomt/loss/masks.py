@@ -38,14 +38,15 @@ class OutputMasks:
             [B, Q, P] in full precision, of each output.
         """
         whole = points.is_cuda if whole is None else whole
-        grids = points[:, :, None].unbind()
-        for features, embeddings, grid in zip(self._features, self._embeddings.unbind(), grids, strict=True):
-            # The last dimension is that of queries or features, so that a point reads them in one go.
-            maps = features.bmm(embeddings.mT) if whole else features
-            # Half precision would round the weights to few bits.
-            maps = full_precision(maps).mT.unflatten(2, self._size)
-            values = F.grid_sample(maps, grid, align_corners=False).squeeze(2)
-            yield values if whole else full_precision(embeddings.bmm(values.to(embeddings.dtype)))
+        parts = zip(self._features, self._embeddings.unbind(), points[:, :, None].unbind(), strict=True)
+        yield from (self._at(*part, whole) for part in parts)
+
+    def _at(self, features: Tensor, embeddings: Tensor, grid: Tensor, whole: bool) -> Tensor:
+        # The last dimension is that of queries or features, so that a point reads them in one go.
+        maps = features.bmm(embeddings.mT) if whole else features
+        # Half precision would round the weights to few bits.
+        values = F.grid_sample(full_precision(maps).mT.unflatten(2, self._size), grid, align_corners=False).squeeze(2)
+        return values if whole else full_precision(embeddings.bmm(values.to(embeddings.dtype)))
 
     def of(self, pairs: Pairs) -> Tensor:
         """The masks of matched queries, [O M, h, w] in full precision."""

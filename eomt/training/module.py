@@ -247,7 +247,7 @@ class EoMTModule(lightning.LightningModule):
     def _set_mask_probabilities(self) -> None:
         probabilities = [mask_probability(self.global_step, *w, self.annealing.power) for w in self.windows]
         self.probabilities = probabilities or [0.0] * self.network.num_masked_blocks
-        self.mask_probabilities.copy_(torch.tensor(self.probabilities))
+        self.mask_probabilities.copy_(torch.tensor(self.probabilities), non_blocking=True)
 
     def _dropped_masks(self, keys: Sequence[ImageKey]) -> Tensor:
         dropped = draw_dropped_masks(self.seed, keys, self.probabilities, self.network.num_queries)

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from eomt.loss import mask_classification
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.loss.matching import matching_cost
 from eomt.loss.points import TargetReader
@@ -80,6 +81,17 @@ def test_a_batch_equals_its_images_one_by_one():
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, atol=1e-10, rtol=0)
     assert together["mask"][0] != together["mask"][1], "each output has its own points"
+
+
+@pytest.mark.parametrize("ignore_void", [False, True])
+def test_points_that_are_chosen_in_parts_are_the_same(recorded, monkeypatch, ignore_void):
+    output, targets, _ = recorded
+    loss = MaskClassificationLoss(num_points=200, ignore_void=ignore_void)
+    points = loss.draw(3, 20, targets.counts, (1, 2, 3))
+    whole = loss([output] * 3, targets, points)
+    monkeypatch.setattr(mask_classification, "_CANDIDATES", 1)
+    parts = loss([output] * 3, targets, points)
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (9, 0)])
