@@ -27,7 +27,7 @@ from eomt.targets import ImageId
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 """Part of an index's key: raise it when the arrays or their meaning change."""
 
 MAX_SEGMENTS = int(np.iinfo(np.int16).max)
@@ -145,6 +145,8 @@ class _Rows:
     def take(self, add: Callable[[Mapping], None], key: str, row: object) -> None:
         """Pass an element of the array `key` to `add`, and note a fault if it breaks COCO's format."""
         try:
+            if not isinstance(row, Mapping):
+                raise TypeError("it must be an object of keys and values")
             add(row)
         except ROW_ERRORS as error:
             name = row.get("id", row.get("file_name")) if isinstance(row, Mapping) else None
@@ -175,6 +177,8 @@ class _Rows:
         self.mask_of[image] = None  # until it is read: an image of unknown ground truth is left out
         name = file_name(row)
         seen: set[int] = set()
+        if not isinstance(row["segments_info"], list):
+            raise TypeError(f"segments_info must be a list, found {repr(row['segments_info'])[:60]}")
         for segment in row["segments_info"]:
             number = whole(segment, "id")
             if number in seen or not 0 < number < 1 << 24:

@@ -199,18 +199,20 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
         return mask
     if not isinstance(segmentation, Mapping):
         raise TypeError(f"its segmentation must be polygons or run lengths, found {str(segmentation)[:60]!r}")
-    if list(segmentation["size"]) != list(size):
+    if segmentation["size"] != list(size):
         raise ValueError(f"its run lengths are of size {str(segmentation['size'])[:60]}, its image is of {list(size)}")
     counts, pixels = segmentation["counts"], size[0] * size[1]
     if isinstance(counts, list):
-        numbers = np.array(counts, dtype=np.int64)
-        if not set(map(type, counts)) <= {int, float} or (numbers != counts).any():
+        if not set(map(type, counts)) <= {int, float} or any(number % 1 for number in counts):
             raise ValueError(f"its run lengths must be whole numbers, found {str(counts)[:60]}")
+        numbers = np.array(counts, dtype=np.int64)
         if ((numbers < 0) | (numbers > pixels)).any():
             raise ValueError(f"its run lengths must lie within 0..{pixels}")
         code = coco_mask.frPyObjects({"size": list(size), "counts": numbers.tolist()}, *size)
-    else:
+    elif isinstance(counts, str):
         code = {"size": list(size), "counts": counts.encode("ascii")}
+    else:
+        raise TypeError(f"its run lengths must be a list or a text, found {str(counts)[:60]}")
     check_rle(code["counts"], pixels)
     return code
 

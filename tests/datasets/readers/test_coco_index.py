@@ -139,6 +139,7 @@ PANOPTIC_FAULTS = {
     "isthing of text": (lambda j: j["categories"][0].update(isthing="yes"), "isthing must be 0 or 1, found 'yes'"),
     "instances": (lambda j: j["annotations"][0].pop("segments_info"), r"annotation 'c\.png': it lacks 'segments_info'"),
     "segments of text": (lambda j: j["annotations"][0].update(segments_info="x"), "c.png': "),
+    "segments of no list": (lambda j: j["annotations"][0].update(segments_info={}), "segments_info must be a list"),
 }
 
 
