@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,8 +41,11 @@ def compile_network(network: EoMT, wanted: bool | str, one_size: bool = True) ->
         with suppress(OSError, RuntimeError):
             folder = cache_path().expanduser().absolute() / "compiled"
             folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+            # PyTorch sets it to a temporary folder by itself, which a restart or a job's end empties.
+            given = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+            own = not given or Path(given).name.startswith("torchinductor_")
+            if own and os.access(folder, os.W_OK):
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         log.info("network: torch.compile takes a minute at the first batches, less once its cache is filled")
         network.compile(mode=COMPILE_MODES[wanted], dynamic=False if one_size else None)
 

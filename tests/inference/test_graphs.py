@@ -111,8 +111,7 @@ def test_training_and_validation_are_compiled_once_each(images, monkeypatch, tmp
 
     network = random_network()
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{tmp_path}/torchinductor_me")
     monkeypatch.setattr(network, "compile", partial(network.compile, backend=backend))
     compile_network(network, True)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
