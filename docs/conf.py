@@ -1,6 +1,8 @@
 """Sphinx: `sphinx-build -W -b html docs docs/_build`. It needs no internet."""
 
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from textwrap import indent
@@ -60,6 +62,20 @@ class Recipes(Directive):
         return [table(("recipe", "what it is"), rows, 1)]
 
 
+class Mistakes(Directive):
+    """A table of mistyped commands, and the line that each ends in; the build fails if one does not."""
+
+    def run(self) -> list[nodes.Node]:
+        done = subprocess.run([sys.executable, ROOT / "docs" / "mistakes.py"], capture_output=True, check=True)
+        rows = []
+        for answer in json.loads(done.stdout.splitlines()[-1]):
+            *said, last = answer["printed"].splitlines()
+            if answer["status"] != 1 or not last.startswith("error: ") or "Traceback" in "".join(said):
+                raise self.error(f"{answer['typed']} does not end in one clear line: {answer['printed']}")
+            rows.append((answer["typed"], last))
+        return [table(("typed", "printed"), rows, 2)]
+
+
 def table(titles: tuple[str, ...], rows: list[tuple[str, ...]], literals: int) -> nodes.table:
     """A table whose first columns are code."""
     group = nodes.tgroup(cols=len(titles))
@@ -97,3 +113,4 @@ def setup(app) -> None:
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)
     app.add_directive("settings", Settings)
     app.add_directive("recipes", Recipes)
+    app.add_directive("mistakes", Mistakes)

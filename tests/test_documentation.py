@@ -134,3 +134,14 @@ def test_every_name_of_transformers_has_its_place():
     ):
         names |= {*inspect.signature(method).parameters} - {"self", "outputs", "kwargs"}
     assert {name for name in names if not re.search(rf"`[^`\n]*\b{name}\b", text)} == set()
+
+
+def test_messages_are_printed_so():
+    """Each message of the page on troubleshooting stands in the code."""
+    sources = "".join(path.read_text() for package in ("eomt", "datasets") for path in (ROOT / package).rglob("*.py"))
+    sources = re.sub(r'"\s+f?"', "", sources)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    messages = {part for cell in cells for part in re.findall(r"`([^`]+)`", cell) if "ImportError" not in part}
+    assert len(messages) > 25
+    assert {message for message in messages if re.sub(r"%d", "{", message).partition("{")[0] not in sources} == set()
