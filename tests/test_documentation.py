@@ -50,7 +50,7 @@ def folder(tmp_path, run, shapes, monkeypatch):
         Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / name)
     (tmp_path / "classes.txt").write_text("road\ncar\n")
     numbers = itertools.count()
-    OmegaConf.register_new_resolver("run_id", lambda: str(next(numbers)), replace=True)
+    OmegaConf.register_new_resolver("run_id", lambda *_: str(next(numbers)), replace=True)
     return tmp_path
 
 
