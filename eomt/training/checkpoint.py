@@ -164,6 +164,13 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict
     ) -> None:
+        bad = [name for name, value in checkpoint["state_dict"].items() if not value.isfinite().all()]
+        if bad:
+            names, before = ", ".join(bad[:3]), f"resume from {self.path}, or " if self.path.exists() else ""
+            raise InputError(
+                f"the weights after step {trainer.global_step} are not finite ({names}), and are not saved: "
+                f"{before}start again with a lower optim.lr or trainer.precision=32-true"
+            )
         if trainer.validating:
             # Lightning resumes with a validation only if one of its batches was started and not finished, and has no
             # public way to say so; from any other state it would leave this validation out.

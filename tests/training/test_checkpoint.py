@@ -289,3 +289,10 @@ def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode,
 def test_the_best_checkpoint_is_a_copy_of_the_last():
     with pytest.raises(InputError, match=r"callbacks\.last=null"):
         BestCheckpoint("pq").setup(SimpleNamespace(callbacks=[]), None, "fit")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """Those after the last step: no step comes whose gradient would show it."""
+    checkpoint = {"state_dict": {"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}}
+    with pytest.raises(InputError, match=r"after step 9 are not finite \(b\), and are not saved.*lower optim\.lr"):
+        LastCheckpoint(tmp_path).on_save_checkpoint(SimpleNamespace(global_step=9), None, checkpoint)
