@@ -69,21 +69,24 @@ def cache_path() -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, synced: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes the place of `path` once the block has succeeded.
 
     The temporary name keeps the suffix, which tells writers of pictures the format. The content is on the disk before
-    the name changes, so that no power cut leaves a whole-looking empty file.
+    the name changes, so that no power cut leaves a whole-looking empty file; without `synced`, for one of very many
+    files that can be made again, the disk is not waited for.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if synced:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if synced:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -299,7 +299,7 @@ def _write(
     result: Result, writer: ResultWriter, name: str, image_id: int, picture: Path, threshold: float | None
 ) -> Row:
     painted = result.picture(threshold=threshold)
-    with replacing(picture) as draft:
+    with replacing(picture, synced=False) as draft:
         # Without chroma subsampling names and outlines stay sharp.
         painted.save(draft, **({"quality": 92, "subsampling": 0} if picture.suffix == ".jpg" else {}))
     shown = result if threshold is None else result.above(threshold)
