@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -71,6 +72,8 @@ class FixedBatches:
         self.graphs = graphs
         # A weight's cast that autocast keeps would be in no graph; and compiled code asks whether it keeps any.
         self._uncached = graphs
+        # A graph has one place for its input: threads that share a network take turns.
+        self._lock = threading.Lock()
         self._captured: dict[tuple[int, ...], Callable[[Tensor], Logits]] = {}
         self._seen: set[tuple[int, ...]] = set()
         self._said: set[tuple[int, ...]] = set()
@@ -88,13 +91,14 @@ class FixedBatches:
         # Also a whole batch is copied: compiled code tells tensors of inference mode from others.
         images = torch.cat((images, images.new_zeros(size - count, *images.shape[1:])))
         shape = tuple(images.shape)
-        if shape in self._captured:
-            output = self._captured[shape](images)
-        elif shape in self._seen:
-            output = self._direct(images)
-        else:
-            self._seen.add(shape)
-            output = self._first(images)
+        with self._lock:
+            if shape in self._captured:
+                output = self._captured[shape](images)
+            elif shape in self._seen:
+                output = self._direct(images)
+            else:
+                self._seen.add(shape)
+                output = self._first(images)
         return Logits(*(logits[:count] for logits in output))
 
     def release(self) -> None:
