@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -187,10 +188,13 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     if settings["precision"] is None:
         on_gpu = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
         settings["precision"] = "bf16-mixed" if on_gpu else "32-true"
+    # A bar is for a terminal.
+    settings["enable_progress_bar"] = bool(settings["enable_progress_bar"]) and sys.stdout.isatty()
     unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
     unwanted += [] if settings["enable_checkpointing"] else [Checkpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
-    # Messages of libraries go where all others go, once.
+    # Messages and warnings of libraries go where all others go, once.
+    logging.captureWarnings(True)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
         logging.getLogger(name).handlers.clear()
     # Two lines for each retry of each file; what comes of it is said in the end.

@@ -9,6 +9,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
@@ -18,7 +19,14 @@ from eomt.cli.settings import Scored
 from eomt.cli.trust import check_config
 from eomt.errors import InputError
 from eomt.inference.precision import PRECISIONS, with_cast_weights
-from eomt.training.callbacks import Listening, MetricsFile, PredictionPictures, Progress, SavePredictions
+from eomt.training.callbacks import (
+    Listening,
+    MetricsFile,
+    PredictionPictures,
+    Progress,
+    ProgressLines,
+    SavePredictions,
+)
 from eomt.training.fsdp import ShardedStrategy
 from eomt.training.stop import listening
 from eomt.weights.load import read_weights
@@ -97,7 +105,12 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     data = build_data(settings)
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
     check_same_classes(module.classes, data.val_classes)
-    callbacks = [Progress(), MetricsFile(cfg.run_folder), PredictionPictures(cfg.run_folder, cfg.pictures)]
+    callbacks = [
+        Progress(),
+        ProgressLines(),
+        MetricsFile(cfg.run_folder),
+        PredictionPictures(cfg.run_folder, cfg.pictures),
+    ]
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
     trainer = build_trainer(settings, callbacks, False)
@@ -107,7 +120,7 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     if dtype is not None and not isinstance(trainer.strategy, ShardedStrategy):
         module.network = with_cast_weights(module.network, dtype)
     make_fast(module, trainer, settings.compile)
-    with listening() as signals, memory_errors(data):
+    with listening() as signals, memory_errors(data), logging_redirect_tqdm():
         trainer.callbacks.append(Listening(signals))
         signals.block(trainer.strategy.launcher)
         trainer.validate(module, data, verbose=False)

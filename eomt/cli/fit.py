@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import lightning
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from eomt.cli.build import (
     build_callbacks,
@@ -22,7 +23,7 @@ from eomt.cli.main import log
 from eomt.cli.resume import choose_checkpoint, continue_logs
 from eomt.errors import InputError
 from eomt.files import replacing
-from eomt.training.callbacks import Listening, WeightAverage
+from eomt.training.callbacks import Listening, ProgressLines, WeightAverage
 from eomt.training.checkpoint import LastCheckpoint, check_same_run
 from eomt.training.memory import largest_batch
 from eomt.training.stop import StopSignals
@@ -92,20 +93,23 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
     make_fast(module, trainer, cfg.compile)
-    with memory_errors(data):
+    with memory_errors(data), logging_redirect_tqdm():
         signals.block(trainer.strategy.launcher)
         trainer.fit(module, data, ckpt_path=resume)
     if resume and trainer.global_step == resumed_at:
         log.info("no step was left to train: the run of ckpt= had ended at step %d", trainer.global_step)
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.
-        with memory_errors(data):
+        with memory_errors(data), logging_redirect_tqdm():
             trainer.validate(module, data, verbose=False)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             # Otherwise the next run of a sweep, in this process, would be logged into this one.
             logger.experiment.finish()
     if trainer.is_global_zero:
+        for callback in callbacks:
+            if isinstance(callback, ProgressLines) and len(callback.validations) > 1:
+                log.info("validations:\n%s", callback.table())
         if module.scores:
             log.info("%s", module.task.table(module.scores))
         log.info("run folder: %s", cfg.run_folder)

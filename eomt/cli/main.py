@@ -248,8 +248,6 @@ def _last_words(error: BaseException) -> int:
         # Another status would have Lightning or torchrun kill the first rank before it has closed its logs.
         status = 0
     elif first_task():
-        with contextlib.suppress(BrokenPipeError):
-            print(flush=True)  # the progress bar's line ends
         log.info("%s", message)
     return status
 

@@ -185,6 +185,7 @@ NODES: dict[str, type[Section]] = {
     f"{_CALLBACKS}PredictionPictures": Pictures,
     f"{_CALLBACKS}CurvePlot": InFolder,
     f"{_CALLBACKS}Progress": Progress,
+    f"{_CALLBACKS}ProgressLines": Callback,
     f"{_LOGGERS}CSVLogger": Logger,
     f"{_LOGGERS}TensorBoardLogger": Logger,
     f"{_LOGGERS}WandbLogger": WandbLogger,

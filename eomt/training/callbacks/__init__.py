@@ -3,7 +3,7 @@
 from eomt.training.callbacks.curves import CurvePlot
 from eomt.training.callbacks.ema import WeightAverage
 from eomt.training.callbacks.listening import Listening
-from eomt.training.callbacks.progress import EarlyStop, Progress
+from eomt.training.callbacks.progress import EarlyStop, Progress, ProgressLines
 from eomt.training.callbacks.run_files import MetricsFile, PredictionPictures, SavePredictions
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "MetricsFile",
     "PredictionPictures",
     "Progress",
+    "ProgressLines",
     "SavePredictions",
     "WeightAverage",
 ]

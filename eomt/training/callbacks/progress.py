@@ -1,11 +1,24 @@
-"""Progress of a run: a summary before its first step, the progress bar, an early end if the score no longer rises."""
+"""Progress of a run: a summary before its first step, the progress bar and lines, an early end if the score no longer
+rises."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Literal
 
 import lightning
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+log = logging.getLogger("eomt")
+# Of this logger's lines the configuration of the logs writes to the file alone.
+progress_log = logging.getLogger("eomt.progress")
+
+# Of a validation's scores, lines and table show so many: pq, sq, rq; ap, ap50, ap75; miou and accuracies.
+_SHOWN_SCORES = 3
 
 
 def describe(module: lightning.LightningModule) -> str:
@@ -46,15 +59,34 @@ def describe(module: lightning.LightningModule) -> str:
 
 
 class Progress(TQDMProgressBar):
-    """Shows loss, learning rates (heads/backbone), mask probability per block, and the score so far."""
+    """One bar for the whole run in optimizer steps, with loss, learning rates (heads/backbone), mask probability per
+    block and the score so far; below it, one for each validation."""
 
     def __init__(self, refresh_rate: int = 10):
-        super().__init__(refresh_rate=refresh_rate, leave=True)
+        super().__init__(refresh_rate=refresh_rate)
 
-    @property
-    def total_train_batches(self) -> int | float:
-        """Batches of an epoch. Lightning mistakes the steps that are left for batches, accumulated or not."""
-        return self.trainer.num_training_batches
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        bar.total, bar.initial = self.trainer.lightning_module.total_steps, self.trainer.global_step
+        bar.n = bar.initial
+        return bar
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, bar = trainer.global_step, self.train_progress_bar
+        if step != bar.n and self._should_update(step, bar.total):
+            bar.n = step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_exception(self, *_: Any) -> None:
+        # What is said next begins on a line of its own.
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict:
         logged = super().get_metrics(trainer, pl_module)
@@ -66,6 +98,104 @@ class Progress(TQDMProgressBar):
         if pl_module.task.monitor in logged:
             shown[pl_module.task.monitor] = f"{logged[pl_module.task.monitor]:.1f}"
         return shown
+
+
+class ProgressLines(Callback):
+    """Logs a line every `trainer.log_every_n_steps` optimizer steps and for each validation.
+
+    Where there is a bar, the lines of steps are written to the log's file alone.
+
+    Attributes:
+        validations: the scores of each validation by optimizer step, also of those before a resume. A checkpoint
+            knows none of after the last training step.
+    """
+
+    def __init__(self) -> None:
+        self.validations: dict[int, dict[str, float]] = {}
+        self._step = 0
+        # Optimizer steps and times: of the first step, and of the last line.
+        self._first: tuple[int, float] | None = None
+        self._since: tuple[int, float] | None = None
+        self._validation_began = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._step, self._first, self._since = trainer.global_step, None, None
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, total, every = trainer.global_step, pl_module.total_steps, trainer.log_every_n_steps
+        if not trainer.is_global_zero or step == self._step:
+            return
+        self._step, now = step, time.perf_counter()
+        logs = every and (step % every == 0 or step == total)
+        if logs:
+            parts = [f"step {step} of {total}", f"loss {float(trainer.callback_metrics['train/loss']):.3f}"]
+            monitor = pl_module.task.monitor
+            parts += [f"{monitor} {pl_module.scores[monitor]:.2f}"] if monitor in pl_module.scores else []
+            if self._first and self._since:
+                images = (step - self._since[0]) * trainer.datamodule.global_batch
+                left = (now - self._first[1]) / (step - self._first[0]) * (total - step)
+                parts += [f"{images / (now - self._since[1]):.1f} images/s", f"{_duration(left)} left"]
+            self._line(trainer, ", ".join(parts))
+        if logs or self._since is None:
+            self._since = (step, now)
+        # The first step, in which the network may be compiled, is not timed.
+        self._first = self._first or self._since
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._validation_began = time.perf_counter()
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # An evaluation alone, in tenths.
+        done, total = batch_idx + 1, trainer.num_val_batches[dataloader_idx]
+        if trainer.state.fn != "fit" and trainer.is_global_zero and 10 * done // total > 10 * batch_idx // total:
+            left = (time.perf_counter() - self._validation_began) / done * (total - done)
+            self._line(trainer, f"batch {done} of {total}, {_duration(left)} left")
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        took = time.perf_counter() - self._validation_began
+        if self._since:
+            # Images/s are those of the training.
+            self._since = (self._since[0], self._since[1] + took)
+        if trainer.sanity_checking:
+            return
+        self.validations[pl_module.step] = dict(pl_module.scores)
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            shown = list(pl_module.scores.items())[:_SHOWN_SCORES]
+            scores = ", ".join(f"{name} {score:.2f}" for name, score in shown)
+            log.info("validation after step %d: %s (%s)", pl_module.step, scores, _duration(took))
+
+    def table(self) -> str:
+        """All validations, one a line."""
+        names = list(next(iter(self.validations.values()), {}))[:_SHOWN_SCORES]
+        width = max([len(name) for name in names] + [6]) + 2
+        lines = ["step".rjust(8) + "".join(name.rjust(width) for name in names)]
+        for step, scores in sorted(self.validations.items()):
+            lines.append(f"{step:8}" + "".join(f"{scores[name]:{width}.2f}" for name in names))
+        return "\n".join(lines)
+
+    @staticmethod
+    def _line(trainer: lightning.Trainer, text: str) -> None:
+        (progress_log if trainer.progress_bar_callback else log).info("%s", text)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.validations = dict(state_dict["validations"])
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 class EarlyStop(EarlyStopping):
