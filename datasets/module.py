@@ -177,7 +177,7 @@ class SegmentationData(LightningDataModule):
         Raises:
             InputError: if the trainer accumulates another number of batches than `global_batch` takes.
         """
-        _, world_size = self._rank_and_size()
+        rank, world_size = self._rank_and_size()
         accumulated = self.accumulation(world_size)
         if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
             raise InputError(
@@ -186,6 +186,9 @@ class SegmentationData(LightningDataModule):
                 f"on {world_size} devices: leave it to data.global_batch"
             )
         images, batches = self._training()
+        if rank == 0 and len(images) < self.global_batch:
+            fault = f"data.global_batch={self.global_batch} is more than the {len(images)} training images"
+            log.warning("%s: images repeat within a step", fault)
         limit = self._limit(len(batches))
         return ResumableLoader(images, batches, self.num_workers, limit, self.timeout, self.max_bad_images)
 

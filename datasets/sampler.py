@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-
-log = logging.getLogger("eomt.data")
 
 # Streams of random numbers that must not meet although they are keyed by the same numbers.
 _ORDER, _REPLACEMENT, _AUGMENTATION = 1, 2, 3
@@ -59,12 +56,6 @@ class EpochBatchSampler:
         self.rank = rank
         self.world_size = world_size
         self._start = (0, 0)
-        if count < global_batch:
-            log.warning(
-                "data.global_batch=%d is more than the %d training images: images repeat within a step",
-                global_batch,
-                count,
-            )
 
     @property
     def _samples(self) -> int:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from eomt.classes import Classes
+from eomt.cli.nodes import READER_KEYS
 from eomt.errors import InputError
 from eomt.inference.graphs import compile_network
 from eomt.loss.mask_classification import MaskClassificationLoss
@@ -34,30 +35,25 @@ from eomt.weights.spec import Weights
 
 log = logging.getLogger("eomt")
 
-# Keys of `data` that are there for both readers to refer to.
-READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif", "crowd", "skip_bad")
-
 STAGED_ROOT = "EOMT_STAGED_ROOT"
 """The environment variable that names a node's own copy of `data.root`, as slurm/train.sbatch sets it."""
 
 
 def build_data(cfg: DictConfig) -> lightning.LightningDataModule:
-    """The data module of a configuration; `data.root` is for its readers.
+    """The data module of a configuration.
 
-    A copy of it that the environment names is read in its place. The configuration, which checkpoints keep, still
-    names the folder outside this job.
+    Where the environment names a copy of `data.root`, that is read in its place. The configuration, which checkpoints
+    keep, still names the folder outside this job.
     """
     settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
     if settings.pop("validate_on_train", False):
         settings["val"] = settings["train"]
-    for name in READER_KEYS:
-        value = settings.pop(name, None)
-        if name == "root" and value is not None:
-            value = os.environ.get(STAGED_ROOT) or os.path.expanduser(value)
-        for split in ("train", "val"):
-            # A checkpoint's configuration is resolved; what is given now goes over it.
-            if value is not None and name in settings[split]:
-                settings[split][name] = value
+    shared = {name: settings.pop(name, None) for name in READER_KEYS}
+    for split in ("train", "val"):
+        root = settings[split].get("root")
+        if root is not None:
+            staged = os.environ.get(STAGED_ROOT) if root == shared["root"] else None
+            settings[split]["root"] = staged or os.path.expanduser(root)
     # Called here: Hydra would take the geometry, a named tuple, for a list of settings.
     return instantiate(settings, _convert_="all")(geometry=task_of(cfg.kind).geometry)
 
@@ -199,7 +195,8 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         logging.getLogger(name).handlers.clear()
     # Two lines for each retry of each file; what comes of it is said in the end.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # Lightning's advertisements, and its remark on `weights_only`, which our checkpoint reader always sets.
+    # Lightning's advertisements, its list of devices that nobody asked for, and its remark on `weights_only`, which
+    # our checkpoint reader always sets.
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
     # Warnings of Lightning about what is meant: our loaders shard by themselves, few steps may be wanted, and one
@@ -244,4 +241,5 @@ def _from_environment(value: Any, name: str = "") -> Iterator[str]:
 
 def _is_news(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    return not any(words in message for words in ("litlogger", "litmodels", "`weights_only` was not set"))
+    dull = ("litlogger", "litmodels", "`weights_only` was not set", "GPU available: ", "TPU available: ")
+    return not any(words in message for words in dull)

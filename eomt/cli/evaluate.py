@@ -15,6 +15,7 @@ from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
 from eomt.cli.folders import check_unused, held, record
 from eomt.cli.main import checked, log
+from eomt.cli.resume import with_references
 from eomt.cli.settings import Scored
 from eomt.cli.trust import check_config
 from eomt.errors import InputError
@@ -173,7 +174,9 @@ def _with_typed(carried: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
         raise InputError(
             f"ckpt={cfg.ckpt} carries no settings: choose its task, as in task=coco_panoptic data.root=DIR"
         )
-    settings = _composed(cfg.settings, OmegaConf.to_container(OmegaConf.merge(carried, _NOT_INHERITED)))
+    carried = OmegaConf.to_container(OmegaConf.merge(carried, _NOT_INHERITED))
+    carried["data"] = with_references(carried["data"], [key_of(override) for override in cfg.settings])
+    settings = _composed(cfg.settings, carried)
     # Also with what was typed for it, such as a path that an export has left out.
     settings.data.train = settings.data.get("val")
     return settings

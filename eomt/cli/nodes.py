@@ -28,6 +28,9 @@ from eomt.cli.settings import (
     Workers,
 )
 
+READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif", "crowd", "skip_bad")
+"""Keys of `data` that are there for both readers, under `data.train` and `data.val`, to refer to."""
+
 Exif = Literal["upright", "stored"] | None
 Crowd = Literal["coco", "object"]
 Void = Values | Literal["auto"] | None

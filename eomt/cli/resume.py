@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed, quote_paths
+from eomt.cli.nodes import READER_KEYS
 from eomt.cli.settings import Run
 from eomt.cli.trust import check_config, inside
 from eomt.errors import InputError
@@ -57,8 +58,9 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
         check_config(str(path), str(config.get("kind")), config)
     config = inside(config, config.get("run_folder"), trusted)
     data = config.get("data")
-    if isinstance(data, Mapping) and data.get("seed") == config.get("seed"):
-        config["data"] = {**data, "seed": "${seed}"}
+    if isinstance(data, Mapping):
+        seed = {"seed": "${seed}"} if data.get("seed") == config.get("seed") else {}
+        config["data"] = {**with_references(data, keys), **seed}
     own = yaml.safe_load(Path(CONFIGS, "train.yaml").read_text())
     config |= {key: own[key] for key in ("hydra", "ckpt", "trust_code", "prefetch", "run_folder")}
     kept = {"_self_", "override hydra/job_logging", *chosen}
@@ -102,6 +104,27 @@ def continue_logs(cfg: DictConfig, checkpoint: Mapping) -> None:
         if key and settings.get(key) is None and re.fullmatch(r"\w[\w-]*", str(saved)):
             with open_dict(settings):
                 settings[key] = saved
+
+
+def with_references(data: Any, typed: Sequence[str]) -> Any:
+    """The `data` of a checkpoint's configuration, all of whose values are resolved, with its readers' references.
+
+    What is typed for `data` then reaches the readers, also null, unless another value is typed for one of them.
+
+    Args:
+        data: the section, plain.
+        typed: the keys that are typed.
+    """
+    if not isinstance(data, Mapping):
+        return data
+    data = dict(data)
+    for split in ("train", "val"):
+        reader = data.get(split)
+        if isinstance(reader, Mapping):
+            shared = [name for name in READER_KEYS if name in reader and name in data]
+            same = [name for name in shared if reader[name] == data[name] or f"data.{name}" in typed]
+            data[split] = {**reader, **{name: f"${{data.{name}}}" for name in same}}
+    return data
 
 
 def _saved_part(path: Path) -> Mapping[str, Any] | None:

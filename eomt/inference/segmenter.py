@@ -109,7 +109,7 @@ class Segmenter:
         """Load a segmenter from a checkpoint, an exported folder, an original file, a Hugging Face folder or a Hub id.
 
         Args:
-            source: a path such as RUN/checkpoints/best.ckpt, or a Hub id; see `eomt.weights.load.read_weights`.
+            source: a path such as RUN/checkpoints/best.ckpt or RUN, or a Hub id; see `eomt.weights.load.read_weights`.
             device, precision, unpadded, compile: see `Segmenter`.
             trust_code: True imports a custom task that the source names, which runs its code.
             kind, classes, network, backbone: complete a source that does not say them; see `read_weights`.

@@ -1,9 +1,10 @@
-"""Weights from the Hugging Face Hub, through its client's cache and offline mode."""
+"""Where weights lie: a file, an exported folder, a checkpoint of a run's folder, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from eomt.errors import InputError, reason
@@ -15,6 +16,9 @@ _DESCRIPTIONS = ["config.json", "preprocessor_config.json", "eomt.json"]
 _SAFE = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
+BEST_FIRST = ("best.ckpt", "last.ckpt", "previous.ckpt")
+"""The checkpoints of a run's folder in the order in which they are evaluated; a run is resumed from the last one."""
+
 
 def is_hub_id(source: str | Path) -> bool:
     """True for `owner/name` that is neither an existing file nor an existing folder."""
@@ -22,8 +26,19 @@ def is_hub_id(source: str | Path) -> bool:
     return bool(_ID.fullmatch(text)) and not text.lower().endswith(SUFFIXES) and not os.path.exists(text)
 
 
+def run_checkpoint(path: Path, names: Sequence[str] = BEST_FIRST) -> Path:
+    """The checkpoint of a run's folder, or of the folder `checkpoints` in it: the first of `names` that is there.
+
+    Any other path is returned as it is.
+    """
+    places = [path / "checkpoints", path] if os.path.isdir(path) else []
+    return next((folder / name for folder in places for name in names if (folder / name).is_file()), path)
+
+
 def local_path(source: str | Path) -> Path:
     """The path of a file or folder, or of the Hub's cache once it holds a repository's weights and descriptions.
+
+    Of a run's folder it is that of the best checkpoint.
 
     Only what is needed is downloaded: safetensors, or PyTorch's own files where there are none.
 
@@ -34,7 +49,7 @@ def local_path(source: str | Path) -> Path:
         InputError: if a repository cannot be had; the message says why, and where a downloaded copy can be given.
     """
     if not is_hub_id(source):
-        return Path(source).expanduser()
+        return run_checkpoint(Path(source).expanduser())
     folder = _snapshot(str(source), _DESCRIPTIONS + _SAFE)
     if folder is None or not any(folder.glob("*.safetensors")):
         folder = _snapshot(str(source), _DESCRIPTIONS + _PICKLED)

@@ -14,7 +14,7 @@ from eomt.classes import Classes
 from eomt.errors import InputError, reason
 from eomt.published_classes import classes_by_count, classes_by_names, dataset_of, kind_of
 from eomt.weights.checkpoint import read_bare, read_exported, read_run
-from eomt.weights.hub import local_path
+from eomt.weights.hub import is_hub_id, local_path
 from eomt.weights.huggingface import read_huggingface
 from eomt.weights.original import is_delta, is_original, read_delta, read_original
 from eomt.weights.safe_load import CONFIG, EXPORT, FORMAT, Source, read_source
@@ -47,9 +47,9 @@ def read_weights(
     No code in any file is run: only plain values and tensors are read. Pixel means and deviations are left out.
 
     Args:
-        source: our checkpoint or exported folder; an original `pytorch_model.bin` or `.ckpt`, also as safetensors; a
-            Hugging Face folder; or the id of a repository on the Hugging Face Hub, such as
-            "tue-mps/coco_panoptic_eomt_large_640".
+        source: our checkpoint, the folder of a run (its best checkpoint is taken) or an exported folder; an original
+            `pytorch_model.bin` or `.ckpt`, also as safetensors; a Hugging Face folder; or the id of a repository on the
+            Hugging Face Hub, such as "tue-mps/coco_panoptic_eomt_large_640".
         kind, classes, network: the caller's choices; `network` holds some or all arguments of `EoMT`, in which
             None says nothing. They complete a silent source and must agree with any other.
         backbone: the pretrained DINOv3 to which delta weights are relative, as file, folder or Hub id; default
@@ -81,8 +81,8 @@ def read_weights(
         raise InputError(
             f"{source} holds no weights of an EoMT, or damaged ones ({type(error).__name__}: {reason(error)})"
         ) from error
-    on_hub = " of the Hugging Face Hub" if path != Path(source).expanduser() else ""
-    weights = replace(weights, origin=f"{weights.origin} {source}{on_hub}")
+    where = f"{source} of the Hugging Face Hub" if is_hub_id(source) else path
+    weights = replace(weights, origin=f"{weights.origin} {where}")
     log.info("weights: %s: %s", weights.origin, _summary(weights))
     if "image_size" in weights.guessed:
         log.warning("%s does not say its image size: give network.image_size= unless it is this", source)

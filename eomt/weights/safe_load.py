@@ -167,9 +167,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         if (folder / f"{file}.index.json").is_file():
             return _read_shards(folder / f"{file}.index.json")
     if (folder / "checkpoints").is_dir():
-        raise InputError(
-            f"{folder} is a run's folder: give one of its checkpoints, {folder}/checkpoints/best.ckpt or last.ckpt"
-        )
+        raise InputError(f"{folder} is the folder of a run that has not saved a checkpoint yet")
     raise InputError(f"{folder} holds no weights: a folder must have {' or '.join(WHOLE)}")
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 import eval as evaluation
@@ -94,6 +95,29 @@ def test_evaluation_reads_the_root_that_is_given(run, tmp_path):
     checkpoint = f"ckpt='{run}/checkpoints/last.ckpt'"
     with pytest.raises(InputError, match="nowhere"):
         evaluation.main(configured(tmp_path, checkpoint, "data.root=/nowhere", name="eval"))
+
+
+def test_what_is_typed_reaches_the_reader(run, tmp_path):
+    """Also null, and what is typed for one reader goes before what is typed for both."""
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    trained = configured(tmp_path, "task=folder_semantic", "data.root=/there", "data.ignore=255")
+    checkpoint[FORMAT]["config"]["data"] = OmegaConf.to_container(trained, resolve=True)["data"]
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+
+    def val(*typed):
+        _, settings = weights_and_settings(configured(tmp_path, f"ckpt='{tmp_path}/x.ckpt'", *typed, name="eval"))
+        return settings.data.val.root, settings.data.val.ignore
+
+    assert val() == ("/there", 255)
+    assert val("data.ignore=null", "data.root=/here") == ("/here", None)
+    assert val("data.val.root=/val", "data.root=/here", "data.ignore=0") == ("/val", 0)
+
+
+@pytest.mark.parametrize("folder", ["", "checkpoints"])
+def test_the_best_checkpoint_of_a_folder_is_taken_and_named(folder, run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="eomt")
+    weights_and_settings(configured(tmp_path, f"ckpt='{run / folder}'", name="eval"))
+    assert f"weights: checkpoint {run}/checkpoints/best.ckpt: " in caplog.text
 
 
 def test_a_setting_that_a_checkpoint_lacks_is_typed_once(run, tmp_path):

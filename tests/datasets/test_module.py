@@ -166,6 +166,13 @@ def test_accumulation():
             accumulation(*values)
 
 
+def test_a_set_smaller_than_a_step_is_said_once(caplog):
+    module = data(global_batch=200)
+    module.train_batches()
+    module.train_dataloader()
+    assert caplog.text.count("data.global_batch=200 is more than the") == 1
+
+
 def test_the_trainer_must_accumulate_to_the_global_batch(tmp_path):
     with pytest.raises(InputError, match=r"accumulate_grad_batches is 1, .* takes 3 batches of 2 on 1 devices"):
         trainer(tmp_path).fit(Recorder(), data(global_batch=6))

@@ -1,7 +1,5 @@
 """Batches of keys: a shuffle by (seed, epoch), cut into optimizer steps and ranks."""
 
-import logging
-
 from datasets.sampler import EpochBatchSampler, SampleKey
 
 
@@ -50,10 +48,8 @@ def test_start_in_the_middle():
     assert epoch_batches(2, 40, 4, 4, 0, start=3) == whole[3:]
 
 
-def test_a_small_set_repeats_images_with_other_keys(caplog):
-    with caplog.at_level(logging.WARNING, "eomt.data"):
-        batches = epoch_batches(0, 3, 4, 8, seed=0)
-    assert "data.global_batch=8 is more than the 3 training images" in caplog.text
+def test_a_small_set_repeats_images_with_other_keys():
+    batches = epoch_batches(0, 3, 4, 8, seed=0)
     assert len(batches) == 2
     keys = [key for batch in batches for key in batch]
     assert len(set(keys)) == 8
