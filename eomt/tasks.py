@@ -34,7 +34,11 @@ from eomt.targets import ImageId, ImageTargets
 
 
 class Metric(Protocol):
-    """A score of a dataset. Every rank updates it with its own images; `compute` and `per_class` join the ranks."""
+    """A score of a dataset. Every rank updates it with its own images; `compute` and `per_class` join the ranks.
+
+    It may have two more methods, for reports: `image_score()`, the score in percent of the image added last, and
+    `confusion()`, pixels of true classes by predicted ones, see `MeanIoU`.
+    """
 
     def update(self, prediction: Segmentation | Instances, targets: ImageTargets, image_id: ImageId) -> None:
         """Add one image, its ground truth at the image's own size."""

@@ -126,9 +126,22 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
         signals.block(trainer.strategy.launcher)
         trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
+        if cfg.table:
+            log.info("%s", _class_table(module.scores_per_class))
         log.info("%s", module.task.table(module.scores))
         log.info("scored: %d of %d images", *data.validated())
         log.info("results: %s", cfg.run_folder)
+
+
+def _class_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The scores of each class, one a line."""
+    names = [name for name in rows[0] if name not in ("id", "name", "isthing")] if rows else []
+    width = max((len(row["name"]) for row in rows), default=0)
+    lines = [" " * width + "".join(f"{name:>10}" for name in names)]
+    for row in rows:
+        cells = (f"{row[name]:10.2f}" if isinstance(row[name], float) else f"{row[name]:10}" for name in names)
+        lines.append(row["name"].ljust(width) + "".join(cells))
+    return "\n".join(lines)
 
 
 def _composed(overrides: Sequence[str], carried: Mapping[str, Any] | None = None) -> DictConfig:

@@ -242,6 +242,7 @@ class Eval(Section):
     save_predictions: bool
     unpadded: bool
     pictures: Natural
+    table: Literal["classes"] | None
     run_folder: Folder
     settings: list[Text]
 

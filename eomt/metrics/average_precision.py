@@ -15,10 +15,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from pycocotools import mask as coco_mask
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.postprocess.draw import DRAWN_SCORE
 from eomt.postprocess.instance import encode_masks
 from eomt.postprocess.types import Instances
 from eomt.targets import ImageId, ImageTargets
@@ -82,7 +84,31 @@ class AveragePrecision:
             _rows(size, codes, targets.labels, areas, "iscrowd", targets.crowd),
             _rows(size, found, instances.labels, instances.areas, "score", instances.scores),
         )
-        self._evaluated = None
+        self._evaluated, self._last = None, image_id
+
+    def image_score(self) -> float:
+        """The quality of the objects of the image added last, in percent: their IoU, each with the one of its class
+        that it matches by more than 0.5, over the number of matched and half the number of other ones.
+
+        Counted are detections that pictures show, from a score of 0.5. NaN if there is no object of either side.
+        """
+        _, objects, detections = self._images[self._last]
+        found = [row for row in detections if row["score"] >= DRAWN_SCORE]
+        crowd = np.array([row["iscrowd"] for row in objects], dtype=bool)
+        shared = np.zeros((len(found), len(objects)))
+        if found and objects:
+            masks = ([row["segmentation"] for row in rows] for rows in (found, objects))
+            one_class = np.equal.outer(*([row["category_id"] for row in rows] for rows in (found, objects)))
+            shared = coco_mask.iou(*masks, crowd.astype(np.uint8)) * one_class
+        matches = linear_sum_assignment(shared[:, ~crowd], maximize=True)
+        iou = shared[:, ~crowd][matches]
+        matched = iou[iou > 0.5]
+        # What lies in a crowd is no error.
+        wrong = np.ones(len(found), dtype=bool)
+        wrong[matches[0][iou > 0.5]] = False
+        wrong &= ~(shared[:, crowd] > 0.5).any(1)
+        weight = len(matched) + (wrong.sum() + (~crowd).sum() - len(matched)) / 2
+        return float(100 * matched.sum() / weight) if weight else float("nan")
 
     def compute(self) -> dict[str, Tensor]:
         """The twelve numbers of all ranks' images in percent, float64 scalars on the host. All ranks must call it.

@@ -47,7 +47,18 @@ class MeanIoU(Metric):
         predicted = np.append(len(self.classes), segmentation.labels.numpy(force=True))
         pixels = np.zeros(self.pixels.shape, dtype=np.int64)
         np.add.at(pixels, (targets.labels.numpy(force=True)[:, None], predicted), overlap[1:])
-        self.pixels += torch.from_numpy(pixels).to(self.pixels.device)
+        self._image = torch.from_numpy(pixels)
+        self.pixels += self._image.to(self.pixels.device)
+
+    def image_score(self) -> float:
+        """The mean IoU in percent of the classes in the image added last; NaN if it has none."""
+        return float(_class_scores(self._image.double())[0].nanmean())
+
+    def confusion(self) -> Tensor:
+        """The confusion matrix, int64 [C, C + 1] on the host: pixels of each true class by predicted class; in the
+        last column no class is predicted. Every rank must call it."""
+        with self.sync_context():
+            return self.pixels.cpu()
 
     def compute(self) -> dict[str, Tensor]:
         """The scores in percent, each a float64 scalar on the host: miou, mean_accuracy and pixel_accuracy; NaN where
@@ -60,8 +71,7 @@ class MeanIoU(Metric):
     def per_class(self) -> list[dict]:
         """The classes that are true or predicted anywhere: id, name, iou, accuracy (percent; NaN for a class that is
         nowhere true), pixels (true ones). Every rank must call it."""
-        with self.sync_context():
-            pixels = self.pixels.cpu()
+        pixels = self.confusion()
         iou, accuracy = _class_scores(pixels.double())
         return [
             {

@@ -51,7 +51,13 @@ class PanopticQuality(Metric):
         overlap = shared_pixels(segmentation, targets, "panoptic quality")
         columns = (part.numpy(force=True) for part in (targets.labels, segmentation.labels, targets.crowd))
         sums = _count_segments(overlap, *columns, len(self.classes))
-        self.sums += torch.from_numpy(sums).to(self.sums.device)
+        self._image = torch.from_numpy(sums)
+        self.sums += self._image.to(self.sums.device)
+
+    def image_score(self) -> float:
+        """The panoptic quality in percent of the image added last; NaN if it has no segment."""
+        scores, seen = _class_scores(self._image)
+        return float(scores[0, seen].mean())
 
     def compute(self) -> dict[str, Tensor]:
         """Means in percent, each a float64 scalar on the host.

@@ -26,6 +26,7 @@ from eomt.model.lora import add_lora
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
+from eomt.targets import ImageId
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Annealing, mask_probability, resolve_windows
 from eomt.training.callbacks.progress import describe
@@ -62,6 +63,8 @@ class EoMTModule(lightning.LightningModule):
         probabilities: the probability that each masked block masks a query's attention, at the current step.
         scores: the scores of the last validation, in percent.
         scores_per_class: its table of classes.
+        image_scores: the scores of the images of this rank in the current validation by id, where the metric has them.
+        confusion: the confusion matrix of the last validation, where the metric has one.
         trained_steps: optimizer steps of a checkpoint that is evaluated.
         validated_at: the optimizer step of the last validation; None before the first.
         compiled: True if the network is compiled: a validation fills smaller batches up, see `FixedBatches`.
@@ -112,6 +115,8 @@ class EoMTModule(lightning.LightningModule):
         self.trained_steps = 0
         self.scores: dict[str, float] = {}
         self.scores_per_class: list[dict] = []
+        self.image_scores: dict[ImageId, float] = {}
+        self.confusion: Tensor | None = None
         self.validated_at: int | None = None
         self.compiled = self.graphs = False
         self._prepared = False
@@ -278,6 +283,7 @@ class EoMTModule(lightning.LightningModule):
         self._batches = self._batches or FixedBatches(self.network, self.compiled, self.graphs)
         self._at_once = 0
         self._unscored.clear()
+        self.image_scores = {}
         self._background = Background(self.device, threads=1)
 
     def on_validation_end(self) -> None:
@@ -309,6 +315,8 @@ class EoMTModule(lightning.LightningModule):
     def _score(self, batch: Any, predictions: list[Segmentation | Instances]) -> list[Segmentation | Instances]:
         for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
             self.metric.update(prediction, targets, image_id)
+            if hasattr(self.metric, "image_score"):
+                self.image_scores[image_id] = self.metric.image_score()
         return predictions
 
     def on_validation_epoch_end(self) -> None:
@@ -316,6 +324,7 @@ class EoMTModule(lightning.LightningModule):
             self._unscored.popleft().result()
         self.scores = {name: float(value) for name, value in self.metric.compute().items()}
         self.scores_per_class = self.metric.per_class()
+        self.confusion = self.metric.confusion() if hasattr(self.metric, "confusion") else None
         self.metric.reset()
         if not self.trainer.sanity_checking:
             self.validated_at = self.step

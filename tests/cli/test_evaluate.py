@@ -22,12 +22,14 @@ pytestmark = pytest.mark.xdist_group("run")
 def test_evaluation_gives_the_number_of_the_last_validation(run, tmp_path, caplog):
     caplog.set_level("INFO", logger="eomt")
     checkpoint = run / "checkpoints" / "last.ckpt"
-    evaluation.main(configured(tmp_path, f"ckpt='{checkpoint}'", "save_predictions=true", name="eval"))
+    evaluation.main(configured(tmp_path, f"ckpt='{checkpoint}'", "save_predictions=true", "table=classes", name="eval"))
     for name in ("metrics.json", "metrics_per_class.json"):
         assert json.loads((tmp_path / name).read_text()) == json.loads((run / name).read_text()), name
     counted = json.loads((tmp_path / "metrics_per_class.json").read_text())
     assert sum(row["tp"] + row["fp"] for row in counted) > 10, "there must be predictions to compare"
     assert "things" in caplog.text
+    table = next(m for m in caplog.messages if m.split()[:3] == ["pq", "sq", "rq"]).splitlines()
+    assert [line.split()[-7:-6] for line in table[1:]] == [row["name"].split()[-1:] for row in counted]
     results = json.loads((tmp_path / "predictions" / "panoptic.json").read_text())
     assert len(results["annotations"]) == 10
     assert len(list((tmp_path / "predictions" / "panoptic").glob("*.png"))) == 10

@@ -192,6 +192,30 @@ def test_ids_of_several_kinds_score_as_numbers_in_their_order(coco):
     )
 
 
+@pytest.mark.parametrize(
+    ("found", "scores", "true", "crowd", "expected"),
+    [
+        ([(0, 10), (0, 8)], [0.9, 0.7], [(0, 10)], [False], 100 / 1.5),  # found twice
+        ([(0, 8)], [0.9], [(0, 10), (12, 18)], [False, False], 80 / 1.5),  # the other is missed
+        ([(0, 10)], [0.4], [(0, 10)], [False], 0),  # not sure enough to be drawn
+        ([(0, 4), (12, 18)], [0.9, 0.9], [(0, 10), (12, 18)], [True, False], 100),  # in a crowd
+        ([], [], [], [], float("nan")),
+    ],
+)
+def test_score_of_an_image(found, scores, true, crowd, expected):
+    """Objects are bands of columns, of one class."""
+
+    def bands(columns):
+        columns = np.array(columns).reshape(-1, 2, 1, 1)
+        here = np.arange(20).reshape(1, 1, 20)
+        return np.broadcast_to((here >= columns[:, 0]) & (here < columns[:, 1]), (len(columns), 20, 20))
+
+    metric = AveragePrecision(one_class())
+    truth = as_targets((20, 20), bands(true), [0] * len(true), crowd)
+    metric.update(as_instances((20, 20), bands(found), [0] * len(found), scores), truth, 1)
+    assert metric.image_score() == pytest.approx(expected, nan_ok=True)
+
+
 def test_other_sizes_are_refused():
     metric = AveragePrecision(one_class())
     with pytest.raises(InputError, match=r"image 7 is \[20, 20\], its ground truth \[20, 21\]"):

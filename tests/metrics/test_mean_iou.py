@@ -58,6 +58,7 @@ def test_equals_plain_numpy(hole):
     metric = MeanIoU(make_classes(7))
     for found, true in pairs:
         metric.update(predicted(found), truth(true))
+        assert metric.image_score() == pytest.approx(100 * np.nanmean(by_numpy([(found, true)], 7)[0]), nan_ok=True)
     iou, accuracy, right = by_numpy(pairs, 7)
     scores = metric.compute()
     expected = {"miou": np.nanmean(iou), "mean_accuracy": np.nanmean(accuracy), "pixel_accuracy": right}
@@ -77,7 +78,7 @@ def test_segments_of_one_class_count_together():
     metric = MeanIoU(make_classes(2))
     segmentation = Segmentation(torch.tensor([[1, 1, 2, 3]]), torch.tensor([0, 1, 0]), torch.ones(3))
     metric.update(segmentation, targets_from_id_map(np.array([[1, 2, 3, 3]]), [1, 2, 3], [0, 0, 1]))
-    assert metric.pixels.tolist() == [[2, 0, 0], [1, 1, 0]]
+    assert metric.confusion().tolist() == [[2, 0, 0], [1, 1, 0]]
 
 
 def test_nothing_to_count_is_nan():

@@ -98,6 +98,7 @@ def test_a_case_worked_out_by_hand():
         (11, 0, 1, 0),
         (12, 0, 1, 1),
     ]
+    assert metric.image_score() == 25
 
 
 def test_crowd_and_void_forgive_and_only_the_last_crowd_of_a_class_counts():

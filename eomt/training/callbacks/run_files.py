@@ -1,7 +1,8 @@
-"""Files that a validation leaves: `metrics.json`, pictures of predictions, and results in the benchmarks' formats."""
+"""Files that a validation leaves: scores, pictures of predictions, and results in the benchmarks' formats."""
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import deque
 from pathlib import Path
@@ -22,7 +23,8 @@ from eomt.postprocess.types import Instances, Segmentation
 
 
 class MetricsFile(Callback):
-    """Writes the scores of a validation, in percent: `metrics.json` and `metrics_per_class.json`.
+    """Writes the scores of a validation, in percent: `metrics.json` and `metrics_per_class.json`; of a semantic one
+    also `confusion.csv`, pixels of true classes (rows) by predicted ones.
 
     A score over no class at all is null.
 
@@ -40,6 +42,12 @@ class MetricsFile(Callback):
         scores = {**pl_module.scores, "step": pl_module.step, "mask_free": pl_module.mask_free}
         write_json(self.folder / "metrics.json", _without_nan(scores))
         write_json(self.folder / "metrics_per_class.json", [_without_nan(row) for row in pl_module.scores_per_class])
+        if pl_module.confusion is not None:
+            names = pl_module.classes.names
+            with replacing(self.folder / "confusion.csv") as temporary, temporary.open("w", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["true class", *names, "none"])
+                table.writerows([name, *row] for name, row in zip(names, pl_module.confusion.tolist(), strict=True))
 
 
 class PredictionPictures(Callback):
