@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from eomt.cli.folders import held
 from eomt.cli.main import log
@@ -69,7 +68,7 @@ def _predict(cfg: Mapping[str, Any], folder: Path, files: list[Path], processes:
     results = predict_files(
         segmenter, folder, files, cfg["out"], cfg["batch_size"], cfg["num_workers"], cfg["threshold"], processes
     )
-    with logging_redirect_tqdm(), tqdm(results, total=len(files), unit="image", disable=None) as done:
+    with tqdm(results, total=len(files), unit="image", disable=None) as done:
         for _, error in done:
             if error is not None:
                 skipped += 1

@@ -1,0 +1,18 @@
+"""Messages in the terminal, beside progress bars."""
+
+from __future__ import annotations
+
+import logging
+
+from tqdm import tqdm
+
+
+class Console(logging.StreamHandler):
+    """Writes each message on a line of its own: a progress bar is cleared before it and drawn again below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with tqdm.external_write_mode(self.stream):
+                super().emit(record)
+        except Exception:  # as where the reader of a pipe has gone
+            self.handleError(record)
