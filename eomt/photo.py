@@ -104,7 +104,11 @@ def read_photo(
     except (InputError, MemoryError):
         raise
     except Exception as error:  # Pillow raises many kinds on files that are no images
-        reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        reason = (
+            "it is no image that Pillow knows; convert it to JPEG or PNG"
+            if isinstance(error, UnidentifiedImageError)
+            else error
+        )
         raise InputError(f"{where} cannot be read: {reason}") from error
 
 

@@ -113,6 +113,8 @@ def _check_images(
             odd.append((kind, f"has the same pixels as {first_name} of {first_split}"))
         for kind, what in odd:
             report.add(kind, split, name, what)
+    if not usable:  # what is wrong with the images has been said
+        return np.array(usable, dtype=np.int64)
     nowhere = f"no image shows it; {tally.percent(tally.unlabelled):.1f} % of all pixels are in no segment"
     for label in np.flatnonzero(tally.images == 0):
         report.add("unseen_class", split, reader.classes[label].name, nowhere)

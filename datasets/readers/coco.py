@@ -126,7 +126,9 @@ class _CocoReader:
         image, where = self.photos.read(index, lambda: (height, width))
         if image.shape[:2] != (height, width):
             found = f"{image.shape[1]}x{image.shape[0]}"
-            raise InputError(f"{where} is {found} (width x height), but its JSON says {width}x{height}")
+            raise InputError(
+                f"{where} is {found} (width x height), but its JSON says {width}x{height}: replace one of the two"
+            )
         return image, where
 
     def _segments(self, index: int, *columns: str) -> list[np.ndarray]:
@@ -256,7 +258,7 @@ def _find(
         truth = Folder(extracted.parent) if pngs or not masks else None
     needs = annotations if custom else f"{archive} with annotations/{stem}.json"
     if masks:
-        needs += f" and its PNGs in {stem}.zip or {stem}/"
+        needs = f"{f'the PNGs of {name}' if extracted.is_file() else f'{needs} and its PNGs'} in {stem}.zip or {stem}/"
     wanted = {f"{images}.zip or {images}/": source, needs: truth}
     missing = " and ".join(what for what, thing in wanted.items() if thing is None)
     if missing:

@@ -79,12 +79,13 @@ def build_index(
     rows.check("" if rows.names else "it names no images")
     rows.find_images(images)
 
-    add_category = rows.categories.append
     if masks is None:  # all are things, even in a JSON made from a panoptic one
-        add = {"categories": lambda row: add_category({**row, "isthing": 1}), "annotations": rows.add_instance}
+        add = {"categories": lambda row: rows.add_category({**row, "isthing": 1}), "annotations": rows.add_instance}
     else:
-        add = {"categories": add_category, "annotations": rows.add_panoptic}
+        add = {"categories": rows.add_category, "annotations": rows.add_panoptic}
     for key, row in stream_arrays(chunks(), add, where):
+        if key == "annotations" and (other := _other_kind(row, masks is not None)):
+            rows.check(other)
         rows.take(add[key], key, row)
     try:
         classes = Classes.from_categories(rows.categories)
@@ -138,7 +139,8 @@ class _Rows:
         if more := self.num_faults - len(self.faults):
             details.append(f"and {more} more")
         if fatal:
-            raise InputError(f"{self.where}: {fatal}", details)
+            why = f": {listed(self.faults, '; ', self.num_faults)}" if self.faults else ""
+            raise InputError(f"{self.where}: {fatal}{why}", details)
         count = f" has {self.num_faults} faults, which check_data.py lists" if self.num_faults > 1 else ""
         raise InputError(f"{self.where}{count}: {listed(self.faults, '; ', self.num_faults)}; {SKIP_BAD}", details)
 
@@ -152,6 +154,11 @@ class _Rows:
             name = row.get("id", row.get("file_name")) if isinstance(row, Mapping) else None
             what = f"the entry {repr(row)[:200]} of {key!r}" if name is None else f"{key[:-1]} {repr(name)[:200]}"
             self.fault(f"{what}: {f'it lacks {error}' if isinstance(error, KeyError) else error}")
+
+    def add_category(self, row: Mapping) -> None:
+        number = row.get("id")
+        is_text = isinstance(number, str) and number.isdecimal()
+        self.categories.append({**row, "id": int(number) if is_text else number})
 
     def add_image(self, row: Mapping) -> None:
         number, size, name = image_id(row, "id"), (side(row, "height"), side(row, "width")), file_name(row)
@@ -191,9 +198,10 @@ class _Rows:
     def _image(self, row: Mapping) -> int:
         """The index of the image to which an annotation belongs."""
         number = image_id(row, "image_id")
-        if number not in self.index_of:
-            raise ValueError(f"it belongs to the unknown image id {number!r}")
-        return self.index_of[number]
+        for written in (number, str(number), int(number) if str(number).isdecimal() else number):
+            if written in self.index_of:
+                return self.index_of[written]
+        raise ValueError(f"it belongs to the unknown image id {number!r}")
 
     def _add_segment(self, image: int, number: ImageId, row: Mapping) -> None:
         category, crowd = whole(row, "category_id"), flag(row, "iscrowd")
@@ -282,6 +290,16 @@ class _Rows:
                 f"{name!r}; if that is wrong, write the files' own names into the JSON"
             )
         return files
+
+
+def _other_kind(row: object, panoptic: bool) -> str:
+    """Why an annotation is of the other kind of JSON, and what reads it; empty if it is not."""
+    if isinstance(row, Mapping) and panoptic != ("segments_info" in row):
+        if not panoptic:
+            return "it is a panoptic JSON, whose annotations have segments_info: task=coco_panoptic reads it"
+        if "segmentation" in row:
+            return "it is an instance JSON, whose annotations have no segments_info: task=coco_instance reads it"
+    return ""
 
 
 def _isthing_remarks(categories: Sequence[Mapping], classes: Classes) -> Iterator[str]:

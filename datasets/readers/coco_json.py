@@ -43,7 +43,10 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
     """
     text = _Text(chunks)
     missing = set(names)
+    form = "COCO's form is an object with images, annotations and categories"
     try:
+        if text.peek() == "[":
+            raise InputError(f"{where} is a list, such as of results: {form}")
         for _ in text.items("{", "}"):
             key = text.value()
             if not isinstance(key, str):
@@ -61,10 +64,10 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
     except (ValueError, RecursionError) as error:  # also for integers of thousands of digits and bytes in no UTF-8
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise InputError(
-            f"{where} is not valid JSON ({reason}, near byte {text.parsed()}); download it again"
+            f"{where} is not valid JSON ({reason}, near byte {text.parsed()}); download it again, or save it as UTF-8"
         ) from error
     if missing:
-        raise InputError(f"{where} has no {sorted(missing)[0]!r}: it is not a COCO annotation file of this kind")
+        raise InputError(f"{where} has no {sorted(missing)[0]!r}: {form}")
 
 
 class _Text:
@@ -140,9 +143,10 @@ class _Text:
 
 
 def whole(row: Mapping, key: str) -> int:
-    """A whole number of 64 bits, also one written as 3.0. ValueError otherwise, KeyError if it is missing."""
+    """A whole number of 64 bits, also one written as 3.0 or "3". ValueError otherwise, KeyError if it is missing."""
     value = row[key]
-    number = value if type(value) is int else int(value) if isinstance(value, float) and value.is_integer() else None
+    is_written_so = value.is_integer() if isinstance(value, float) else isinstance(value, str) and value.isdecimal()
+    number = value if type(value) is int else int(value) if is_written_so else None
     if number is None or not -_LARGEST <= number < _LARGEST:
         raise ValueError(f"{key} must be a whole number, found {repr(value)[:60]}")
     return number

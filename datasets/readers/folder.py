@@ -75,13 +75,13 @@ class FolderSemantic(LabelMaps):
         for index in np.random.default_rng(0).permutation(len(self))[:_LOOKED_AT]:
             if pixels.sum() > _MOST_PIXELS:
                 break
-            looked_at += 1
             try:
                 data, where = self._truths[0].read(index)
                 values, lengths = runs(self._table.decode(data, where))
                 classes = self._table.classes(values, where)
             except InputError:  # training and `check_data.py` name it
                 continue
+            looked_at += 1
             pixels += np.bincount(classes - VOID, lengths, len(pixels))
             void |= set(values[classes == VOID].tolist())
             bare += bool((classes == VOID).all())

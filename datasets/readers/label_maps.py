@@ -21,7 +21,7 @@ from eomt.targets import ImageTargets, runs, targets_from_id_map
 VOID = -1
 """Class of a pixel that belongs to no segment."""
 
-_VERSION = 4  # part of the index's key: raise it when the arrays or their meaning change
+_VERSION = 5  # part of the index's key: raise it when the arrays or their meaning change
 
 
 class LabelTable:
@@ -194,28 +194,32 @@ def _pair_columns(
     photos = _by_stem(images, endings)
     if not photos:
         patterns = " or ".join(f"*{ending}" for ending in endings)
-        raise InputError(f"there are no images {images.describe(patterns)}")
+        raise InputError(f"there are no images {images.describe(patterns)}{_others(images)}")
     stems = sorted(photos)
     found = [_by_stem(source, (ending,)) for source, ending in truths]
     missing: dict[str, str] = {}
     remarks = []
-    for (source, ending), files in zip(truths, found, strict=True):
+    # An index serves all sets of the same file names, wherever they lie: its texts name no folder.
+    for (_, ending), files in zip(truths, found, strict=True):
         for stem in stems:
             if stem not in files:
-                missing.setdefault(stem, f"{source.describe(stem + ending)} is missing, the file of {photos[stem][0]}")
+                missing.setdefault(stem, f"{stem + ending} is missing, the ground truth of {photos[stem][0]}")
         if left_over := sorted(file for stem, (file, _) in files.items() if stem not in photos):
+            others = _others(images, photos.values(), "lie beside the images")
             remarks.append(
-                f"{len(left_over)} files of ground truth in {source.describe('')} have no image and are not used: "
-                f"{listed(left_over)}"
+                f"{len(left_over)} files of ground truth have no image and are not used: {listed(left_over)}{others}"
             )
     lines = list(missing.values())
     if missing and (not skip_bad or len(missing) == len(stems)):
+        where = " or ".join(source.describe("") for source, _ in truths)
         way_out = "complete the files, or move those images away" if skip_bad is None else SKIP_BAD
+        if len(missing) == len(stems):
+            way_out = "ground truth has the name of its image, but for the ending"
+            way_out += "".join(f" {ending}{_others(source)}" for source, ending in truths)
         raise InputError(
-            f"{len(missing)} of {len(stems)} images in {images.describe('')} have no ground truth in "
-            f"{' or '.join(source.describe('') for source, _ in truths)}: "
+            f"{len(missing)} of {len(stems)} images in {images.describe('')} have no ground truth in {where}: "
             f"{listed([photos[stem][0] for stem in missing])}; {way_out}",
-            lines,
+            [f"{where}: {line}" for line in lines],
         )
     stems = [stem for stem in stems if stem not in missing]
     arrays = file_columns("image", (photos[stem] for stem in stems))
@@ -223,6 +227,13 @@ def _pair_columns(
         arrays |= file_columns(f"truth{kind}", (files[stem] for stem in stems))
     arrays |= text_columns("left_out", (line.encode() for line in lines[:MOST_DETAILS]))
     return arrays, {"remarks": remarks, "left_out": len(lines)}
+
+
+def _others(source: Source, used: Iterable[tuple[str, Member]] = (), where: str = "are there") -> str:
+    """What else is in a source, in words: files under other names, or of another kind."""
+    names = sorted(source.members().keys() - {name for name, _ in used})
+    names = [name for name in names if not is_hidden(name)]
+    return f"; {len(names)} other files {where}, the first: {names[0]}" if names else ""
 
 
 def _by_stem(source: Source, endings: Sequence[str]) -> dict[str, tuple[str, Member]]:

@@ -203,6 +203,43 @@ def test_things_and_stuff_in_other_words(tmp_path, values, things, said):
     assert said is None or re.search(said, lines[0])
 
 
+def test_numbers_may_be_texts(tmp_path):
+    for number, (made_of, reads) in enumerate(((InstanceSet, instances), (PanopticSet, panoptic))):
+        plain, texts = made_of(), made_of()
+        for row in texts.json["categories"]:
+            row["id"] = str(row["id"])
+        for row in texts.json["annotations"]:
+            row["image_id"] = str(row["image_id"])
+            for segment in row.get("segments_info", [row]):
+                segment["category_id"] = str(int(segment["category_id"]))
+        plain, texts = reads(plain, tmp_path / f"{number}"), reads(texts, tmp_path / f"{number} of texts")
+        assert texts.classes == plain.classes
+        assert [texts.image_id(k) for k in range(4)] == [plain.image_id(k) for k in range(4)]
+        for k in range(4):
+            assert texts.read(k)[1].labels.tolist() == plain.read(k)[1].labels.tolist()
+
+
+# JSONs of another kind
+
+
+def test_a_json_of_the_other_kind_is_said(tmp_path):
+    made, other = InstanceSet(), PanopticSet()
+    made.json["annotations"] = [{"segments_info": [], "image_id": 7, "file_name": "a.png"}]
+    with pytest.raises(InputError, match=r"train\.json: it is a panoptic JSON, .*task=coco_panoptic reads it"):
+        instances(made, tmp_path)
+    other.json["annotations"] = [annotation(1, 20, 200, [SQUARE])]
+    with pytest.raises(InputError, match=r"it is an instance JSON, .*task=coco_instance reads it"):
+        panoptic(other, tmp_path)
+
+
+def test_what_is_wrong_with_all_rows_is_said(tmp_path):
+    made = InstanceSet()
+    for row in made.json["images"]:
+        del row["height"]
+    with pytest.raises(InputError, match="it names no images: image 7: it lacks 'height'; image 3: "):
+        instances(made, tmp_path)
+
+
 # Bad rows
 
 

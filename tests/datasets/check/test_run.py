@@ -241,6 +241,14 @@ def test_a_folder_by_the_command_line_with_two_workers(tmp_path, monkeypatch):
     assert found(report, "leak").keys() == {"a.jpg", "c.jpg"}
 
 
+def test_where_no_image_can_be_read_that_alone_is_said(tmp_path):
+    write_coco(tmp_path, "train", [image_row(1, "a.jpg")], [row(1, 1, square(1, 1, 9))], {"a.jpg": b"ftypheic"})
+    write_coco(tmp_path, "val", [image_row(1, "b.jpg")], [row(1, 1, square(1, 1, 9))], {"b.jpg": photo(48, 64)})
+    report, _ = checked(tmp_path, *coco(tmp_path), "split=train")
+    assert "convert it to JPEG or PNG" in found(report, "unreadable")["a.jpg"]
+    assert report["findings"].keys() <= {"unreadable", "remark"}
+
+
 def test_names_ids_and_classes_that_clash(tmp_path, monkeypatch):
     class Clashing(MemoryReader):
         def name(self, index):

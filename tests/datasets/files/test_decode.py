@@ -1,10 +1,11 @@
 """Decoding of label PNGs."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.files.decode import decode_color_map, decode_label_map
+from datasets.files.decode import decode_color_map, decode_id_map, decode_label_map
 from eomt.errors import InputError
 from tests.label_files import encoded, label_png, narrow_png, photo
 
@@ -16,6 +17,11 @@ def indexed(values, **options):
     image = Image.frombytes("P", image.size, np.array(values, dtype=np.uint8).tobytes())
     image.putpalette([200, 30, 7] * 256)  # colours that say nothing
     return encoded(image, **options)
+
+
+def encoded_16_bits():
+    """Three equal colours of 16 bits, which Pillow cannot write."""
+    return cv2.imencode(".png", np.full((2, 2, 3), 3, dtype=np.uint16))[1].tobytes()
 
 
 BITS = np.array([[0, 1, 1], [1, 0, 0]])
@@ -34,8 +40,9 @@ WIDE = np.array([[0, 255, 256], [65535, 40000, 1]])
         (narrow_png(BITS, 1), BITS),
         (encoded(Image.fromarray(BITS.astype(bool))), BITS),
         (label_png(WIDE, np.uint16), WIDE),
+        *((encoded(Image.fromarray(VALUES.astype(np.uint8)).convert(mode)), VALUES) for mode in ("LA", "RGB", "RGBA")),
     ],
-    ids=["8 bit", "palette", "4-bit palette", "4 bit", "2 bit", "1 bit", "mode 1", "16 bit"],
+    ids=["8 bit", "palette", "4-bit palette", "4 bit", "2 bit", "1 bit", "mode 1", "16 bit", "LA", "RGB", "RGBA"],
 )
 def test_label_values_are_as_stored(data, values):
     decoded = decode_label_map(data, "x.png")
@@ -56,12 +63,23 @@ def test_colours_of_every_kind_of_png():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (photo(2, 2, kind="PNG"), r"x\.png must be a grey or palette PNG, .* but its mode is RGB"),
+        (photo(2, 2, kind="PNG"), r"x\.png holds colours.*data\.color_labels=true"),
         (photo(2, 2), r"x\.png must be a PNG, but it is a JPEG"),
         (label_png(VALUES)[:-30], r"x\.png cannot be decoded"),
         (b"", r"x\.png cannot be decoded"),
+        (encoded_16_bits(), r"x\.png has colours of 16 bits: save it with 8"),
     ],
 )
 def test_no_label_png(data, message):
     with pytest.raises(InputError, match=message):
         decode_label_map(data, "x.png")
+
+
+@pytest.mark.parametrize("decode", [decode_color_map, decode_id_map])
+def test_colours_that_are_not_exact(decode):
+    for data, message in (
+        (encoded_16_bits(), "has colours of 16 bits"),
+        (photo(2, 2), "must be a PNG, but it is a JPEG"),
+    ):
+        with pytest.raises(InputError, match=message):
+            decode(data, "x.png")

@@ -38,7 +38,7 @@ COMMON_FAULTS = {
         "(a category needs.*sky|the entry 'sky' of 'categories': )",
     ),
     "category id of text": (
-        lambda j: j["categories"].append({"id": "5", "name": "x"}),
+        lambda j: j["categories"].append({"id": "five", "name": "x"}),
         "the id of the category .* must",
     ),
     "category without a name": (
@@ -70,7 +70,7 @@ INSTANCE_FAULTS = {
     "no id": (lambda j: j["annotations"][0].pop("id"), "of 'annotations': it lacks 'id'"),
     "id twice": (lambda j: j["annotations"][0].update(id=14), "annotation id 14 stands more than once"),
     "unknown image": (first(image_id=8), MASK + "belongs to the unknown image id 8"),
-    "image of text": (first(image_id="7"), MASK + "belongs to the unknown image id '7'"),
+    "image of text": (first(image_id="seven"), MASK + "belongs to the unknown image id 'seven'"),
     "unknown category": (first(category_id=3), "annotation 11 of the image a.jpg has the category id 3, which"),
     "category 1.5": (first(category_id=1.5), MASK + "category_id must be a whole number, found 1.5"),
     "crowd of text": (first(iscrowd="no"), MASK + "iscrowd must be 0 or 1, found 'no'"),

@@ -14,9 +14,14 @@ BROKEN += ["", "{", '{"images": [{"id": 1', "[]", '{"info": [1 2]}', '{"a" 1}', 
 
 @pytest.mark.parametrize("text", BROKEN, ids=lambda text: text[:20])
 def test_broken_json(text):
-    with pytest.raises(InputError, match=r"^x\.json (is not valid JSON|has no)") as caught:
+    with pytest.raises(InputError, match=r"^x\.json (is not valid JSON|has no|is a list)") as caught:
         list(stream_arrays([text.encode()], ["images", "annotations"], "x.json"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_is_no_set():
+    with pytest.raises(InputError, match=r"^x\.json is a list, such as of results: COCO's form is an object with "):
+        list(stream_arrays([b' [{"image_id": 1}]'], ["images"], "x.json"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

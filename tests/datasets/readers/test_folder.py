@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import re
 
 import numpy as np
 import pytest
@@ -97,9 +96,26 @@ def test_labels_without_an_image_are_left_out_and_named(tmp_path, own):
     for _ in range(2):  # built, then from the cache
         data = open_own(tmp_path)
         check_own(data, own)
-        assert re.search(
-            r"\b1 files of ground truth in .* have no image and are not used: extra\.png", data.remarks()[0]
-        )
+        assert data.remarks()[0] == "1 files of ground truth have no image and are not used: extra.png"
+
+
+def test_photos_of_a_kind_that_is_not_read_are_said(tmp_path, own):
+    own.images["d.HEIC"], own.labels["d.png"] = b"ftypheic", label_png([[0]])
+    for split in ("train", "val"):  # one index serves both
+        line = open_own(own.write(tmp_path / split)).remarks()[0]
+        assert line.endswith("not used: d.png; 1 other files lie beside the images, the first: d.HEIC")
+    own.images = {"d.HEIC": b"ftypheic"}
+    fails(r"no images .*\.gif; 1 other files are there, the first: d\.HEIC", own.write(tmp_path / "none"))
+
+
+def test_label_files_of_other_names_are_said(tmp_path, own):
+    own.labels = {name.replace(".png", "_mask.png"): data for name, data in own.labels.items()}
+    fails(r"but for the ending \.png; 3 other files are there, the first: b_mask\.png", own.write(tmp_path))
+
+
+def test_nothing_is_said_of_classes_in_label_files_that_cannot_be_read(tmp_path, own):
+    own.labels = dict.fromkeys(own.labels, label_png([[77, 0]]))
+    assert open_own(own.write(tmp_path)).remarks() == []
 
 
 def test_values_of_16_bits(tmp_path, own):
@@ -191,7 +207,7 @@ def test_bad_colours(tmp_path, own):
     bad(r"data\.ignore=\[255, 0, 0\] is also the colour of the class 'fire'", ignore=RED)
     bad(r"data\.ignore=256 must be a colour", ignore=256)
     bad(r"data\.ignore=\[0, 255\] must be a colour", ignore=[0, 255])
-    fails("must be a grey or palette PNG", tmp_path, read=0)
+    fails(r"b\.png holds colours.*data\.color_labels=true", tmp_path, read=0)
 
 
 def test_bad_files(tmp_path, own):
@@ -204,7 +220,7 @@ def test_bad_files(tmp_path, own):
     (tmp_path / "void").mkdir()
     fails(r"there are no images .*void/\*\.jpg or \*\.jpeg", tmp_path, images="void")
     fails(
-        r"3 of 3 images in .*photos have no ground truth in .*void: b\.jpg, c\.jpeg, deep/a\.PNG; data\.skip_bad=true",
+        r"3 of 3 images in .*photos have no ground truth in .*void: b\.jpg, c\.jpeg, deep/a\.PNG; ground truth has the",
         tmp_path,
         labels="void",
     )
