@@ -155,12 +155,12 @@ class StopSignals:
         while True:
             if select.select([self._pipe], [], [], 0.5)[0]:
                 sent = os.read(self._pipe, 64)
-                if _END in sent:
-                    return
                 if not number and (ours := [n for n in sent if n in STOPPING]):
                     number, asked = ours[0], time.monotonic()
                     if not self.training:
                         self._pass_on(number, first)
+                if _END in sent:
+                    return
             grace = _UNWINDING if self.received else _UNNOTICED
             if number and not self._trained and time.monotonic() > asked + grace:
                 self._leave(self._last_words(stopped_by(number)))
