@@ -15,7 +15,7 @@ from datasets.files.decode import decode_id_map
 from datasets.files.index import open_index
 from datasets.files.photos import Photos
 from datasets.files.source import Folder, IndexedFiles, Member, Source
-from datasets.readers.base import NAMED, check_size, index_remarks, left_out, listed, open_root
+from datasets.readers.base import check_size, index_remarks, left_out, listed, open_root
 from datasets.readers.coco_index import VERSION, build_index
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -85,7 +85,7 @@ class _CocoReader:
             images = np.unique(np.searchsorted(self._index.column("segment_end"), flagged, side="right") - 1)
             lines.append(
                 f"{len(flagged)} segments in {len(images)} images are crowds (iscrowd 1), {_CROWDS[self._crowds]}: "
-                f"{listed([self.name(image) for image in images[:NAMED]], count=len(images))}"
+                f"{listed([self.name(image) for image in images[:3]], count=len(images))}"
             )
         shown = set(self._index.column("label")[~self._crowd()].tolist())
         if missing := [item.name for k, item in enumerate(self.classes) if k not in shown]:
