@@ -424,7 +424,7 @@ def _notice_dead_workers() -> None:
 def _nothing_to_train(images: int) -> str:
     return (
         f"data.train has {images} images and none has a segment that is no crowd: nothing to train on; "
-        "check that its annotations belong to its images"
+        "check that its annotations belong to its images, and data.crowd and data.ignore"
     )
 
 

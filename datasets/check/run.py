@@ -119,7 +119,12 @@ def _check_images(
     for label in np.flatnonzero(tally.images == 0):
         report.add("unseen_class", split, reader.classes[label].name, nowhere)
     if split == "train" and not (tally.images.any() and reader.has_targets().any()):
-        report.add("nothing_to_train", split, "", "check that its annotations belong to its images")
+        report.add(
+            "nothing_to_train",
+            split,
+            "",
+            "check that its annotations belong to its images, and data.crowd and data.ignore",
+        )
     return np.array(usable, dtype=np.int64)
 
 

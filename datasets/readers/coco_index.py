@@ -53,7 +53,8 @@ def build_index(
         masks: the PNGs of a panoptic JSON; None for an instance JSON.
         folders: the data set's folders, to which file names may be relative.
         skip_bad: leave out annotations that break the format, and images without a file or whose panoptic annotation
-            breaks it; of images and annotations with one id, all but the first.
+            breaks it; images of several names with one id; of images of one name, and annotations of one id, all but
+            the first.
 
     Returns:
         The arrays, images in the JSON's order: the texts "image_id", as JSON; `size` int32 [N, 2] (height, width); the
@@ -212,13 +213,17 @@ class _Rows:
         self.annotated.extend(_annotated_numbers(row))
 
     def find_images(self, source: Source) -> None:
-        """Find the images' files; an image whose id, name or file is an earlier one's, or that has no file, is bad."""
+        """Find the images' files; an image whose id, name or file is an earlier one's, or that has no file, is bad, and
+        so is the earlier one of two images of one id."""
         for what, values in (("id", self.image_ids), ("file name", self.names)):
-            seen = set()
+            first: dict[ImageId, int] = {}
             for image, value in enumerate(values):
-                if value in seen and image not in self.bad_images:
+                earlier = first.setdefault(value, image)
+                if earlier != image and image not in self.bad_images:
                     self.bad_image(image, f"the image {what} {value!r} stands more than once among the images")
-                seen.add(value)
+                if self.names[earlier] != self.names[image] and earlier not in self.bad_images:
+                    both = f"{self.names[earlier]} and {self.names[image]}"
+                    self.bad_image(earlier, f"the image id {value!r} is that of {both}: annotations may be of either")
         self.files = self._find_files(source, dict(enumerate(self.names)))
 
     def columns(self, classes: Classes, masks: Source | None) -> dict[str, np.ndarray]:

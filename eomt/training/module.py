@@ -119,7 +119,7 @@ class EoMTModule(lightning.LightningModule):
         self.confusion: Tensor | None = None
         self.validated_at: int | None = None
         self.compiled = self.graphs = False
-        self._prepared = False
+        self._prepared = self._crowded = False
         self._started: float | None = None
         self._batches: FixedBatches | None = None
         self._at_once = 0
@@ -195,6 +195,7 @@ class EoMTModule(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         counts = batch.targets.counts
+        self._say_too_many_segments(batch.names, counts)
         keys = training_keys(self.trainer, batch_idx, len(counts))
         outputs = self.network(batch.images, self._dropped_masks(keys) if self.windows else None)
         seeds = point_seeds(self.seed, keys)
@@ -206,6 +207,16 @@ class EoMTModule(lightning.LightningModule):
         self.nonfinite.watch(batch.names, terms)
         self._log_step(total, terms, len(counts))
         return total
+
+    def _say_too_many_segments(self, names: Sequence[str], counts: Sequence[int]) -> None:
+        """Say once that an image has more segments than there are queries, which can learn no more."""
+        most, queries = max(counts, default=0), self.network.num_queries
+        if most > queries and not self._crowded:
+            self._crowded = True
+            rank_zero_info(
+                f"images show more segments than can be found, the first {most} ({names[counts.index(most)]}): "
+                f"raise model.num_queries={queries}; check_data.py names all"
+            )
 
     def _normalisers(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Return the divisors of the loss's sums over masks and over classes.

@@ -219,6 +219,14 @@ def test_numbers_may_be_texts(tmp_path):
             assert texts.read(k)[1].labels.tolist() == plain.read(k)[1].labels.tolist()
 
 
+def test_of_two_images_with_one_id_neither_is_trained(tmp_path):
+    made = InstanceSet()
+    made.json["images"][3]["id"] = 7
+    data = instances(made, tmp_path, skip_bad=True)
+    assert [data.name(k) for k in range(len(data))] == ["sub/b.png", "c.jpg"]
+    assert data.left_out()[1] == "the image id 7 is that of a.jpg and d.jpg: annotations may be of either"
+
+
 # JSONs of another kind
 
 

@@ -101,3 +101,12 @@ def test_the_divisor_of_mask_terms_is_the_mean_over_ranks():
     assert normalisers(400, 0) == ((12 + 3) / 2, None)
     other_rank = 0.0
     assert normalisers(0, 0) == (1, None)
+
+
+def test_more_segments_than_queries_are_said_once(caplog):
+    caplog.set_level("INFO")
+    module = SimpleNamespace(network=SimpleNamespace(num_queries=20), _crowded=False)
+    for counts in ((), (20, 3), (4, 21), (30, 25)):
+        EoMTModule._say_too_many_segments(module, ("a.jpg", "b.jpg"), counts)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "the first 21 (b.jpg): raise model.num_queries=20" in line

@@ -193,7 +193,7 @@ def test_all_faults_of_an_instance_json_are_named(tmp_path, monkeypatch):
     twice = [*images, image_row(0, "x.jpg"), image_row(9, "2.jpg"), image_row(1, "y.jpg")]
     write_coco(tmp_path, "val", twice, [], {"0.jpg": b"", "x.jpg": b"", "y.jpg": b""})
     report, message = checked(tmp_path / "run", *coco(tmp_path))
-    assert "the check found 17 errors and 0 warnings" in message
+    assert "the check found 20 errors and 0 warnings" in message
     faults = "\n".join(lines(report, "not_opened", "train"))
     for what in ("2.jpg is missing", "3.jpg is missing", "4.jpg is missing", "image id 77", "image id 88"):
         assert what in faults
