@@ -19,6 +19,7 @@ from eomt.cli.trust import check_config, inside
 from eomt.errors import InputError
 from eomt.training.slurm import batch_job
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, intact, read_checkpoint
+from eomt.weights.hub import LAST_FIRST, run_checkpoint
 
 RESUMED = "resumed"
 """The name by which Hydra finds the configuration of the run that is resumed."""
@@ -31,7 +32,7 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
     logger, trainer or callbacks replaces that section alone, and debug sets some values.
 
     Args:
-        arguments: the typed arguments, with quoted paths.
+        arguments: the typed arguments, with quoted paths; ckpt= may also be a run's folder.
 
     Returns:
         The arguments with the run's folder, unless a folder is typed; and the name of the configuration.
@@ -41,11 +42,14 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
             run's folder, and trust_code=true is not typed.
     """
     arguments, keys = list(arguments), [key_of(argument) for argument in arguments]
-    given = parsed([argument for argument, key in zip(arguments, keys, strict=True) if key == "ckpt"])[-1].value()
-    path = Path(str(given))
+    place = max(place for place, key in enumerate(keys) if key == "ckpt")
+    given = parsed([arguments[place]])[0].value()
+    path = run_checkpoint(Path(str(given)), LAST_FIRST)
     saved = None if given is None else _saved_part(path)
     if saved is None:
         return arguments, "train"
+    if path != Path(str(given)):
+        arguments[place] = quote_paths([f"ckpt={path}"])[0]
     if path.parent.name == "checkpoints" and "hydra.run.dir" not in keys:
         # Overrides stand together: with a flag such as --config-dir between them, Hydra reads none behind it.
         arguments.insert(keys.index("ckpt") + 1, *quote_paths([f"hydra.run.dir={path.absolute().parents[1]}"]))

@@ -17,7 +17,8 @@ _SAFE = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.js
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 BEST_FIRST = ("best.ckpt", "last.ckpt", "previous.ckpt")
-"""The checkpoints of a run's folder in the order in which they are evaluated; a run is resumed from the last one."""
+LAST_FIRST = ("last.ckpt", "previous.ckpt", "best.ckpt")
+"""The checkpoints of a run's folder, in the order in which they are evaluated, and in which a run is resumed."""
 
 
 def is_hub_id(source: str | Path) -> bool:

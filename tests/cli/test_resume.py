@@ -55,6 +55,7 @@ def test_the_checkpoints_configuration_then_what_is_typed(tmp_path):
     assert (cfg["task_name"], cfg["trainer"]["max_steps"], cfg["optim"]["warmup_steps"]) == ("coco_panoptic", 4, [1, 1])
     for choice in ("task=shapes_panoptic", "model=small", "experiment=small_set"):
         assert resumed([ckpt, choice])[1] == "train"
+    assert resumed(quote_paths([f"ckpt={tmp_path}/it's a run"]))[0] == arguments[:2], "the folder stands for last.ckpt"
     assert resumed([ckpt, "hydra.run.dir=x"])[0] == [ckpt, "hydra.run.dir=x"]
     assert resumed(["ckpt=null", "seed=1"]) == (["ckpt=null", "seed=1"], "train")
     assert resumed(["--multirun", ckpt, "--config-dir", "."])[0][:3:2] == ["--multirun", arguments[1]]
