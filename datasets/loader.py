@@ -29,7 +29,7 @@ from datasets.readers.base import NOTES, Reader, listed
 from datasets.sampler import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform, has_segment
 from eomt.errors import InputError, worker_failure
-from eomt.postprocess.geometry import MAX_WINDOWS, Geometry, is_reduced
+from eomt.postprocess.geometry import Geometry, is_reduced
 
 log = logging.getLogger("eomt.data")
 
@@ -145,27 +145,6 @@ class EvaluationSet(Dataset):
         return EvalItem(inputs, placement, None if again else targets, name, self.reader.image_id(index))
 
 
-class PhotoNotes:
-    """Says what was done with photos that have an EXIF orientation, once for each kind of what was done.
-
-    Args:
-        reader: the set; custom readers need not have `photos`.
-        name: the set's name in messages.
-    """
-
-    def __init__(self, reader: Reader, name: str):
-        self._photos = getattr(reader, "photos", None)
-        self._name = name
-        self._said: frozenset[int] = frozenset()
-
-    def say(self) -> None:
-        """Say it of the photos that have been read so far, if there is something new."""
-        note, kinds = self._photos.note() if self._photos else ("", frozenset())
-        if kinds - self._said:
-            log.info("%s: %s", self._name, note)
-            self._said |= kinds
-
-
 class BatchLoader(DataLoader):
     """A DataLoader whose failures are errors of one line.
 
@@ -235,28 +214,35 @@ class BatchLoader(DataLoader):
 
 
 class ImageNotes:
-    """Says what was taken for granted of images, or left out, in a line of each kind.
+    """Says what was done with the images that have been read, in a line of each kind.
 
     Args:
+        reader: their set; custom readers need not have `photos`.
         name: the set's name in messages.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, reader: Reader, name: str):
+        self._photos = getattr(reader, "photos", None)
         self._name = name
         self._names: dict[str, dict[str, None]] = {}
         self._said: dict[str, int] = {}
+        self._said_of_photos: frozenset[int] = frozenset()
 
     def add(self, notes: Iterable[tuple[str, str]]) -> None:
-        """Take pairs of a kind and an image's name."""
+        """Take pairs of a key of `datasets.readers.base.NOTES` and an image's name."""
         for kind, name in notes:
             self._names.setdefault(kind, {})[name] = None
 
     def say(self) -> None:
-        """Log each kind of which there are more images than before."""
+        """Log each kind of which there are more images than before, and each new kind of EXIF orientations."""
         for kind, names in self._names.items():
             if len(names) > self._said.get(kind, 0):
                 self._said[kind] = len(names)
-                log.warning("%s: %d %s: %s", self._name, len(names), NOTES[kind], listed(list(names)))
+                log.warning("%s: %d %s: %s", self._name, len(names), NOTES[kind], listed(names))
+        note, kinds = self._photos.note() if self._photos else ("", frozenset())
+        if kinds - self._said_of_photos:
+            self._said_of_photos |= kinds
+            log.info("%s: %s", self._name, note)
 
 
 class EvaluationLoader(BatchLoader):
@@ -286,26 +272,17 @@ class EvaluationLoader(BatchLoader):
         order = range(len(dataset) + missing)
         super().__init__(dataset, collate_eval, num_workers, timeout, batch_size=batch_size, sampler=order)
         self._limit = min(limit or len(self), len(self))
-        self._photo_notes = PhotoNotes(dataset.reader, "data.val")
-        self._notes = ImageNotes("data.val")
-        self._reduced: set[str] = set()
+        self._notes = ImageNotes(dataset.reader, "data.val")
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        known = len(self._reduced)
         for done, batch in enumerate(super().__iter__(), start=1):
-            placed = zip(batch.names, batch.placements, strict=False)  # one that is repeated has no name
-            self._reduced |= {name for name, placement in placed if is_reduced(placement, self.dataset.size)}
-            read = zip(batch.targets, batch.names, strict=True)
-            self._notes.add((kind, name) for targets, name in read for kind, _ in targets.notes)
+            # The repeated image has neither name nor targets.
+            for name, targets, placement in zip(batch.names, batch.targets, batch.placements, strict=False):
+                self._notes.add((kind, name) for kind, _ in targets.notes)
+                if is_reduced(placement, self.dataset.size):
+                    self._notes.add([("reduced", name)])
             if done == self._limit:
-                self._photo_notes.say()
                 self._notes.say()
-                if len(self._reduced) > known:
-                    log.info(
-                        "data.val: %d images are too long for %d windows and are seen at a lower resolution, the "
-                        "first: %s; cut them into pieces for a finer result",
-                        *(len(self._reduced), MAX_WINDOWS, min(self._reduced)),
-                    )
             yield batch
 
 
@@ -339,8 +316,7 @@ class ResumableLoader(BatchLoader):
         self._limit = min(limit or len(batch_sampler), len(batch_sampler))
         self._epoch = self._done = 0
         self._bad: set[str] = set()
-        self._photo_notes = PhotoNotes(dataset.reader, "data.train")
-        self._notes = ImageNotes("data.train")
+        self._notes = ImageNotes(dataset.reader, "data.train")
 
     def __iter__(self) -> Iterator[TrainBatch]:
         """The rest of the epoch, with the segment counts of each optimizer step.
@@ -348,18 +324,18 @@ class ResumableLoader(BatchLoader):
         Takes a step's batches together; the workers have read them ahead anyway.
         """
         self.batch_sampler.start_at(self._epoch, self._done)
-        batches, done, accumulated = super().__iter__(), self._done, self.batch_sampler.accumulated
+        batches, accumulated = super().__iter__(), self.batch_sampler.accumulated
+        first = done = self._done
         while step := list(islice(batches, min(accumulated - done % accumulated, self._limit - done))):
             done += len(step)
             counts = tuple(count for batch in step for count in batch.targets.counts)
-            self._photo_notes.say()
             for batch in step:
                 self._report(batch.skipped)
                 self._notes.add(batch.notes)
-                first, self._done = not self._done, self._done + 1
                 # Before the last batch is handed out: Lightning knows the length and never asks for the end.
-                if first or self._done == self._limit:
+                if self._done in (first, self._limit - 1):
                     self._notes.say()
+                self._done += 1
                 if self._done == self._limit:
                     self._epoch, self._done = self._epoch + 1, 0
                 yield batch._replace(step_counts=counts)

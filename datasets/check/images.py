@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 from torch.utils.data import Dataset
 
-from datasets.readers.base import Reader
+from datasets.readers.base import Reader, listed
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.targets import ImageTargets
@@ -23,6 +24,8 @@ TINY = 16  # pixels; a segment with fewer is odd
 OUTSIDE = 1.5  # pixels
 BOX_OFF = (3.0, 0.05)  # pixels, and share of the box's longer side: the larger counts
 AREA_OFF = (64.0, 0.5)  # pixels, and share
+
+_listed = partial(listed, most=5)
 
 
 class ImageFacts(NamedTuple):
@@ -164,11 +167,6 @@ def odd_annotations(
     off = np.flatnonzero(solid & (np.abs(areas - image.pixels) > room))
     if len(off):
         yield "area", _listed(f"{names[s]} has the area {areas[s]:g}, its mask {image.pixels[s]} pixels" for s in off)
-
-
-def _listed(parts: Iterable[str], most: int = 5) -> str:
-    parts = list(parts)
-    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
 
 
 def _numbers(values: np.ndarray) -> str:

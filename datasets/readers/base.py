@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -11,14 +11,16 @@ import numpy as np
 from datasets.files.index import Index
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.postprocess.geometry import MAX_WINDOWS
 from eomt.targets import ImageId, ImageTargets
 
 NOTES = {
     "unknown_id": "images whose panoptic PNG shows ids that its JSON lacks: those pixels are void",
     "no_pixels": "images whose panoptic PNG lacks segments of its JSON: these count as missed when scored",
     "no_segment": "images without a segment, or of crowds alone: left out of training unless data.keep_empty=true",
+    "reduced": f"images too long for {MAX_WINDOWS} windows, validated at a lower resolution: cut them into pieces",
 }
-"""Kinds of `ImageTargets.notes`, and of training images that are left out, as messages name them."""
+"""What a run says of single images, by its kind; readers name kinds in `ImageTargets.notes`."""
 
 SKIP_BAD = "data.skip_bad=true leaves out what is bad"
 
@@ -97,9 +99,10 @@ class FirstImages:
         return self._reader.has_targets()[: self._count]
 
 
-def listed(what: Sequence[object], separator: str = ", ", count: int | None = None) -> str:
-    """The first NAMED of `count` names or faults, default all of `what`, and the number of the rest."""
-    shown = [str(item) for item in what[:NAMED]]
+def listed(what: Iterable[object], separator: str = ", ", count: int | None = None, most: int = NAMED) -> str:
+    """The first `most` of `count` names or faults, default all of `what`, and the number of the rest."""
+    what = list(what)
+    shown = [str(item) for item in what[:most]]
     more = (len(what) if count is None else count) - len(shown)
     return separator.join([*shown, *[f"and {more} more"] * (more > 0)])
 

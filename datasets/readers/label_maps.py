@@ -12,7 +12,7 @@ from datasets.files.decode import decode_color_map, decode_label_map
 from datasets.files.index import Index, open_index, text_columns
 from datasets.files.photos import Photos, image_size
 from datasets.files.source import IndexedFiles, Member, Source, file_columns, is_hidden
-from datasets.readers.base import MOST_DETAILS, SKIP_BAD, check_size, index_remarks, left_out, listed
+from datasets.readers.base import MOST_DETAILS, NAMED, SKIP_BAD, check_size, index_remarks, left_out, listed
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.photo import Form
@@ -58,11 +58,10 @@ class LabelTable:
             raise InputError(f"{where} has the {what} {self.describe(unknown)}, but no class for it: {self._remedy}")
         return self._classes[row]
 
-    def describe(self, values: Iterable[int], most: int = 10) -> str:
+    def describe(self, values: Iterable[int], most: int = NAMED) -> str:
         """Values in words, no more than `most` of them: "1, 2", or "[1, 2, 3], [4, 5, 6]"."""
-        values = [int(value) for value in values]
-        shown = [str([v & 255, v >> 8 & 255, v >> 16] if self.colors else v) for v in values[:most]]
-        return ", ".join(shown) + (f" and {len(values) - most} more" if len(values) > most else "")
+        values = map(int, values)
+        return listed([[v & 255, v >> 8 & 255, v >> 16] if self.colors else v for v in values], most=most)
 
 
 class LabelMaps:
@@ -169,7 +168,8 @@ def pair_files(
         images: the source of images.
         image_endings: endings of their names, as (".jpg",), in any case of letters.
         truths: sources of ground truth, each with the ending of its names, likewise.
-        skip_bad: leave out images that lack a file; None: so does False, and there is no key for it.
+        skip_bad: True leaves out images that lack a file. Otherwise they are an error, whose message names
+            `data.skip_bad` as a way out unless this is None.
 
     Returns:
         The images, the files of each source of ground truth, and the index, whose `meta` and texts are as

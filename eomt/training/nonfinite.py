@@ -23,9 +23,10 @@ class NonFiniteSteps:
     """Leaves out optimizer steps whose total gradient norm is NaN or infinite, and ends the run after too many.
 
     The norm is taken over all parameters of all ranks' gradients: it is not finite wherever a loss or a gradient
-    is not, on every rank alike, so that all ranks leave the same step out without asking each other. On a GPU the
-    optimizer's own kernel leaves the step out, and the host reads whether it did when the next one is under way; other
-    optimizers wait for the norm. Only after a bad step is the cause looked for, and do the ranks talk.
+    is not, on every rank alike, so that all ranks leave the same step out without asking each other. With
+    fused AdamW on a GPU the optimizer's kernel leaves the step out, and the host learns it one step later, so that it
+    need not wait for the GPU; with others the host waits for the norm. Only after a bad step do the ranks communicate,
+    to find the cause.
 
     A step that is left out changes neither weights nor the optimizer's moments. It counts as a step of the
     schedule and of mask annealing, as it does where gradient scaling leaves one out.

@@ -162,7 +162,7 @@ def test_every_oddity_is_named_and_is_no_error(tmp_path, monkeypatch):
         "unused_file": {str(tmp_path / "set" / "train" / "left.jpg"): "nothing refers to it"},
     }
     assert report["findings"].keys() == expected.keys()
-    elsewhere = {"left_out", "unknown_id", "no_pixels"}
+    elsewhere = {"left_out", "unknown_id", "no_pixels", "reduced"}
     assert expected.keys() | elsewhere == {kind for kind, (level, _) in KINDS.items() if level == "warning"}
     for kind, names in expected.items():
         here = found(report, kind, "train" if kind == "remark" else None)
