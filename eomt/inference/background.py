@@ -15,9 +15,10 @@ log = logging.getLogger("eomt")
 
 
 class Background:
-    """Runs functions that read a GPU's results in threads; for other devices at once, in the caller's thread.
+    """Runs functions of a GPU's tensors in threads; those of other devices' at once, in the caller's thread.
 
-    The first function also runs in the caller's thread: where its results differ, so do all others, and a line says so.
+    The first function runs both in a thread and in the caller's: if the results differ, all others run in the caller's
+    alone, and a line says so.
 
     Args:
         device: the device of the functions' tensors.
@@ -45,7 +46,7 @@ class Background:
             found, expected = self._submit(function).result(), function()
             if not _same(found, expected):
                 self.concurrent = False
-                log.warning("results differ where they are made while the network runs: they are made after it")
+                log.warning("post-processing while the network runs gave another result: it now waits for the network")
             task = lambda: expected if then is None else then(expected)  # noqa: E731
         if self.concurrent:
             return self._submit(task)

@@ -70,7 +70,8 @@ class FixedBatches:
         self.network = network
         self.fixed = fill or graphs
         self.graphs = graphs
-        # A weight's cast that autocast keeps would be in no graph; and compiled code asks whether it keeps any.
+        # Without autocast's cache of cast weights: a graph would not repeat the casts that are in it, and code that was
+        # compiled with the cache is compiled again without.
         self._uncached = graphs
         # A graph has one place for its input: threads that share a network take turns.
         self._lock = threading.Lock()

@@ -135,13 +135,10 @@ class ResultWriter:
         return ""
 
     def _save_picture(self, pixels: np.ndarray, file_name: str) -> None:
-        """Write a PNG in one step."""
-        path = self._pictures / file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{self.rank}")
-        # Segments are runs: run-length compression takes half the time of the default and no more space.
-        Image.fromarray(pixels).save(draft, format="PNG", compress_type=zlib.Z_RLE)
-        os.replace(draft, path)
+        """Write a PNG."""
+        with replacing(self._pictures / file_name, synced=False) as draft:
+            # Segments are runs: run-length compression takes half the time of the default and no more space.
+            Image.fromarray(pixels).save(draft, compress_type=zlib.Z_RLE)
 
     @property
     def _pictures(self) -> Path:
