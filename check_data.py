@@ -1,7 +1,10 @@
 """Check a dataset before training on it.
 
+python check_data.py                                       the built-in shapes
 python check_data.py task=coco_panoptic data.root=DIR
-python check_data.py task=folder_semantic data.root=DIR data.classes=classes.txt split=train
+python check_data.py task=coco_instance data.root=DIR split=val shown=100
+python check_data.py task=folder_semantic data.root=DIR data.classes=classes.txt pictures=0
+python check_data.py experiment=small_set task=coco_instance data.root=DIR model.num_queries=200
 """
 
 from omegaconf import DictConfig

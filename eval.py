@@ -1,7 +1,9 @@
 """Evaluate a checkpoint on its validation set.
 
-python eval.py ckpt=RUN/checkpoints/last.ckpt
-python eval.py ckpt=RUN/checkpoints/best.ckpt data.root=DIR save_predictions=true
+python eval.py ckpt=RUN                                                  its best checkpoint
+python eval.py ckpt=RUN/checkpoints/last.ckpt data.root=DIR              the data lies elsewhere now
+python eval.py ckpt=RUN save_predictions=true postprocess.score_threshold=0.7
+python eval.py ckpt=RUN trainer.devices=1 data.eval_batch_size=1 unpadded=true
 python eval.py ckpt=tue-mps/coco_panoptic_eomt_large_640 task=coco_panoptic data.root=DIR
 """
 

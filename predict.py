@@ -1,9 +1,9 @@
 """Segment images with a checkpoint: pictures to look at, and official result files.
 
-python predict.py ckpt=RUN/checkpoints/best.ckpt images=photo.jpg
-python predict.py ckpt=RUN/checkpoints/best.ckpt images=FOLDER out=DIR threshold=0.7
-python predict.py ckpt=RUN/checkpoints/best.ckpt 'images=photos/**/*.jpg' device=cpu
-python predict.py ckpt=RUN/checkpoints/best.ckpt images=[a.jpg,b.png]
+python predict.py ckpt=RUN images=photo.jpg                              with its best checkpoint
+python predict.py ckpt=RUN/checkpoints/last.ckpt images=FOLDER out=DIR threshold=0.7
+python predict.py ckpt=RUN 'images=photos/**/*.jpg' device=cpu
+python predict.py ckpt=RUN images=[a.jpg,b.png]
 python predict.py ckpt=tue-mps/coco_panoptic_eomt_large_640 images=photo.jpg
 """
 

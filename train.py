@@ -3,7 +3,7 @@
 python train.py                                            the built-in shapes, on any machine
 python train.py task=coco_panoptic data.root=DIR           the published recipe, one GPU
 python train.py task=coco_panoptic data.root=DIR trainer.devices=4
-python train.py ckpt=RUN/checkpoints/last.ckpt             resume a run
+python train.py ckpt=RUN                                   resume a run where it ended
 python train.py weights=tue-mps/coco_panoptic_eomt_large_640 task=ade20k_panoptic data.root=DIR
 """
 

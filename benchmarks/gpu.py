@@ -206,8 +206,8 @@ class Clock(Callback):
 def runs(options: argparse.Namespace) -> Iterator[Row]:
     import hydra
 
-    from eomt.cli.arguments import CONFIGS
     from eomt.cli.build import build_data, build_module, build_trainer, make_fast
+    from eomt.cli.meanings import CONFIGS
 
     def run(clock: Clock, validate: bool, *overrides: str) -> float:
         with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,7 @@ from hydra import compose, initialize_config_dir
 
 import eval
 from eomt.cli import main as cli
+from eomt.cli.arguments import prepared
 from eomt.errors import InputError
 from eomt.files import replacing
 
@@ -104,7 +105,7 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> Row
     start = time.perf_counter()
     try:
         typed += [f"experiment={recipe.name}", f"run_folder={folder}", "pictures=0"]
-        cfg = compose("eval", overrides=cli.arguments_for("eval", typed))
+        cfg = compose("eval", overrides=prepared("eval", typed))
         eval.main(cfg)
         score = json.loads((folder / "metrics.json").read_text())[METRICS[recipe.metric]]
     except cli.ENDINGS as error:

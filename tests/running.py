@@ -8,8 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from eomt.cli import main
-from eomt.cli.arguments import split_for_eval
+from eomt.cli.arguments import quote_paths, split_for_eval
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = str(ROOT / "configs")
@@ -46,7 +45,7 @@ def configured(folder: Path, *overrides: str, name: str = "train") -> DictConfig
 
 def typed(name: str, *arguments: object) -> None:
     """Call an entry point's `main` with arguments as a user types them; its errors are raised."""
-    overrides = main.quote_paths([str(argument) for argument in arguments])
+    overrides = quote_paths([str(argument) for argument in arguments])
     importlib.import_module(name).main(composed(name, *overrides))
 
 

@@ -18,7 +18,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from eomt.cli.main import checked, quote_paths
+from eomt.cli.arguments import quote_paths
+from eomt.cli.main import checked
 from eomt.cli.meanings import keys_of
 from tests.running import ROOT, SMALL, composed, typed
 

@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 import eval as evaluation
 import train
 from eomt.classes import Classes
-from eomt.cli import main
+from eomt.cli.arguments import quote_paths
 from eomt.errors import InputError
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
@@ -223,7 +223,7 @@ def own_data(shapes, tmp_path_factory):
     ],
 )
 def test_own_data_in_three_forms(own_data, tmp_path, task, overrides, classes):
-    overrides = main.quote_paths([*overrides, f"data.root={own_data}"])
+    overrides = quote_paths([*overrides, f"data.root={own_data}"])
     small = (*SMALL, "model=tiny", "trainer.max_steps=2", "postprocess.max_bytes=1000000")
     train.main(configured(tmp_path, "experiment=small_set", f"task={task}", *small, *overrides))
     scores = json.loads((tmp_path / "metrics.json").read_text())

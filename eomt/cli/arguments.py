@@ -1,21 +1,29 @@
-"""Command-line arguments: paths quoted for Hydra's grammar, and eval.py's split into its own keys and a run's."""
+"""Command-line arguments: what is mistyped, paths quoted for Hydra's grammar, and what of eval.py's is a run's."""
 
 from __future__ import annotations
 
+import difflib
+import functools
+import glob
 import os
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 
 from eomt.cli.check import check_typed, keys_of_type
+from eomt.cli.help import nearest
+from eomt.cli.meanings import CONFIGS, keys_of
+from eomt.cli.settings import Eval, Run, Scored
 from eomt.errors import InputError
-from eomt.weights.hub import is_hub_id
-
-CONFIGS = str(Path(__file__).parents[2] / "configs")
+from eomt.training.slurm import first_rank
+from eomt.weights.hub import BEST_FIRST, SUFFIXES, is_hub_id, run_checkpoint
 
 GROUPS = ("task", "model", "experiment")
 """The config groups that choose under which settings weights of another source are evaluated."""
@@ -28,6 +36,36 @@ _LIST = re.compile(r"^\[[^'\"{}$]+\]$")
 # These are read from other folders later on.
 _ABSOLUTE = re.compile(r"^\+{0,2}(ckpt|weights|delta_base|(\w+\.)*(root|pretrained))$")
 _HUB_KEYS = re.compile(r"^\+{0,2}(ckpt|weights|delta_base)$")
+# eval.py's own keys.
+_EVAL = {*Eval.model_fields, "hydra"}
+# Hydra's flags, and those that take a value.
+_FLAGS = ("--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc")
+_VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+_VALUE_FLAGS += ("--experimental-rerun", "--info", "-i")
+# A run is resumed where it was, not where it was best.
+_LAST_FIRST = ("last.ckpt", "previous.ckpt", "best.ckpt")
+
+
+def prepared(command: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments for Hydra: checked as far as they can be without the configuration, each key once, paths quoted.
+
+    Args:
+        command: "train", "eval", ...
+        arguments: as they are typed.
+
+    Raises:
+        InputError: if one is no flag and not key=value, or cannot be read; if its key is unknown, its value of a wrong
+            type or range, or a path that does not exist.
+    """
+    arguments = quote_paths(_once(command, arguments))
+    sweep = bool({"-m", "--multirun"} & {*arguments})
+    chosen = bool({*GROUPS} & {*map(key_of, arguments)})
+    ready: list[str] = []
+    for argument in arguments:
+        if not (argument.startswith("-") or (ready and ready[-1] in _VALUE_FLAGS)):
+            argument = _checked(command, argument, sweep, chosen)
+        ready.append(argument)
+    return split_for_eval(ready) if command == "eval" else ready
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
@@ -56,21 +94,13 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def split_for_eval(arguments: Sequence[str]) -> list[str]:
-    """Move overrides of a run's settings into eval.py's key `settings`: they go over what the checkpoint carries.
-
-    Raises:
-        InputError: if an override is not `key=value`, or gives a value of a wrong type or range.
-    """
+    """Move overrides of a run's settings into eval.py's key `settings`: they go over what the checkpoint carries."""
     # Ranks are started with the arguments as they were split by the first.
-    own = yaml.safe_load(Path(CONFIGS, "eval.yaml").read_text()).keys()
     kept, settings = [], []
     for argument in arguments:
         key, equals, _ = argument.partition("=")
-        mine = argument.startswith("-") or not equals or re.split("[./@]", key.lstrip("+~"))[0] in own
+        mine = argument.startswith("-") or not equals or _section(key.lstrip("+~")) in _EVAL
         (kept if mine else settings).append(argument)
-    for override in parsed(settings):
-        if override.key_or_group not in GROUPS:
-            check_typed(override.key_or_group, override.value())
     return [*kept, f"settings=[{','.join(map(_quoted, settings))}]"] if settings else kept
 
 
@@ -80,7 +110,7 @@ def parsed(arguments: Sequence[str]) -> list[Override]:
     Raises:
         InputError: if one does not give a key one value.
     """
-    overrides = OverridesParser.create().parse_overrides(list(arguments))
+    overrides = [_read(argument) for argument in arguments]
     for override in overrides:
         if override.is_delete() or override.is_sweep_override():
             raise InputError(f"{override.input_line}: give the key one value, as in key=value")
@@ -90,6 +120,179 @@ def parsed(arguments: Sequence[str]) -> list[Override]:
 def key_of(argument: str) -> str:
     """The key of an override."""
     return argument.partition("=")[0].lstrip("+~")
+
+
+def _once(command: str, arguments: Sequence[str]) -> list[str]:
+    """Hydra's flags and `key=value`, each key once: the last one counts, and a line says so.
+
+    Raises:
+        InputError: if an argument is neither.
+    """
+    kept: dict[str, str] = {}
+    for number, word in enumerate(arguments):
+        key, before = key_of(word), arguments[number - 1] if number else ""
+        if word in _FLAGS or word.partition("=")[0] in _VALUE_FLAGS or before in _VALUE_FLAGS:
+            kept[f"{number}"] = word
+            fault = _flag_fault(word, arguments[number + 1 :])
+        else:
+            fault = _fault(command, word, arguments[number + 1 :])
+        if fault:
+            raise InputError(fault)
+        if key.startswith("hydra.") or f"{number}" in kept:
+            # Ranks are started with a folder of their own behind what was typed.
+            key = f"{number}"
+        elif kept.pop(key, word) != word and first_rank():
+            print(f"note: {key} is typed twice: {word} counts", file=sys.stderr)
+        kept[key] = word
+    return list(kept.values())
+
+
+def _flag_fault(flag: str, rest: Sequence[str]) -> str:
+    """What is wrong with a flag of Hydra's, or its value; "" if nothing is."""
+    if flag in ("--cfg", "-c") and rest[:1] not in (["job"], ["hydra"], ["all"]):
+        return f"{flag} takes what is to be printed: --cfg job, the settings; or hydra, or all"
+    return f"{flag} takes a value" if flag in _VALUE_FLAGS[:-2] and not rest else ""
+
+
+def _fault(command: str, word: str, rest: Sequence[str]) -> str:
+    """What is wrong with an argument that is not key=value, and how it is typed; "" if nothing is."""
+    key, equals, value = word.partition("=")
+    following = rest[0] if rest else ""
+    separate = bool(following) and not following.startswith("-") and "=" not in following
+    if word.startswith("-"):
+        return f"{word}: keys are typed without dashes: {_typed(command, key, value or following * separate)}"
+    if not equals and following.startswith("="):
+        joined = word + "".join(rest[: 2 if following == "=" else 1])
+    elif equals and not value and separate:
+        joined = word + following
+    else:
+        joined = re.sub(r"\s*=\s*", "=", word, count=1)
+    if joined != word:
+        return f"{joined.replace('=', ' = ', 1)}: type it without spaces: {shlex.quote(joined)}"
+    if separate and _is_open(value):
+        end = next((n for n in range(1, len(rest) + 1) if not _is_open(" ".join([value, *rest[:n]]))), len(rest))
+        return f"{word}: a space ends an argument, quote it: {shlex.quote(' '.join([word, *rest[:end]]))}"
+    return "" if (equals and key) or word.startswith("~") else f"{word or repr(word)}: {_meant(command, word)}"
+
+
+def _is_open(value: str) -> bool:
+    """True if brackets are opened that are not closed."""
+    return any(value.count(a) > value.count(b) for a, b in ("[]", "{}"))
+
+
+def _typed(command: str, key: str, value: str) -> str:
+    """How a key is typed that is called so, with its value if there is one."""
+    key = key.lstrip("-").replace("-", "_")
+    known = keys_of(command) | keys_of("train")
+    key = key if key in (*known, *GROUPS) else [*nearest(key, command), key][0]
+    switch = key in known and known[key].default in ("true", "false")
+    return shlex.quote(f"{key}={value}") if value else f"{key}={'true' if switch else 'VALUE'}"
+
+
+def _meant(command: str, word: str) -> str:
+    """How a word is typed that has no key."""
+    options = [group for group in (*GROUPS, "logger", "debug") if Path(CONFIGS, group, f"{word}.yaml").is_file()]
+    if word in keys_of(command):
+        typed = _typed(command, word, "")
+    elif options and command not in ("predict", "export"):
+        typed = f"{options[0]}={word}"
+    elif word.endswith(SUFFIXES) or run_checkpoint(Path(word)) != Path(word):
+        typed = shlex.quote(f"ckpt={word}")
+    elif command == "predict" and (os.path.exists(word) or "." in word):
+        typed = shlex.quote(f"images={word}")
+    elif command != "export" and os.path.isdir(word):
+        typed = shlex.quote(f"data.root={word}")
+    else:
+        return "arguments are key=value; --help lists the keys"
+    return f"arguments are key=value: {typed}?"
+
+
+def _checked(command: str, argument: str, sweep: bool, chosen: bool) -> str:
+    """Check an override, and put a run's checkpoint in the place of its folder.
+
+    Args:
+        command: "train", "eval", ...
+        argument: the override, with quoted paths.
+        sweep: whether a key may have several values, one for each run.
+        chosen: whether the settings of an evaluation are chosen, not the checkpoint's.
+    """
+    override = _read(argument)
+    key, section = override.key_or_group, _section(override.key_or_group)
+    if override.is_sweep_override() and not sweep:
+        raise InputError(f"{argument}: a list is typed as {key}=[{argument.partition('=')[2]}], a sweep as --multirun")
+    if override.is_choice_sweep():
+        for value in override.sweep_string_iterator():
+            _checked(command, f"{override.get_key_element()}={value}", sweep, chosen)
+    special = override.is_sweep_override() or override.is_delete() or override.is_add() or "${" in argument
+    if special or section == "hydra" or re.search("[/@]", argument.partition("=")[0]):
+        return argument
+    value = override.value()
+    inherited = command == "eval" and section not in _EVAL
+    scored = {*Scored.model_fields, *GROUPS} if chosen else Scored.model_fields
+    if inherited and section in (*Run.model_fields, "debug") and section not in scored:
+        raise InputError(f"{key} is a key of training, which eval.py has not")
+    if key == section and Path(CONFIGS, key).is_dir() and command not in ("predict", "export"):
+        options = sorted(path.stem for path in Path(CONFIGS, key).glob("*.yaml"))
+        if not (isinstance(value, str) or (value is None and key in ("experiment", "debug"))):
+            raise InputError(f"{argument} must be {', '.join(options)}")
+        return argument
+    check_typed(command, key, value)
+    return _existing(command, argument, key, value)
+
+
+def _existing(command: str, argument: str, key: str, value: Any) -> str:
+    """The override, with a run's checkpoint in the place of its folder.
+
+    Raises:
+        InputError: if its value is a path to be read that does not exist.
+    """
+    if not isinstance(value, str):
+        return argument
+    if _HUB_KEYS.match(key) and not is_hub_id(value):
+        resumes = key == "ckpt" and command == "train"
+        path = run_checkpoint(Path(value), _LAST_FIRST if resumes else BEST_FIRST)
+        # A run is resumed from the checkpoint before one that was lost.
+        if not os.path.exists(path) and run_checkpoint(path.parent, _LAST_FIRST[1:2]).parent != path.parent:
+            near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else ())
+            hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+            raise InputError(f"{key}={value}: no such file or folder{hint}")
+        return argument if str(path) == value else f"{key}={_quoted(str(path))}"
+    to_read = key in ("images", "model.pretrained") and not glob.has_magic(value)
+    if to_read and not os.path.exists(value):
+        raise InputError(f"{key}={value}: no such file or folder")
+    if re.fullmatch(r"data\.((train|val)\.)?root", key) and not os.path.isdir(value):
+        raise InputError(f"{key}={value}: no such folder")
+    return argument
+
+
+def _section(key: str) -> str:
+    return re.split("[./@]", key)[0]
+
+
+@functools.cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def _read(argument: str) -> Override:
+    """An override as Hydra reads it.
+
+    Raises:
+        InputError: if it does not follow Hydra's grammar.
+    """
+    try:
+        return _parser().parse_overrides([argument])[0]
+    except HydraException:
+        key, _, value = argument.partition("=")
+    if value[:1] in ("[", "{"):
+        ways = f"a list is typed as '{key}=[a,b]', a mapping as '{key}={{a: 1}}'"
+    else:
+        ways = f"quote the value: {shlex.quote(f'{key}={_quoted(value)}')}"
+        try:
+            _parser().parse_overrides([f"{key}={_quoted(value)}"])
+        except HydraException:
+            ways = "arguments are key=value, as in seed=1"
+    raise InputError(f"{argument} cannot be read: {ways}")
 
 
 def _quoted(value: str) -> str:

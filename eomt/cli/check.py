@@ -8,9 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eomt.cli.nodes import NODES, Data, Loss, Optim
-from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, Run, Section
+from eomt.cli.help import unknown
+from eomt.cli.meanings import keys_of
+from eomt.cli.nodes import NODES, Data, FolderReader, Loss, Optim, SplitReader
+from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, Section
 from eomt.errors import InputError
+
+# The sections of train.py that a class fills: the one that does so unless another is chosen.
+_USUAL = {"data": Data, "loss": Loss, "optim": Optim}
 
 
 def check_settings(command: str, settings: Mapping[str, Any]) -> None:
@@ -24,29 +29,53 @@ def check_settings(command: str, settings: Mapping[str, Any]) -> None:
         InputError: if a key is missing or unknown, or a value is of a wrong type or out of range; names the key, the
             value and what is wanted. `details` has all of them.
     """
-    lines = list(_faults(COMMANDS[command], settings))
+    section, command = COMMANDS[command], "eval" if command == "scored" else command
+    lines = list(_faults(command, section, settings))
     for path, node in nodes(settings):
         if isinstance(node["_target_"], str) and node["_target_"] in NODES:
             keys = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
-            lines += _faults(NODES[node["_target_"]], keys, path)
+            lines += _faults(command, NODES[node["_target_"]], keys, path)
     lines = lines or list(_unknown_scores(settings))
     if lines:
         raise InputError(lines[0], lines)
 
 
-def check_typed(name: str, value: Any) -> None:
-    """Check one value of a training's configuration, as far as its type does not depend on other values.
+def check_typed(command: str, name: str, value: Any) -> None:
+    """Check a key of a command and its value, as far as neither depends on other values.
 
     Raises:
-        InputError: if it is of a wrong type or out of range.
+        InputError: if there is no such key, or the value is of a wrong type or out of range.
     """
-    section: type[Section] | None = Run
     *path, key = name.split(".")
+    first, section = name.partition(".")[0], COMMANDS[command]
+    if command == "eval" and first not in section.model_fields:
+        section = COMMANDS["train" if first == "model" else "scored"]
     for part in path:
-        section = section and (_subsection(section, part) or {"data": Data, "loss": Loss, "optim": Optim}.get(part))
-    if section and key in section.model_fields:
-        for line in _value_faults(section, key, value, tuple(path)):
-            raise InputError(line)
+        if part not in section.model_fields and _is_closed(section):
+            raise InputError(unknown(name, command))
+        inner = _subsection(section, part) or _USUAL.get(part)
+        if inner is None:
+            return
+        section = inner
+    if isinstance(value, Mapping):
+        return  # it goes over a part of the section
+    if key not in section.model_fields:
+        if _is_closed(section):
+            raise InputError(unknown(name, command))
+        return
+    keys = [other for other in keys_of("train") | keys_of(command) if other.startswith(f"{name}.")]
+    if keys and value is not None:
+        raise InputError(f"{name}={_shown(value)}: {name} is a section: give its keys, such as {' or '.join(keys[:3])}")
+    for line in _value_faults(section, key, value, tuple(path)):
+        raise InputError(line)
+
+
+def check_roots(settings: Mapping[str, Any]) -> None:
+    """Raise InputError if a data set is to be read that is not built in, and its folder is not given."""
+    for _, node in nodes(settings):
+        reader = NODES.get(node["_target_"]) if isinstance(node["_target_"], str) else None
+        if reader and issubclass(reader, SplitReader | FolderReader) and node.get("root") is None:
+            raise InputError("data.root is not set: give the folder that holds the dataset, as in data.root=DIR")
 
 
 def nodes(values: Any, path: tuple = ()) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
@@ -76,16 +105,21 @@ def _subsection(section: type[Section], key: str) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _faults(section: type[Section], values: Mapping[str, Any], path: tuple = ()) -> Iterator[str]:
+def _is_closed(section: type[Section]) -> bool:
+    """True if a section has no other keys than those that it names; a custom class may have any."""
+    return section.model_config["extra"] == "forbid" and section not in _USUAL.values()
+
+
+def _faults(command: str, section: type[Section], values: Mapping[str, Any], path: tuple = ()) -> Iterator[str]:
     """A line for each key of a section that is missing, unknown, or has no value of its type."""
     for key, value in values.items():
         inner = _subsection(section, key)
         if inner and isinstance(value, Mapping):
-            yield from _faults(inner, value, (*path, key))
+            yield from _faults(command, inner, value, (*path, key))
         elif key in section.model_fields:
             yield from _value_faults(section, key, value, path)
         elif section.model_config["extra"] == "forbid":
-            yield f"{_dotted(*path, key)} is no key of the configuration"
+            yield unknown(_dotted(*path, key), command)
     for key, field in section.model_fields.items():
         if field.is_required() and key not in values:
             yield f"{_dotted(*path, key)} is missing in the configuration"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed
+from eomt.cli.arguments import GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
 from eomt.cli.folders import check_unused, held, record
+from eomt.cli.help import in_our_words
 from eomt.cli.main import checked, log
+from eomt.cli.meanings import CONFIGS
 from eomt.cli.resume import with_references
 from eomt.cli.settings import Scored
 from eomt.cli.trust import check_config
@@ -68,7 +72,7 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
         chosen = _composed(["trainer.devices=auto", *cfg.settings])
     settings = classes = None
     if chosen is not None:
-        settings = _scored(chosen, cfg.settings)
+        settings = _scored(chosen)
         # Weights that say nothing of their classes are taken to be of those of the data.
         classes = build_data(settings).val_classes
     network = _typed_network(cfg.settings, chosen)
@@ -152,18 +156,16 @@ def _composed(overrides: Sequence[str], carried: Mapping[str, Any] | None = None
     else:
         name = "carried"
         ConfigStore.instance().store(name, carried)
-    if GlobalHydra().is_initialized():
-        return hydra.compose(name, list(overrides))
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        return hydra.compose(name, list(overrides))
+    within = GlobalHydra().is_initialized()
+    with nullcontext() if within else hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        try:
+            return hydra.compose(name, list(overrides))
+        except ConfigCompositionException as error:
+            raise in_our_words(error, "eval") from error
 
 
-def _scored(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def _scored(config: DictConfig) -> DictConfig:
     """The part of a chosen configuration that an evaluation takes."""
-    for override in overrides:
-        key = key_of(override)
-        if key not in GROUPS and key.partition(".")[0] not in {*Scored.model_fields, "model"}:
-            raise InputError(f"{key} is a key of training, which eval.py has not")
     settings = OmegaConf.to_container(config, resolve=True)
     return OmegaConf.create({key: settings[key] for key in Scored.model_fields})
 

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,9 +28,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eomt.cli.arguments import CONFIGS, key_of, quote_paths, split_for_eval
-from eomt.cli.check import check_settings
+from eomt.cli.arguments import key_of, prepared
+from eomt.cli.check import check_roots, check_settings
 from eomt.cli.folders import held, run_id
+from eomt.cli.help import help_of, in_our_words
+from eomt.cli.meanings import CONFIGS
 from eomt.errors import InputError, Stopped, reason, worker_failure
 from eomt.training.slurm import ENDING, batch_job, first_rank, first_task, requeue
 from eomt.training.stop import STOPPING, listening, stopped_by
@@ -96,20 +98,15 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def arguments_for(name: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments for Hydra: paths quoted, eval.py's settings set apart."""
-    arguments = quote_paths(arguments)
-    return split_for_eval(arguments) if name == "eval" else arguments
-
-
 def checked(name: str, cfg: DictConfig) -> dict[str, Any]:
     """A command's configuration as plain values, each of its type.
 
     Raises:
-        InputError: see `check_settings`.
+        InputError: see `check_settings` and `check_roots`.
     """
     settings = OmegaConf.to_container(cfg, resolve=True)
     check_settings(name, settings)
+    check_roots(settings)
     return settings
 
 
@@ -122,15 +119,9 @@ def explain(error: BaseException) -> str:
     text = str(ours[-1]) if ours else str(error)
     if not ours and str(chain[-1]) not in text:
         text += f" ({chain[-1]})"
-    text = text.partition("Config search path:")[0]
-    unknown = re.search(r"Could not override '([^']+)'.*not in struct", text, re.DOTALL)
-    if unknown and unknown[1] == "trainer.accumulate_grad_batches":
-        return "trainer.accumulate_grad_batches follows from data.global_batch and data.batch_size: set those"
     target = re.search(r"Error locating target '([^']+)'", text)
     if target:
         return f"{target[1]} cannot be imported ({chain[-1]}): is its folder in PYTHONPATH?"
-    if unknown:
-        return f"{unknown[1]} is no key of the configuration: --cfg job prints all that there are"
     text = " ".join(text.split())
     # A name in a hostile file may be of any length; the way out stands at a message's end.
     return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
@@ -138,11 +129,14 @@ def explain(error: BaseException) -> str:
 
 def _run(name: str, function: Callable[[DictConfig], None]) -> None:
     job = _job(function)
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(help_of(name, function.__globals__["__doc__"]))
+        return
     try:
         with listening() as signals:
             signals.unblock()
         _import_own()
-        sys.argv[1:], config = arguments_for(name, sys.argv[1:]), name
+        sys.argv[1:], config = prepared(name, sys.argv[1:]), name
         if name == "train" and "ckpt" in map(key_of, sys.argv[1:]):
             from eomt.cli.resume import resumed
 
@@ -152,16 +146,7 @@ def _run(name: str, function: Callable[[DictConfig], None]) -> None:
             sys.argv += [f"hydra.job.name={name}_rank_{rank}"]
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(job)()
     except (*ENDINGS, KeyboardInterrupt) as error:
-        _end(error)
-    except (TypeError, ValueError):
-        if job.started:
-            raise
-        # Hydra's, for a config group that is set to another type than a name.
-        groups = {path.name: sorted(option.stem for option in path.glob("*.yaml")) for path in Path(CONFIGS).iterdir()}
-        wrong = [
-            f"{entry} must be {', '.join(groups[key_of(entry)])}" for entry in sys.argv if groups.get(key_of(entry))
-        ]
-        _end(InputError(wrong[0] if wrong else f"{sys.argv[1:]} cannot be read"))
+        _end(in_our_words(error, name))
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _is_unread():
             sys.exit(_UNREAD)
@@ -195,7 +180,6 @@ def _job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]
 
     @functools.wraps(function)
     def job(cfg: DictConfig) -> None:
-        job.started = True
         if not first_rank():
             log.setLevel(logging.WARNING)  # the first process says it for all
         # A process that a launcher of Hydra has started has no handlers yet.
@@ -220,7 +204,6 @@ def _job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]
                         _end(InputError(words.format(reason(error))))
                 raise
 
-    job.started = False
     return job
 
 

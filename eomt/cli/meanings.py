@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
-from eomt.cli.arguments import CONFIGS
+CONFIGS = str(Path(__file__).parents[2] / "configs")
 
 # The groups of train.py's keys, and the section that each fills.
 _GROUPS = {"trainer": "trainer", "callbacks": "callbacks", "logger": "logger", "model": "model", "task": ""}
@@ -29,6 +30,7 @@ class Key:
     meaning: str
 
 
+@functools.cache
 def keys_of(command: str) -> dict[str, Key]:
     """The keys of a command by name; those that check_data.py shares with train.py are in train.py's alone.
 

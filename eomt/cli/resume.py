@@ -12,7 +12,8 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from eomt.cli.arguments import CONFIGS, GROUPS, key_of, parsed, quote_paths
+from eomt.cli.arguments import GROUPS, key_of, parsed, quote_paths
+from eomt.cli.meanings import CONFIGS
 from eomt.cli.nodes import READER_KEYS
 from eomt.cli.settings import Run
 from eomt.cli.trust import check_config, inside

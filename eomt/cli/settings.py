@@ -94,7 +94,7 @@ Kind = (
 )
 Compile = bool | Literal["max-autotune"]
 Precision = Literal[32, 16, "32", "16", "bf16"]
-Device = Annotated[str, named("a device such as cpu, cuda or cuda:1", pattern=r"^[a-z]+(:\d+)?$")]
+Device = Annotated[str, named("a device such as cpu, cuda or cuda:1", pattern=r"^(cpu|cuda|mps|xpu|hpu|xla)(:\d+)?$")]
 Devices = (
     Literal["auto", -1]
     | Count

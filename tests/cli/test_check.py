@@ -137,7 +137,7 @@ def test_all_faults_are_in_the_details():
             "train", plain("train", "model.num_queries=0", "loss.num_points=0", "data.train.split=x", "+data.new=1")
         )
     assert sorted(line.partition(" must")[0] for line in error.value.details) == [
-        "data.new is no key of the configuration",
+        "data.new is no key of train.py: --help lists all",
         "data.train.split=x",
         "loss.num_points=0",
         "model.num_queries=0",
@@ -162,12 +162,21 @@ def test_classes_of_the_users_own_take_any_key():
 
 
 def test_one_value_can_be_checked_before_all_are_known():
-    check_typed("data.train.split", 3)  # depends on the reader
-    check_typed("nothing.like.this", 3)
-    check_typed("trainer.devices", 2)
+    check_typed("train", "data.train.split", 3)  # depends on the reader
+    check_typed("train", "optim.momentum", 3)  # on the class
+    check_typed("train", "trainer.devices", 2)
+    check_typed("train", "model.lora", {"rank": 8})  # goes over the others
     for name, value in (("data.scale_range", [3, 1]), ("trainer.devices", "x"), ("seed", None)):
         with pytest.raises(InputError, match=f"^{name}="):
-            check_typed(name, value)
+            check_typed("train", name, value)
+    for command, name in (
+        ("train", "lr"),
+        ("predict", "data.root"),
+        ("eval", "optim.lr"),
+        ("train", "trainer.lr"),
+    ):
+        with pytest.raises(InputError, match=f"^{name} is no key of {command}.py: "):
+            check_typed(command, name, 3)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import predict
-from eomt.cli import main
+from eomt.cli.arguments import quote_paths
 from eomt.errors import InputError
 from eomt.inference.predict_files import find_images, predict_files, result_names, writing_processes
 from eomt.inference.segmenter import Segmenter
@@ -27,7 +27,7 @@ def run(*typed):
     """Run `python predict.py *typed` in this process; errors are raised."""
     typed = [*typed, "device=cpu", "num_workers=2"]
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("predict", overrides=main.quote_paths(typed))
+        cfg = compose("predict", overrides=quote_paths(typed))
     predict.main(cfg)
 
 

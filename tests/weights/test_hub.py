@@ -5,7 +5,7 @@ import pytest
 import torch
 from huggingface_hub import constants, errors
 
-from eomt.cli import main
+from eomt.cli.arguments import quote_paths
 from eomt.errors import InputError
 from eomt.weights.hub import is_hub_id
 from eomt.weights.load import read_weights
@@ -84,8 +84,8 @@ def test_offline_mode_takes_what_is_in_the_cache(tmp_path, monkeypatch):
 def test_hub_ids_are_no_paths_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for key in ("ckpt", "weights", "delta_base"):
-        assert main.quote_paths([f"{key}=tue-mps/coco_x"]) == [f"{key}='tue-mps/coco_x'"]
-        assert main.quote_paths([f"{key}=runs/a=1.ckpt"]) == [f"{key}='{tmp_path}/runs/a=1.ckpt'"]
+        assert quote_paths([f"{key}=tue-mps/coco_x"]) == [f"{key}='tue-mps/coco_x'"]
+        assert quote_paths([f"{key}=runs/a=1.ckpt"]) == [f"{key}='{tmp_path}/runs/a=1.ckpt'"]
     (tmp_path / "tue-mps" / "coco_x").mkdir(parents=True)
-    assert main.quote_paths(["ckpt=tue-mps/coco_x"]) == [f"ckpt='{tmp_path}/tue-mps/coco_x'"]
-    assert main.quote_paths(["data.root=a/b"]) == [f"data.root='{tmp_path}/a/b'"]
+    assert quote_paths(["ckpt=tue-mps/coco_x"]) == [f"ckpt='{tmp_path}/tue-mps/coco_x'"]
+    assert quote_paths(["data.root=a/b"]) == [f"data.root='{tmp_path}/a/b'"]

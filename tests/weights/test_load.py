@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import predict
 from eomt.classes import Classes
-from eomt.cli import main
+from eomt.cli.arguments import quote_paths
 from eomt.errors import InputError
 from eomt.inference.segmenter import Segmenter
 from eomt.model.eomt import EoMT
@@ -79,7 +79,7 @@ def test_predict_takes_what_a_file_does_not_say(tmp_path, monkeypatch):
     load = Segmenter.load
     monkeypatch.setattr(Segmenter, "load", lambda *args, **more: given.append(load(*args, **more)) or given[-1])
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("predict", overrides=[*main.quote_paths(typed), "device=cpu", "num_workers=0"])
+        cfg = compose("predict", overrides=[*quote_paths(typed), "device=cpu", "num_workers=0"])
     predict.main(cfg)
     assert given[0].network.spec == network.spec
     assert (given[0].task.kind, given[0].classes) == ("semantic", ADE20K)
