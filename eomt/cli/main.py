@@ -129,10 +129,10 @@ def explain(error: BaseException) -> str:
 
 def _run(name: str, function: Callable[[DictConfig], None]) -> None:
     job = _job(function)
-    if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(help_of(name, function.__globals__["__doc__"]))
-        return
     try:
+        if {"-h", "--help"} & {*sys.argv[1:]}:
+            print(help_of(name, function.__globals__["__doc__"]))
+            return
         with listening() as signals:
             signals.unblock()
         _import_own()
