@@ -30,10 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eomt.cli.arguments import key_of, prepared
 from eomt.cli.check import check_roots, check_settings
-from eomt.cli.folders import held, run_id
+from eomt.cli.folders import run_id
 from eomt.cli.help import help_of, in_our_words
 from eomt.cli.meanings import CONFIGS
 from eomt.errors import InputError, Stopped, reason, worker_failure
+from eomt.files import locked
 from eomt.training.slurm import ENDING, batch_job, first_rank, first_task, requeue
 from eomt.training.stop import STOPPING, listening, stopped_by
 
@@ -243,7 +244,7 @@ def _remove_empty_folder() -> None:
     if not folder.is_dir() or folder.resolve() == Path.cwd():
         return
     # Not while another command writes there.
-    with contextlib.suppress(InputError, OSError), held(folder):
+    with contextlib.suppress(InputError, OSError), locked(folder):
         if all(_OWN.fullmatch(path.name) for path in folder.iterdir()):
             shutil.rmtree(folder)
 

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.files import replacing, sync_folder
+from eomt.files import ArchiveFile, replacing, sync_folder
 from eomt.training.slurm import batch_job
 from eomt.training.stop import Agreement, StopSignals, stopped_by
 from eomt.weights.checkpoint import CONTINUATION, PREVIOUS, TRAINED, read_checkpoint
@@ -42,16 +42,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             # Killed runs leave half-written files.
             for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
                 leftover.unlink(missing_ok=True)
-            with replacing(path) as temporary:
-                torch.save(checkpoint, temporary)
-        except (OSError, RuntimeError) as error:
-            reason = str(error)
-            if isinstance(error, RuntimeError):
-                # PyTorch's message about a full disk tells the byte at which it failed.
-                reason = f"the disk is full or a quota used up; {reason.splitlines()[0][:100]}"
+            with replacing(path) as temporary, ArchiveFile(temporary) as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
             raise InputError(
-                f"no checkpoint can be written to {path.parent} ({reason}): free some space, then resume by "
-                f"python train.py ckpt={path.parent}/last.ckpt; what was written before is whole"
+                f"no checkpoint can be written to {path.parent} ({error.strerror or error}): free some space, then "
+                f"resume by python train.py ckpt={path.parent}/last.ckpt; what was written before is whole"
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:

@@ -187,9 +187,9 @@ def test_logs_that_cannot_be_written_do_not_keep_the_checkpoint_from_it(tmp_path
 
 
 def _full_disk(monkeypatch):
-    def save(value, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def save(value, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("eomt.training.checkpoint.torch.save", save)
 
