@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -155,6 +156,9 @@ class BatchLoader(DataLoader):
         timeout: seconds to wait for a batch of the workers.
         at_once: the number of batches that are asked for together; as many are read ahead.
         options: further ones of DataLoader.
+
+    Attributes:
+        waited: seconds that were spent on waiting for batches so far.
     """
 
     on_dead_worker: ClassVar[Callable | None] = None
@@ -186,6 +190,7 @@ class BatchLoader(DataLoader):
                 generator=torch.Generator(),
                 **options,
             )
+        self.waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:
         """Batches.
@@ -200,7 +205,7 @@ class BatchLoader(DataLoader):
                 batches = super().__iter__()
             if self.num_workers:
                 _notice_dead_workers()
-            while (batch := next(batches, None)) is not None:
+            while (batch := self._timed_next(batches)) is not None:
                 if isinstance(batch, InputError):
                     # A new one: an error that its own frame holds keeps the workers alive until garbage is
                     # collected, when they can no longer be told to stop.
@@ -211,6 +216,12 @@ class BatchLoader(DataLoader):
             if not self.num_workers or str(error).startswith("Caught "):
                 raise
             raise worker_failure(error, self.timeout) from None
+
+    def _timed_next(self, batches: Iterator[Any]) -> Any:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        self.waited += time.perf_counter() - began
+        return batch
 
 
 class ImageNotes:

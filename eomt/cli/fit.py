@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import lightning
 from lightning.pytorch.loggers import WandbLogger
@@ -18,12 +19,12 @@ from eomt.cli.build import (
     make_fast,
     memory_errors,
 )
-from eomt.cli.folders import check_unused, held, record
+from eomt.cli.folders import check_unused, held, record, sweep_name
 from eomt.cli.main import log
 from eomt.cli.resume import choose_checkpoint, continue_logs
 from eomt.errors import InputError
 from eomt.files import replacing
-from eomt.training.callbacks import Listening, ProgressLines, WeightAverage
+from eomt.training.callbacks import Listening, ProgressLines, Trackers, WeightAverage
 from eomt.training.checkpoint import LastCheckpoint, check_same_run
 from eomt.training.memory import largest_batch
 from eomt.training.stop import StopSignals
@@ -48,6 +49,10 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
 
 
 def _fit(cfg: DictConfig, signals: StopSignals) -> None:
+    sweep = sweep_name()
+    for settings in (cfg.logger or {}).values():
+        if sweep and settings and settings.get("group", "") is None:
+            settings.group = sweep
     choose_checkpoint(cfg)
     data = build_data(cfg)
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -70,7 +75,7 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
             module.network.backbone.load_pretrained(module.pretrained)
         log.info("the data's index and the pretrained weights are in the cache")
         return
-    callbacks = [Listening(signals), *build_callbacks(cfg)]
+    callbacks = [Listening(signals), Trackers(sweep), *build_callbacks(cfg)]
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
             callback.signals = signals
@@ -105,7 +110,10 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             # Otherwise the next run of a sweep, in this process, would be logged into this one.
-            logger.experiment.finish()
+            run = logger.experiment
+            run.finish()
+            if trainer.is_global_zero and run.offline:
+                log.info("wandb: offline, nothing was sent; `wandb sync '%s'` sends it", Path(run.dir).parent)
     if trainer.is_global_zero:
         for callback in callbacks:
             if isinstance(callback, ProgressLines) and len(callback.validations) > 1:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from eomt.errors import InputError
@@ -60,6 +61,13 @@ def held(folder: str | Path) -> Iterator[None]:
     """
     with locked(folder, _PATIENCE if batch_job() else 0) if first_rank() else contextlib.nullcontext():
         yield
+
+
+def sweep_name() -> str | None:
+    """The name of the folder of the sweep (`--multirun`) that this run is one of, if any."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().runtime.output_dir).parent.name
+    return None
 
 
 def check_unused(folder: str | Path, ckpt: str | None = None) -> None:

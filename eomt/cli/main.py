@@ -59,7 +59,7 @@ _LOST_RANK = re.compile(r"^Dist\w*Error|gloo|nccl|connection (closed|reset)", re
 _LIBRARY_ERRORS = {
     "torch._inductor": "the network cannot be compiled here ({}): set compile=false",
     "torch._dynamo": "the network cannot be compiled here ({}): set compile=false",
-    "wandb": "wandb: {}; run `wandb login`, or set logger.wandb.offline=true",
+    "wandb": "wandb: {}; run `wandb login`, or leave logger.wandb.offline at true",
     "lightning.fabric.utilities.exceptions": "trainer: {}",
 }
 
@@ -77,6 +77,10 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
     # Read by libraries when they are imported, which `function` does. Threads of OpenMP that spin while they wait
     # slow each other down on a CPU that is shared with data workers.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    # No reports to the makers of packages; and MLflow may write files where no server is named.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A log that cannot be written, for want of space or of a reader, is no reason for stack traces.
     logging.raiseExceptions = False

@@ -164,6 +164,8 @@ class WandbLogger(Logger):
     project: Text | None = None
     name: Text | None = None
     id: Text | None = None
+    tags: list[Text] = None
+    group: Text | None = None
     offline: bool = None
 
 
@@ -190,6 +192,7 @@ NODES: dict[str, type[Section]] = {
     f"{_CALLBACKS}Progress": Progress,
     f"{_CALLBACKS}ProgressLines": Callback,
     f"{_LOGGERS}CSVLogger": Logger,
+    f"{_LOGGERS}MLFlowLogger": Logger,
     f"{_LOGGERS}TensorBoardLogger": Logger,
     f"{_LOGGERS}WandbLogger": WandbLogger,
 }

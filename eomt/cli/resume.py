@@ -94,7 +94,7 @@ def choose_checkpoint(cfg: DictConfig) -> None:
 
 
 def continue_logs(cfg: DictConfig, checkpoint: Mapping) -> None:
-    """Let the loggers of wandb and TensorBoard resume those of the checkpoint, if it is of the same run folder.
+    """Let the loggers of wandb, TensorBoard and MLflow resume those of the checkpoint, if it is of the same run folder.
 
     Lightning's CSV log has a version for each start of a run, see `read_logs`.
     """
@@ -103,7 +103,7 @@ def continue_logs(cfg: DictConfig, checkpoint: Mapping) -> None:
     logs = checkpoint[CONTINUATION].get("logs")
     for settings in (cfg.logger or {}).values():
         name = settings["_target_"].rpartition(".")[2]
-        key = {"WandbLogger": "id", "TensorBoardLogger": "version"}.get(name)
+        key = {"WandbLogger": "id", "TensorBoardLogger": "version", "MLFlowLogger": "run_id"}.get(name)
         saved = logs.get(name, "") if isinstance(logs, Mapping) else ""
         # A name that a file brings must not lead to another folder.
         if key and settings.get(key) is None and re.fullmatch(r"\w[\w-]*", str(saved)):

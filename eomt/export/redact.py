@@ -15,18 +15,21 @@ LOCAL = "<a local file>"
 """Stands for weights that training started from: the licence depends on there being some, wherever they are."""
 
 
-def redact(config: Mapping[str, Any], environment: Collection[str] = ()) -> dict[str, Any]:
+def redact(
+    config: Mapping[str, Any], environment: Collection[str] = (), dropped: Collection[str] = _DROPPED
+) -> dict[str, Any]:
     """Take out what belongs to the machine or the person: absolute paths, `data.root`, values of environment
-    variables, loggers and callbacks.
+    variables, and some sections.
 
     Args:
         config: the configuration of a training run, plain and resolved.
         environment: dotted names of the values in it that came from environment variables.
+        dropped: keys that are left out; by default loggers and callbacks among them.
 
     Returns:
         The configuration, in which such values are None (within lists: left out; `weights` and `ckpt`: LOCAL).
     """
-    kept = {key: value for key, value in config.items() if key not in _DROPPED}
+    kept = {key: value for key, value in config.items() if key not in dropped}
     cleaned = _cleaned(kept, "", environment)
     return cleaned | {key: LOCAL for key in ("weights", "ckpt") if kept.get(key) and not cleaned[key]}
 

@@ -65,6 +65,7 @@ class EoMTModule(lightning.LightningModule):
         scores_per_class: its table of classes.
         image_scores: the scores of the images of this rank in the current validation by id, where the metric has them.
         confusion: the confusion matrix of the last validation, where the metric has one.
+        output_losses: the last batch's loss terms, [O] by name, means over the ranks.
         trained_steps: optimizer steps of a checkpoint that is evaluated.
         validated_at: the optimizer step of the last validation; None before the first.
         compiled: True if the network is compiled: a validation fills smaller batches up, see `FixedBatches`.
@@ -113,6 +114,7 @@ class EoMTModule(lightning.LightningModule):
         self.windows: list[tuple[int, int]] = []
         self.total_steps = 0
         self.trained_steps = 0
+        self.output_losses: dict[str, Tensor] = {}
         self.scores: dict[str, float] = {}
         self.scores_per_class: list[dict] = []
         self.image_scores: dict[ImageId, float] = {}
@@ -270,10 +272,15 @@ class EoMTModule(lightning.LightningModule):
         return dropped.to(self.device, non_blocking=True)
 
     def _log_step(self, total: Tensor, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        values = {"loss": total.detach(), **{f"loss_{name}": term.detach().sum() for name, term in terms.items()}}
+        each = torch.cat([term.detach() for term in terms.values()])
+        sums = torch.stack([total.detach(), *(term.detach().sum() for term in terms.values())])
         # The mean over all ranks' images, in one reduction.
-        mean = self.trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean")
-        values = {f"train/{name}": value for name, value in zip(values, mean.unbind(), strict=True)}
+        sums, each = self.trainer.strategy.reduce(torch.cat([sums, each]), reduce_op="mean").split(
+            (len(sums), len(each))
+        )
+        self.output_losses = dict(zip(terms, each.chunk(len(terms)), strict=True))
+        names = ["train/loss", *(f"train/loss_{name}" for name in terms)]
+        values = dict(zip(names, sums.unbind(), strict=True))
         rates = {"head": 0.0, "backbone": 0.0}
         for group in self.optimizers().param_groups:
             rates[group["stage"]] = max(rates[group["stage"]], group["lr"])

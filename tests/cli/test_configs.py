@@ -112,7 +112,7 @@ def test_debug_wins_over_an_experiment():
     assert (cfg.trainer.max_steps, cfg.trainer.val_check_interval) == (4, None)
 
 
-@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb", "none"])
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb", "mlflow", "none"])
 def test_loggers(logger):
     names = list(composed(f"logger={logger}").logger)
     assert names == ([] if logger == "none" else ["csv"] if logger == "csv" else ["csv", logger])

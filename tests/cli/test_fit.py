@@ -16,6 +16,7 @@ from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
 from tests.running import ROOT, SMALL, configured
+from tests.training.callbacks.test_trackers import wandb_records
 from tests.weights.sources import SEVEN
 
 pytestmark = pytest.mark.xdist_group("run")
@@ -117,10 +118,11 @@ def test_values_from_the_environment_are_named_in_checkpoints(tmp_path, monkeypa
     assert (run["config"]["task_name"], run["environment"]) == ("hidden", ["task_name"])
 
 
-def test_a_logger_that_is_not_installed_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
-    with pytest.raises(InputError, match="pip install wandb"):
-        build.build_loggers(configured(tmp_path, "logger=wandb"))
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(f"lightning.pytorch.loggers.{name}._{name.upper()}_AVAILABLE", False)
+    with pytest.raises(InputError, match=f"logger={name} is not installed: pip install {name}"):
+        build.build_loggers(configured(tmp_path, f"logger={name}"))
 
 
 def test_prefetch_fills_the_cache_and_ends(options, tmp_path):
@@ -188,7 +190,11 @@ def test_devices_without_a_launcher(options, tmp_path):
 
 @pytest.mark.slow
 def test_each_run_of_a_sweep_has_its_own_wandb_run(options, tmp_path):
-    for name in ("0", "1"):
-        typed = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=1", "trainer.limit_val_batches=0"]
-        train.main(configured(tmp_path / name, *options, *typed))
-        assert len(list((tmp_path / name / "wandb").glob("offline-run-*"))) == 1
+    """One after the other in one process; they are in one group."""
+    short = ("logger=wandb", "trainer.max_steps=1", "trainer.limit_val_batches=0")
+    done = _command("--multirun", "seed=1,2", *options, *short, "hydra.sweep.dir=mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [next((tmp_path / "mine" / name / "wandb").glob("offline-run-*/*.wandb")) for name in ("0", "1")]
+    runs = [next(record.run for record in wandb_records(file) if record.HasField("run")) for file in files]
+    assert [run.run_group for run in runs] == ["mine", "mine"]
+    assert runs[0].run_id != runs[1].run_id

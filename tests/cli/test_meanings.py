@@ -25,6 +25,7 @@ def leaves(values, path=""):
         *(("train", [f"task={task}"]) for task in TASKS),
         ("train", ["logger=wandb"]),
         ("train", ["logger=tensorboard"]),
+        ("train", ["logger=mlflow"]),
         ("eval", []),
         ("predict", []),
         ("export", []),

@@ -113,13 +113,12 @@ class ProgressLines(Callback):
     def __init__(self) -> None:
         self.validations: dict[int, dict[str, float]] = {}
         self._step = 0
-        # Optimizer steps and times: of the first step, and of the last line.
+        # The first step, and when it was done.
         self._first: tuple[int, float] | None = None
-        self._since: tuple[int, float] | None = None
         self._validation_began = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._step, self._first, self._since = trainer.global_step, None, None
+        self._step, self._first = trainer.global_step, None
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,20 +127,18 @@ class ProgressLines(Callback):
         if not trainer.is_global_zero or step == self._step:
             return
         self._step, now = step, time.perf_counter()
-        logs = every and (step % every == 0 or step == total)
-        if logs:
+        if every and (step % every == 0 or step == total):
             parts = [f"step {step} of {total}", f"loss {float(trainer.callback_metrics['train/loss']):.3f}"]
             monitor = pl_module.task.monitor
             parts += [f"{monitor} {pl_module.scores[monitor]:.2f}"] if monitor in pl_module.scores else []
-            if self._first and self._since:
-                images = (step - self._since[0]) * trainer.datamodule.global_batch
+            if self._first:
                 left = (now - self._first[1]) / (step - self._first[0]) * (total - step)
-                parts += [f"{images / (now - self._since[1]):.1f} images/s", f"{_duration(left)} left"]
+                speed = trainer.callback_metrics.get("speed/images_per_second")  # of Trackers
+                parts += [f"{speed:.1f} images/s"] if speed else []
+                parts += [f"{_duration(left)} left"]
             self._line(trainer, ", ".join(parts))
-        if logs or self._since is None:
-            self._since = (step, now)
         # The first step, in which the network may be compiled, is not timed.
-        self._first = self._first or self._since
+        self._first = self._first or (step, now)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._validation_began = time.perf_counter()
@@ -163,9 +160,6 @@ class ProgressLines(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         took = time.perf_counter() - self._validation_began
-        if self._since:
-            # Images/s are those of the training.
-            self._since = (self._since[0], self._since[1] + took)
         if trainer.sanity_checking:
             return
         self.validations[pl_module.step] = dict(pl_module.scores)

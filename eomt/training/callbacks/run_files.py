@@ -20,6 +20,7 @@ from torch import Tensor
 from eomt.files import replacing, write_json
 from eomt.postprocess.draw import DRAWN_SCORE, contact_sheet, draw_segments, side_by_side
 from eomt.postprocess.types import Instances, Segmentation
+from eomt.training.callbacks.trackers import Picture, log_pictures, log_table
 
 
 class MetricsFile(Callback):
@@ -41,7 +42,9 @@ class MetricsFile(Callback):
             return
         scores = {**pl_module.scores, "step": pl_module.step, "mask_free": pl_module.mask_free}
         write_json(self.folder / "metrics.json", _without_nan(scores))
-        write_json(self.folder / "metrics_per_class.json", [_without_nan(row) for row in pl_module.scores_per_class])
+        rows = [_without_nan(row) for row in pl_module.scores_per_class]
+        write_json(self.folder / "metrics_per_class.json", rows)
+        log_table(trainer.loggers, rows, pl_module.step)
         if pl_module.confusion is not None:
             names = pl_module.classes.names
             with replacing(self.folder / "confusion.csv") as temporary, temporary.open("w", newline="") as file:
@@ -61,10 +64,10 @@ class PredictionPictures(Callback):
     def __init__(self, folder: str | Path, count: int = 8):
         self.folder = Path(folder) / "pictures"
         self.count = count
-        self._rows: list[np.ndarray] = []
+        self._pictures: list[Picture] = []
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._rows = []
+        self._pictures = []
 
     @rank_zero_only
     def on_validation_batch_end(
@@ -76,15 +79,18 @@ class PredictionPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        missing = 0 if trainer.sanity_checking else self.count - len(self._rows)
+        missing = 0 if trainer.sanity_checking else self.count - len(self._pictures)
         if missing > 0:
-            self._rows += [_row(batch, k, one, pl_module) for k, one in enumerate(outputs.result()[:missing])]
+            shown = enumerate(outputs.result()[:missing])
+            self._pictures += [_picture(batch, k, one, pl_module) for k, one in shown]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self._rows:
-            with replacing(self.folder / f"step-{pl_module.step:06d}.png") as temporary:
-                Image.fromarray(contact_sheet(self._rows)).save(temporary)
-            self._rows = []
+        if self._pictures:
+            sheet = self.folder / f"step-{pl_module.step:06d}.png"
+            with replacing(sheet) as temporary:
+                Image.fromarray(contact_sheet([picture.drawn for picture in self._pictures])).save(temporary)
+            log_pictures(trainer.loggers, self._pictures, sheet, pl_module.classes, pl_module.step)
+            self._pictures = []
 
 
 class SavePredictions(Callback):
@@ -146,7 +152,9 @@ def _without_nan(row: dict) -> dict:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
-def _row(batch: Any, index: int, prediction: Segmentation | Instances, module: lightning.LightningModule) -> np.ndarray:
+def _picture(
+    batch: Any, index: int, prediction: Segmentation | Instances, module: lightning.LightningModule
+) -> Picture:
     """Draw one image at the network's resolution: the batch does not hold the original."""
     placement, targets = batch.placements[index], batch.targets[index]
     size = (placement.scaled_height, placement.scaled_width)
@@ -159,9 +167,12 @@ def _row(batch: Any, index: int, prediction: Segmentation | Instances, module: l
         truth = torch.where(plane > 0, plane, truth)
     shown = prediction.above(DRAWN_SCORE).flat() if isinstance(prediction, Instances) else prediction
     labels, scores = shown.labels.cpu().numpy(), shown.scores.cpu().numpy()
-    left = draw_segments(image, _nearest(truth, size), targets.labels.numpy(), module.classes)
-    right = draw_segments(image, _nearest(shown.ids, size), labels, module.classes, scores)
-    return side_by_side(image, [(f"{batch.names[index]}: ground truth", left), ("prediction", right)])
+    true_ids, true_labels, ids = _nearest(truth, size), targets.labels.numpy(), _nearest(shown.ids, size)
+    left = draw_segments(image, true_ids, true_labels, module.classes)
+    right = draw_segments(image, ids, labels, module.classes, scores)
+    drawn = side_by_side(image, [(f"{batch.names[index]}: ground truth", left), ("prediction", right)])
+    maps = (np.append(-1, own)[segments] for segments, own in ((true_ids, true_labels), (ids, labels)))
+    return Picture(batch.names[index], image, *maps, drawn)
 
 
 def _nearest(ids: Tensor, size: tuple[int, int]) -> np.ndarray:
