@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -28,6 +29,8 @@ from eomt.inference.segmenter import Segmenter
 from eomt.photo import IMAGE_SUFFIXES
 from eomt.postprocess.writers import ResultWriter, Row, flat_name, shortened
 
+log = logging.getLogger("eomt")
+
 PICTURES, PREDICTIONS, INDEX = "pictures", "predictions", "images.json"
 # In place of the index until that is written: all pictures that the run may leave.
 _UNFINISHED = ".images.json"
@@ -47,38 +50,51 @@ def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list
         The files' common folder, and their absolute paths, each once.
 
     Raises:
-        InputError: if an entry matches no image.
+        InputError: if an entry matches no image. Other files of a folder, such as photo.heic, are counted in the log.
     """
     entries = [given] if isinstance(given, str) else [str(entry) for entry in given]
     written = [Path(os.path.abspath(out), name) for name in (PICTURES, PREDICTIONS)]
     folders, files = [], {}
     for entry in entries:
-        folder, found = _expand(entry)
-        found = [path for path in found if not any(path.is_relative_to(own) for own in written)]
+        folder, found, others = _expand(entry)
+        found, others = (
+            [path for path in paths if not any(path.is_relative_to(own) for own in written)]
+            for paths in (found, others)
+        )
+        kinds = ", ".join(
+            f"{count} {kind or 'without a suffix'}" for kind, count in Counter(p.suffix for p in others).items()
+        )
         if not found:
-            raise InputError(f"images={entry} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}")
+            raise InputError(
+                f"images={entry} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}"
+                + f", found {kinds}" * bool(kinds)
+            )
+        if kinds:
+            log.info("images=%s: left out, as they do not end in %s: %s", entry, " ".join(IMAGE_SUFFIXES), kinds)
         folders.append(folder)
         files |= dict.fromkeys(found)
     return Path(os.path.commonpath(folders)), list(files)
 
 
-def _expand(entry: str) -> tuple[Path, list[Path]]:
-    """An entry's folder, and the files that it matches."""
+def _expand(entry: str) -> tuple[Path, list[Path], list[Path]]:
+    """An entry's folder, the images that it matches, and what else a folder holds."""
     path = Path(os.path.abspath(os.path.expanduser(entry)))
     if path.is_file():
-        return path.parent, [path]
+        return path.parent, [path], []
     if path.is_dir():
-        return path, sorted(_below(path))
+        files = sorted(_below(path))
+        return path, list(filter(_is_image, files)), [file for file in files if not _is_image(file)]
     # The part of a pattern that exists is no pattern: a folder may be named "set [1]".
     folder = next(parent for parent in path.parents if parent.is_dir())
     pattern = str(path.relative_to(folder))
     if not glob.has_magic(pattern):
         raise InputError(f"images={entry}: no such file or folder")
     if "**" not in path.parts:
-        return folder, sorted(filter(_is_image, map(folder.joinpath, glob.glob(pattern, root_dir=folder))))
+        return folder, sorted(filter(_is_image, map(folder.joinpath, glob.glob(pattern, root_dir=folder)))), []
     # Not glob, which runs in circles of links.
     parts = Path(pattern).parts
-    return folder, sorted(file for file in _below(folder) if _fits(file.relative_to(folder).parts, parts))
+    files = filter(_is_image, _below(folder))
+    return folder, sorted(file for file in files if _fits(file.relative_to(folder).parts, parts)), []
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
@@ -91,7 +107,7 @@ def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 def _below(folder: Path) -> Iterator[Path]:
     for parent, names in walk(folder, hidden=False):
-        yield from (Path(parent, name) for name in names if not name.startswith(".") and _is_image(Path(parent, name)))
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def _is_image(path: Path) -> bool:

@@ -301,3 +301,15 @@ def test_every_option_of_a_task_can_be_set():
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         keys = {name: set(OmegaConf.to_container(compose(name).postprocess)) for name in ("predict", "train")}
     assert keys["predict"] == keys["train"]
+
+
+def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path, caplog):
+    save(tmp_path / "photos" / "a.jpg", 8, 8, 0)
+    for name in ("b.heic", "c.heic", ".hidden.txt", "d.jpg.txt"):
+        (tmp_path / "photos" / name).write_bytes(b"")
+    caplog.set_level("INFO")
+    assert [path.name for path in find_images(str(tmp_path / "photos"), tmp_path / "out")[1]] == ["a.jpg"]
+    assert "2 .heic, 1 .txt" in caplog.text
+    (tmp_path / "photos" / "a.jpg").unlink()
+    with pytest.raises(InputError, match=r"has no image: .*, found 2 \.heic, 1 \.txt"):
+        find_images(str(tmp_path / "photos"), tmp_path / "out")
