@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import SEEK_END
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -12,9 +13,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from eomt.errors import InputError
+from eomt.files import is_bomb
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 Form = Literal["upright", "stored"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""Pillow's names of the formats that are read; a file in others of its formats could start a program (EPS)."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels
@@ -55,7 +60,7 @@ def load_image(source: ImageSource) -> np.ndarray:
     Args:
         source: one of
 
-            - a file that Pillow reads, such as JPEG, PNG, TIFF, WebP or BMP,
+            - a JPEG, PNG, TIFF, WebP, BMP or GIF file,
             - a PIL image of any mode,
             - an array [H, W] (grey) or [H, W, K], or a tensor [H, W] or [K, H, W], with K = 1 grey, 2 grey and
               alpha, 3 RGB, or 4 RGB and alpha; uint8, uint16, bool, or floating point 0..1.
@@ -96,16 +101,23 @@ def read_photo(
             Another form than the first is taken if only that has this size.
 
     Raises:
-        InputError: if it is no image, or damaged.
+        InputError: if it is no image, damaged, or claims far more pixels than files of its size have.
     """
     try:
-        with Image.open(file) as image:
+        packed = file.seek(0, SEEK_END)
+        file.seek(0)
+        with Image.open(file, formats=FORMATS) as image:
+            if is_bomb(packed, 3 * image.width * image.height):
+                raise InputError(
+                    f"{where} claims {image.width}x{image.height} pixels in {packed} bytes; if that is right, scale it "
+                    "down or save it as JPEG"
+                )
             return _from_pil(image, where, forms, size)
     except (InputError, MemoryError):
         raise
     except Exception as error:  # Pillow raises many kinds on files that are no images
         reason = (
-            "it is no image that Pillow knows; convert it to JPEG or PNG"
+            f"it is no image in {', '.join(FORMATS)}; convert it to JPEG or PNG"
             if isinstance(error, UnidentifiedImageError)
             else error
         )

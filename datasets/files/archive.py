@@ -21,15 +21,11 @@ from typing import BinaryIO
 from datasets.files.index import cache_errors, cache_folder
 from datasets.files.source import CHUNK, Folder, Member, Source
 from eomt.errors import InputError
-from eomt.files import replacing
+from eomt.files import LARGEST_RATIO, is_bomb, replacing
 
 log = getLogger(__name__)
 
 _FINGERPRINT_BYTES = 32 << 20  # the central directory ends an archive: 300,000 members
-
-# Deflate reaches 1,032 to 1, photos, PNGs and JSONs stay far below this ratio. Small members may have any.
-_LARGEST_RATIO = 200
-_FREE_BYTES = 64 << 20
 
 _LOCAL_HEADER = struct.Struct("<4s22x2H")  # signature, lengths of name and extra field (PKWARE's APPNOTE.TXT, 4.3.7)
 _UTF8 = 1 << 11  # flag of a member (4.4.4)
@@ -147,10 +143,10 @@ class ZipArchive:
                 f"{self.describe(name)} is encrypted or packed by a method other than deflate "
                 f"(method {member.method}); make the archive anew without"
             )
-        if member.size > max(_FREE_BYTES, _LARGEST_RATIO * member.packed):
+        if is_bomb(member.packed, member.size):
             raise InputError(
                 f"{self.describe(name)} claims to inflate from {member.packed} to {member.size} bytes, more than "
-                f"{_LARGEST_RATIO} times as many; if that is right, make the archive anew without compression"
+                f"{LARGEST_RATIO} times as many; if that is right, make the archive anew without compression"
             )
         left = member.packed
         inflater = zlib.decompressobj(-zlib.MAX_WBITS) if member.method == zipfile.ZIP_DEFLATED else None

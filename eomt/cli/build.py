@@ -90,6 +90,18 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
     )
 
 
+def description(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> dict[str, Any]:
+    """What `EoMTModule.description` gives of a configuration's module, without building it."""
+    network = OmegaConf.to_container(cfg.model, resolve=True)
+    _, freeze, lora = (network.pop(name) for name in ("pretrained", "freeze_backbone", "lora"))
+    return {
+        "kind": cfg.kind,
+        "classes": classes.to_list(),
+        "network": network | {"image_size": list(image_size), "num_classes": len(classes)},
+        "learns": {"freeze_backbone": freeze, "lora": lora if lora["rank"] else None},
+    }
+
+
 def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int], unpadded: bool = False) -> EoMTModule:
     """A trained network, ready to evaluate under `cfg`.
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from eomt.cli.help import unknown
 from eomt.cli.meanings import keys_of
-from eomt.cli.nodes import NODES, Data, FolderReader, Loss, Optim, SplitReader
+from eomt.cli.nodes import NODES, Data, FolderReader, Loss, Optim, Reader, SplitReader
 from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, Section
 from eomt.errors import InputError
 
@@ -32,9 +32,14 @@ def check_settings(command: str, settings: Mapping[str, Any]) -> None:
     section, command = COMMANDS[command], "eval" if command == "scored" else command
     lines = list(_faults(command, section, settings))
     for path, node in nodes(settings):
-        if isinstance(node["_target_"], str) and node["_target_"] in NODES:
+        section = NODES.get(node["_target_"]) if isinstance(node["_target_"], str) else None
+        if section:
             keys = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
-            lines += _faults(command, NODES[node["_target_"]], keys, path)
+            lines += _faults(command, section, keys, path)
+            # Readers are made by the data module, all else at once.
+            partial = issubclass(section, Reader)
+            if "_partial_" in node and path != ("data",) and node["_partial_"] is not partial:
+                lines.append(f"{_dotted(*path, '_partial_')} must be {_shown(partial)}")
     lines = lines or list(_unknown_scores(settings))
     if lines:
         raise InputError(lines[0], lines)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
@@ -37,19 +39,10 @@ from eomt.training.stop import listening
 from eomt.weights.load import read_weights
 from eomt.weights.spec import Weights, check_same_classes
 
-# An evaluation may run on other devices than the training, and scores all images, also after a limited training.
-_NOT_INHERITED = {
-    "data": {"max_images": None, "validate_on_train": False},
-    "trainer": {
-        "accelerator": "auto",
-        "strategy": "auto",
-        "devices": "auto",
-        "num_nodes": 1,
-        "limit_val_batches": None,
-        "overfit_batches": 0.0,
-        "fast_dev_run": False,
-    },
-}
+# An evaluation scores all images, also after a limited training.
+_NOT_INHERITED = {"data": {"max_images": None, "validate_on_train": False}}
+# What it takes of the trainer: it may run on other devices, and writes into a folder of its own.
+_OF_TRAINER = ("precision", "deterministic", "benchmark", "inference_mode", "enable_progress_bar")
 # Arguments of the network that a chosen model sets.
 _NETWORK = ("backbone", "patch_size", "num_masked_blocks", "backbone_options")
 
@@ -78,7 +71,7 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
     network = _typed_network(cfg.settings, chosen)
     kind = None if settings is None else settings.kind
     weights = read_weights(cfg.ckpt, kind=kind, classes=classes, network=network, backbone=cfg.delta_base)
-    carried = {} if chosen is not None else _inherited(weights)
+    carried = {} if chosen is not None else _inherited(weights, cfg.run_folder)
     if not cfg.trust_code:
         check_config(cfg.ckpt, weights.kind, carried)
     if settings is None:
@@ -170,12 +163,16 @@ def _scored(config: DictConfig) -> DictConfig:
     return OmegaConf.create({key: settings[key] for key in Scored.model_fields})
 
 
-def _inherited(weights: Weights) -> dict[str, Any]:
+def _inherited(weights: Weights, run_folder: str) -> dict[str, Any]:
     """The part of the configuration in a checkpoint that an evaluation takes, plain and not checked."""
     settings = {key: weights.config[key] for key in Scored.model_fields if key in weights.config}
     if settings:
         # A configuration of another kind could name a custom task, which `check_config` has not seen.
         settings["kind"] = weights.kind
+    trainer, own = settings.get("trainer"), yaml.safe_load(Path(CONFIGS, "trainer", "default.yaml").read_text())
+    if isinstance(trainer, Mapping):
+        taken = {key: trainer[key] for key in _OF_TRAINER if key in trainer}
+        settings["trainer"] = own | taken | {"default_root_dir": run_folder}
     data = settings.get("data")
     if isinstance(data, Mapping):
         # The training set, whose reader and augmentations may be foreign code, is not read.

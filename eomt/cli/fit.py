@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
+import torch
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -16,19 +18,20 @@ from eomt.cli.build import (
     build_loggers,
     build_module,
     build_trainer,
+    description,
     make_fast,
     memory_errors,
 )
 from eomt.cli.folders import check_unused, held, record, sweep_name
 from eomt.cli.main import log
 from eomt.cli.resume import choose_checkpoint, continue_logs
-from eomt.errors import InputError
+from eomt.errors import InputError, reason
 from eomt.files import replacing
-from eomt.training.callbacks import Listening, ProgressLines, Trackers, WeightAverage
+from eomt.training.callbacks import Listening, ProgressLines, Trackers
 from eomt.training.checkpoint import LastCheckpoint, check_same_run
 from eomt.training.memory import largest_batch
 from eomt.training.stop import StopSignals
-from eomt.weights.checkpoint import FORMAT, read_checkpoint
+from eomt.weights.checkpoint import FORMAT, PREVIOUS, read_checkpoint
 from eomt.weights.load import read_weights
 from eomt.weights.spec import Weights
 from eomt.weights.transfer import table, transfer
@@ -55,9 +58,15 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
             settings.group = sweep
     choose_checkpoint(cfg)
     data = build_data(cfg)
+    resume, weights = starting_point(cfg)
+    if resume:
+        # Before the network is built: of a file's configuration, it could be of any size.
+        checkpoint = read_checkpoint(resume, mmap=True)
+        averages = ((cfg.callbacks.get("ema") or {}).get("decay")) is not None
+        check_same_run(checkpoint, description(cfg, data.classes, data.image_size), averages)
+        _check_same_rates(checkpoint, cfg)
     lightning.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data.classes, data.image_size)
-    resume, weights = starting_point(cfg)
     if not cfg.prefetch:
         check_unused(cfg.run_folder, resume)
         record(cfg, cfg.run_folder)
@@ -75,17 +84,15 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
             module.network.backbone.load_pretrained(module.pretrained)
         log.info("the data's index and the pretrained weights are in the cache")
         return
-    callbacks = [Listening(signals), Trackers(sweep), *build_callbacks(cfg)]
+    listening = Listening(signals)
+    callbacks = [listening, Trackers(sweep), *build_callbacks(cfg)]
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
             callback.signals = signals
     if resume:
-        checkpoint = read_checkpoint(resume, mmap=True)
-        check_same_run(checkpoint, module.description(), any(isinstance(c, WeightAverage) for c in callbacks))
-        _check_same_rates(checkpoint, cfg)
         module.run["environment"] += checkpoint[FORMAT].get("environment") or []
         continue_logs(cfg, checkpoint)
-        resumed_at = checkpoint["global_step"]
+        resumed_at = checkpoint.get("global_step")
         del checkpoint  # mapped, it would keep its room on the disk after newer ones have taken its names
     trainer = build_trainer(cfg, callbacks, build_loggers(cfg) or False)
     if data.batch_size is None:
@@ -98,7 +105,7 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
     make_fast(module, trainer, cfg.compile)
-    with memory_errors(data), logging_redirect_tqdm():
+    with memory_errors(data), logging_redirect_tqdm(), _restore_errors(listening, resume):
         signals.block(trainer.strategy.launcher)
         trainer.fit(module, data, ckpt_path=resume)
     if resume and trainer.global_step == resumed_at:
@@ -134,6 +141,22 @@ def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
     if cfg.ckpt:
         log.info("ckpt= holds weights, but no run to resume: training starts from those")
     return None, weights
+
+
+@contextmanager
+def _restore_errors(listening: Listening, ckpt: str | None) -> Iterator[None]:
+    """Turn errors while a checkpoint is restored, on which libraries raise anything, into one line."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if not (ckpt and listening.restoring):
+            raise
+        raise InputError(
+            f"ckpt={ckpt} cannot be resumed ({type(error).__name__}: {reason(error)}): it is damaged or of another "
+            f"version; take {PREVIOUS} beside it, or start another run from its weights by weights="
+        ) from error
 
 
 def _check_same_rates(checkpoint: Mapping, cfg: DictConfig) -> None:

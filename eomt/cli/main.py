@@ -127,8 +127,9 @@ def explain(error: BaseException) -> str:
     target = re.search(r"Error locating target '([^']+)'", text)
     if target:
         return f"{target[1]} cannot be imported ({chain[-1]}): is its folder in PYTHONPATH?"
-    text = " ".join(text.split())
-    # A name in a hostile file may be of any length; the way out stands at a message's end.
+    # A name in a hostile file may hold a terminal's commands.
+    text = "".join(mark if mark.isprintable() else "?" for mark in " ".join(text.split()))
+    # And it may be of any length; the way out stands at a message's end.
     return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
 
 

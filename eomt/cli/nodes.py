@@ -157,16 +157,23 @@ class Progress(Callback):
 
 
 class Logger(OpenSection):
+    """Its class takes further keys, which a file must not bring: some name folders or programs."""
+
     save_dir: Folder = None
+    name: Text | None = None
+    version: Text | int | None = None
 
 
 class WandbLogger(Logger):
     project: Text | None = None
-    name: Text | None = None
     id: Text | None = None
-    tags: list[Text] = None
-    group: Text | None = None
+    resume: Literal["allow", "must", "never", "auto"] | bool | None = None
     offline: bool = None
+    entity: Text | None = None
+    group: Text | None = None
+    job_type: Text | None = None
+    tags: list[Text] | None = None
+    notes: Text | None = None
 
 
 _READERS = "datasets.readers."

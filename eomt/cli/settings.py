@@ -69,9 +69,10 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(gt=0, le=1)]
 Limit = Natural | Share
-Text = Annotated[str, named("a text that is not empty", min_length=1)]
-Path = Annotated[str, named("a path", min_length=1)]
-Folder = Annotated[str, named("a folder to write to", min_length=1)]
+_LINE = r"^[^\x00-\x1f\x7f]+$"
+Text = Annotated[str, named("a text of one line that is not empty", pattern=_LINE)]
+Path = Annotated[str, named("a path", pattern=_LINE)]
+Folder = Annotated[str, named("a folder to write to", pattern=_LINE)]
 Paths = Path | Annotated[list[Path], Field(min_length=1)]
 Names = Annotated[list[Any] | dict[Any, Any], named("a list of names, or {value: name}", min_length=1)]
 Values = int | list[int]
@@ -171,7 +172,7 @@ class Postprocess(OpenSection):
 
 class Trainer(Section):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
-    strategy: Text
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2"]
     devices: Devices
     num_nodes: Count
     precision: Literal[

@@ -53,6 +53,9 @@ def check_config(name: str, kind: str, config: Mapping[str, Any]) -> None:
         raise InputError(
             f"ckpt={name} holds {entry[:80]!r}, which is no plain value: trust_code=true takes it as it is"
         )
+    for path, node in nodes(config.get("logger")):
+        for key in node.keys() - {*NODES[node["_target_"]].model_fields, *_SPECIAL}:
+            raise InputError(f"ckpt= sets logger.{'.'.join(path)}.{key}: if you trust it, say so by trust_code=true")
     named = {key: config[key] for key in ("task_name", "logger") if key in config}
     for key, text in _entries("", named):
         if key not in FOLDERS and _ELSEWHERE.search(str(text)) and key != "_target_":

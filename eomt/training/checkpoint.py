@@ -17,6 +17,8 @@ import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -303,6 +305,22 @@ def keep_as(path: Path, name: str) -> None:
         # A file system without hard links.
         shutil.copyfile(path, temporary)
     os.replace(temporary, path.with_name(name))
+
+
+def check_state(checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the state of loops, schedules and callbacks in a checkpoint is of numbers and tensors."""
+    waiting = [(key, checkpoint.get(key)) for key in ("loops", "lr_schedulers", "callbacks", "nonfinite")]
+    for name, value in waiting:
+        if isinstance(value, Mapping):
+            waiting += value.items()
+        elif isinstance(value, list | tuple):
+            waiting += [(name, entry) for entry in value]
+        elif not isinstance(value, bool | int | float | Tensor | None):
+            raise ValueError(f"{name} is {str(value)[:60]!r}, where numbers belong")
+    # A schedule takes every name as an attribute, also in place of its methods.
+    for name in {name for schedule in checkpoint.get("lr_schedulers") or () for name in schedule}:
+        if callable(getattr(LambdaLR, str(name), None)):
+            raise ValueError(f"its schedule has an entry {name!r}")
 
 
 def check_same_run(checkpoint: Mapping, description: Mapping, averages: bool) -> None:

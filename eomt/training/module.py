@@ -30,6 +30,7 @@ from eomt.targets import ImageId
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Annealing, mask_probability, resolve_windows
 from eomt.training.callbacks.progress import describe
+from eomt.training.checkpoint import check_state
 from eomt.training.nonfinite import NonFiniteSteps, total_norm
 from eomt.training.optim import Recipe, freeze_backbone, total_steps
 from eomt.training.seeding import ImageKey, draw_dropped_masks, point_seeds, training_keys, validation_keys
@@ -395,6 +396,7 @@ class EoMTModule(lightning.LightningModule):
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_state(checkpoint)
         if "nonfinite" in checkpoint:
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import lightning
+import torch
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -51,7 +55,9 @@ class Recipe:
 
     def optimizer(self, groups: list[dict], fused: bool) -> Optimizer:
         """Make the optimizer of some parameter groups: what a subclass replaces."""
-        return AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+        optimizer = AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+        optimizer.register_load_state_dict_pre_hook(moments_alone)
+        return optimizer
 
 
 def parameter_groups(
@@ -88,6 +94,31 @@ def parameter_groups(
         group = groups.setdefault((rate, stage), {"params": [], "lr": rate, "name": label, "stage": stage})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def moments_alone(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a checkpoint an optimizer's moments, laid out as its parameters; groups and options stay its own.
+
+    Fused kernels do not compare shapes: they would write behind moments that are smaller than their parameters.
+
+    Raises:
+        ValueError: if these are the moments of other parameters.
+    """
+    groups = [group["params"] for group in optimizer.param_groups]
+    numbers = [group["params"] for group in saved["param_groups"]]
+    if [*map(len, groups)] != [*map(len, numbers)]:
+        raise ValueError(f"its optimizer has {[*map(len, numbers)]} parameters, not {[*map(len, groups)]}")
+    state: dict[int, dict[str, Tensor]] = {}
+    for parameter, number in zip(chain(*groups), chain(*numbers), strict=True):
+        for key, value in saved["state"].get(number, {}).items():
+            shape = torch.Size() if key == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape:
+                raise ValueError(f"its optimizer has {key} that is no tensor of {list(shape)}")
+            value = value.detach()
+            as_it_lies = key == "step" or value.stride() == parameter.stride()
+            state.setdefault(number, {})[key] = value if as_it_lies else torch.empty_like(parameter).copy_(value)
+    own = optimizer.state_dict()["param_groups"]
+    return {"state": state, "param_groups": [{**g, "params": n} for g, n in zip(own, numbers, strict=True)]}
 
 
 def freeze_backbone(network: EoMT, frozen: bool | int) -> None:

@@ -35,9 +35,12 @@ FORMAT = "eomt"
 MAX_JSON = 64 * 2**20
 """Bytes of a description; those of real models stay far below one MiB."""
 
+_MAX_ENTRIES = 10**6  # of lists, mappings and tensors in a file
+_MAX_HEADER = 2**22  # bytes of a safetensors header: a giant model's take some 100,000
+
 # What a pickle may name. PyTorch's unpickler allows more, which it calls with any size.
 _PLAIN = re.compile(
-    r"collections (OrderedDict|Counter)|_codecs encode|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"collections (OrderedDict|Counter)|torch\._utils _rebuild_(tensor_v2|parameter)"
     r"|torch (Size|device|bool|b?float\d+|u?int\d+|(Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage)"
 )
 _AGAIN = "download or copy it again, or take another checkpoint of its run, such as previous.ckpt"
@@ -107,8 +110,12 @@ def read_file(path: Path, mmap: bool = True) -> Any:
         if start.startswith(b"PK\x03\x04"):
             status = path.stat()
             _check_archive(path, (status.st_ino, status.st_size, status.st_mtime_ns))
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            _check_claims(content)
+            return content
         if start[8:] == b"{":
+            if int.from_bytes(start[:8], "little") > _MAX_HEADER:
+                raise ValueError("its header is larger than that of any model")
             return load_file(path)
         raise ValueError("its content is neither safetensors' nor PyTorch's" if start else "it is empty")
     except InputError as error:
@@ -186,16 +193,34 @@ def _read_shards(index: Path) -> dict[str, Any]:
 
 
 def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
-    """Check that a state dict holds nothing but tensors no larger than their bytes."""
+    """Check that a state dict holds nothing but tensors by name."""
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{path} holds no weights by name, but {type(state).__name__}")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(f"{path} holds {type(value).__name__} under {str(key)!r}, where a weight belongs")
-        # A view can repeat few bytes to any size, which the next operation would write out.
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise InputError(f"{path}: {key} is no plain weight: {list(value.shape)} of other bytes; {_AGAIN}")
     return dict(state)
+
+
+def _check_claims(content: Any) -> None:
+    """Raise ValueError if tensors repeat their bytes, alone or together: the next operations would write them out."""
+    waiting, visits, claimed, held = [content], 0, 0, {}
+    while waiting:
+        value, visits = waiting.pop(), visits + 1
+        if visits > _MAX_ENTRIES:
+            raise ValueError("it has more entries than any model")
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, Tensor):
+            storage, size = value.untyped_storage(), value.numel() * value.element_size()
+            if size > storage.nbytes():
+                raise ValueError(f"a tensor of {list(value.shape)} repeats {storage.nbytes()} bytes")
+            claimed, held[storage.data_ptr()] = claimed + size, storage.nbytes()
+    # Weights that two parts share are saved once.
+    if claimed > 2 * sum(held.values()):
+        raise ValueError(f"its tensors repeat {sum(held.values())} bytes, of which they make {claimed}")
 
 
 @functools.lru_cache(maxsize=16)

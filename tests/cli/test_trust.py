@@ -105,6 +105,8 @@ LOGGER = {"_target_": "lightning.pytorch.loggers.WandbLogger", "save_dir": "/run
         {"logger": {"x": {**LOGGER, "version": "/tmp/x"}}},
         {"logger": {"x": {**LOGGER, "a": [{"b": "x\\y"}]}}},
         {"callbacks": {"x": LOGGER}},
+        {"logger": {"x": {**LOGGER, "dir": "x"}}},
+        {"logger": {"x": {**LOGGER, "settings": {"x_executable": "x"}}}},
         {"callbacks": {"last": {"folder": "/tmp/x"}}},
         {"callbacks": {"x": [{"y": {"folder": ["/run/../x"]}}]}},
         {"trainer": {"default_root_dir": "x"}},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eomt.training.optim import parameter_groups, two_stage_warmup
+from eomt.training.optim import Recipe, parameter_groups, two_stage_warmup
 from eomt.weights.original import from_original
 from tests.golden_numbers import golden_json, golden_network
 
@@ -40,3 +40,31 @@ def test_schedule():
 def test_schedule_of_a_run_shorter_than_its_warmup_stays_in_range():
     multiplier = two_stage_warmup("backbone", (5, 10), 8)
     assert all(0 <= multiplier(step) <= 1 for step in range(12))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"exp_avg": torch.zeros(1)},  # a fused kernel would write behind it
+        {"exp_avg_sq": "x"},
+        {"step": torch.zeros(9)},
+    ],
+)
+def test_moments_of_other_shapes_are_refused(damage):
+    """Of a checkpoint's optimizer the moments alone are taken, and only where they fit."""
+    parameter = torch.nn.Parameter(torch.zeros(3, 4))
+    optimizer = Recipe().optimizer([{"params": [parameter], "lr": 0.5}], fused=True)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["param_groups"][0] |= {"maximize": True, "lr": "x"}
+    saved["state"][0]["exp_avg"] = torch.full((4, 3), 7.0).T
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert optimizer.param_groups[0]["maximize"] is False
+    moment = optimizer.state[parameter]["exp_avg"]
+    assert moment.is_contiguous()
+    assert moment.eq(7).all()
+    saved["state"][0] |= damage
+    with pytest.raises(ValueError, match="that is no tensor of"):
+        optimizer.load_state_dict(saved)

@@ -1,5 +1,6 @@
 """Damaged and hostile files: each is one line that names the file, and nothing in it runs."""
 
+import codecs
 import json
 import os
 import struct
@@ -63,6 +64,9 @@ def broken_files(folder):
     yield write("empty.ckpt", b""), "it is empty.*another checkpoint of its run"
     yield write("text.bin", b"<html>not found</html>"), "neither safetensors' nor PyTorch's"
     yield write("cut.ckpt", data[: len(data) // 2]), "truncated, damaged"
+    row = torch.zeros(10_000)
+    yield checkpoint("together.ckpt", **{f"x{k}": row[k:] for k in range(99)}), "its tensors repeat .* bytes"
+    yield write("long.safetensors", struct.pack("<Q", 2**23) + b"{" + b" " * 2**23), "header is larger than"
     yield write("cut.safetensors", safe.read_bytes()[:-9]), "truncated, damaged"
     yield write("header.safetensors", struct.pack("<Q", 10**15) + safe.read_bytes()[8:]), "truncated, damaged"
     claim = json.dumps({"queries": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}).encode()
@@ -78,7 +82,10 @@ def broken_files(folder):
     yield folder / "list.bin", "no weights by name, but list"
     torch.save({"a": torch.zeros(1)}, folder / "other.bin")
     yield folder / "other.bin", "holds no EoMT: its weights are called a"
-    yield checkpoint("repeated.ckpt", queries=torch.zeros(1).expand(10**9, 64)), "queries is no plain weight"
+    yield (
+        checkpoint("repeated.ckpt", queries=torch.zeros(1).expand(10**9, 64)),
+        r"a tensor of \[1000000000, 64\] repeats 4 bytes",
+    )
     yield checkpoint("sparse.ckpt", queries=torch.eye(64).to_sparse()), "holds Python objects .*_rebuild_sparse_tensor"
     yield checkpoint("text.ckpt", queries="x"), "holds str under 'network.queries'"
     yield checkpoint("nan.ckpt", queries=torch.full((6, 64), float("nan"))), "queries holds values that are infinite"
@@ -230,8 +237,14 @@ def test_descriptions_hold_plain_values_of_bounded_size(changes, words, tmp_path
 
 @pytest.mark.parametrize(
     "call",
-    [Call(bytearray, 10**10), Call(torch.Tensor, 10**10), Call(torch.FloatTensor, 10**10)],
-    ids=["bytearray", "Tensor", "FloatTensor"],
+    # A codec doubles a text, and another doubles that.
+    [
+        Call(bytearray, 10**10),
+        Call(torch.Tensor, 10**10),
+        Call(torch.FloatTensor, 10**10),
+        Call(codecs.encode, "a", "hex"),
+    ],
+    ids=["bytearray", "Tensor", "FloatTensor", "encode"],
 )
 @pytest.mark.parametrize("sums", [True, False])
 def test_no_file_of_a_few_bytes_fills_the_memory(call, sums, tmp_path):
@@ -241,7 +254,7 @@ def test_no_file_of_a_few_bytes_fills_the_memory(call, sums, tmp_path):
         torch.save({"queries": call}, tmp_path / "x.bin")
     finally:
         torch.serialization.set_crc32_options(True)
-    with pytest.raises(InputError, match=r"x\.bin holds Python objects \(\S+ (bytearray|Tensor|FloatTensor)\)"):
+    with pytest.raises(InputError, match=r"x\.bin holds Python objects \(\S+ (bytearray|Tensor|FloatTensor|encode)\)"):
         read_weights(tmp_path / "x.bin")
 
 

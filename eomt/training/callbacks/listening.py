@@ -13,20 +13,30 @@ class Listening(Callback):
 
     Args:
         signals: the handlers of the whole program.
+
+    Attributes:
+        restoring: True from here to the first step of a run, while it may read the checkpoint that it resumes from.
     """
 
     def __init__(self, signals: StopSignals):
         self.signals = signals
+        self.restoring = False
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         # All ranks have been started.
         self.signals.unblock()
+        self.restoring = trainer.state.fn == "fit"
 
     def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.restoring = False
         self.signals.install()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.signals.install()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Behind the module's `on_train_start`, which uses what was read.
+        self.restoring = False
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.state.fn != "fit":
