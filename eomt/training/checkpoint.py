@@ -272,7 +272,8 @@ class BestCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a best score."""
-        self.score = state_dict["score"]
+        score = state_dict["score"]
+        self.score = None if score is None else float(score)
 
 
 def validates_after(trainer: lightning.Trainer, ahead: int = 0) -> bool:
@@ -308,8 +309,8 @@ def keep_as(path: Path, name: str) -> None:
 
 
 def check_state(checkpoint: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the state of loops, schedules and callbacks in a checkpoint is of numbers and tensors."""
-    waiting = [(key, checkpoint.get(key)) for key in ("loops", "lr_schedulers", "callbacks", "nonfinite")]
+    """Raise ValueError unless the state of loops and schedules in a checkpoint is of numbers and tensors."""
+    waiting = [(key, checkpoint.get(key)) for key in ("loops", "lr_schedulers", "nonfinite")]
     for name, value in waiting:
         if isinstance(value, Mapping):
             waiting += value.items()

@@ -213,8 +213,8 @@ def deep(levels):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"config": {"a": deep(60)}}, "more entries than any configuration"),
-        ({"config": {"a": deep(30)}}, "more entries than any configuration"),
+        ({"config": {"a": deep(60)}}, "more entries than any"),
+        ({"config": {"a": deep(30)}}, "more entries than any"),
         ({"network": {"num_classes": 10**500}}, "holds int, where plain text and numbers belong"),
         ({"step": 10**500}, "holds int, where plain"),
         ({"config": {"a": torch.zeros(1)}}, "holds Tensor, where plain"),
