@@ -172,6 +172,8 @@ def _from_pil(
         return Photo(_to_rgb(image), orientation, form)
     except MemoryError:
         raise
+    except InputError as error:  # its cause tells whether reading again may help
+        raise InputError(f"{where} cannot be read: {error}") from error.__cause__
     except Exception as error:
         raise InputError(f"{where} cannot be read: {error or type(error).__name__}") from error
 

@@ -4,6 +4,7 @@ import errno
 import gc
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import time
@@ -119,6 +120,18 @@ def test_what_was_done_with_photos_is_said_once_for_each_kind(caplog):
             list(islice(loader, 2))
         assert [text for text in caplog.messages if name in text] == [f"{name}: 1 kinds", f"{name}: 2 kinds"]
         kinds.clear()
+
+
+def test_images_at_a_lower_resolution_are_said_once(caplog):
+    reader = MemoryReader(count=3)
+    reader.size = lambda index: (8, 400 if index == 1 else 24)
+    options = {"geometry": WINDOWS, "size": (4, 4), "batch_size": 1}
+    # The second rank repeats its image, which is not scored, as the first one has a batch more.
+    loaders = [evaluation_loader(reader, ranks=(rank, 2), **options) for rank in range(2)]
+    for _ in range(2):
+        assert [len(list(loader)) for loader in loaders] == [2, 2]
+    (line,) = caplog.messages
+    assert re.fullmatch(r"data\.val: 1 images too long for 32 windows, .*: image001", line)
 
 
 def test_a_failing_augmentation_ends_training_in_one_line():

@@ -1,5 +1,6 @@
 """Photos of a set: upright or as stored, by their EXIF orientation and the size of their ground truth."""
 
+import errno
 import io
 import pickle
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from datasets.files.photos import Photos, image_size
+from eomt.errors import InputError
 from tests.label_files import encoded, turned
 
 WIDE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
@@ -95,6 +97,15 @@ def test_damaged_blocks_are_no_orientation(block):
         taken, where = photos.read(0, lambda: (8, 6))
         np.testing.assert_array_equal(taken, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
         assert where == "0.png"
+
+
+def test_a_disk_that_fails_for_a_moment_is_told_from_a_damaged_photo():
+    def size():
+        raise InputError("cannot read truth.png") from OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(InputError, match=r"0\.png cannot be read: cannot read truth\.png") as caught:
+        Photos(Files([stored(WIDE, 6)])).read(0, size)
+    assert caught.value.__cause__.errno == errno.EIO, "as `read_with_retry` asks"
 
 
 def test_sizes_from_headers():
