@@ -1,4 +1,4 @@
-"""The likeliest mistakes, and what is printed: `python docs/mistakes.py` types each and prints the answers as JSON.
+"""The 30 likeliest mistakes, and what is printed: `python docs/mistakes.py` types each and prints the answers as JSON.
 
 Each runs in a process of its own, forked from one that has imported all, in an empty folder with `photo.jpg` and
 `RUN/checkpoints/best.ckpt`.
@@ -22,38 +22,34 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 MISTAKES = """
 python train.py lr=1e-3
 python train.py epochs=10
-python train.py batch_size=8
-python train.py optim.lr=fast
-python train.py optim.lr=-1
-python train.py data.batch_size=3
-python train.py data.image_size=100
+python train.py batch=8
+python train.py imgsz=512
+python train.py gpus=2
+python train.py --task coco_panoptic
+python train.py task = coco_panoptic
 python train.py task=coco
 python train.py task=coco_panoptic
 python train.py task=coco_panoptic data.root=nowhere
 python train.py task=coco_instance data.root=.
 python train.py task=folder_semantic data.root=.
-python train.py model=huge
+python train.py data=coco.yaml
+python train.py data.scale_range=[0.5, 2.0]
+python train.py data.batch_size=3
+python train.py data.image_size=100
+python train.py model=vitl
 python train.py model.backbone=resnet50
-python train.py model.num_masked_blocks=9
-python train.py model.pretrained=nowhere.safetensors
+python train.py optim.lr=fast
+python train.py trainer.devices=0,1
 python train.py trainer.accelerator=gpu trainer.devices=99
-python train.py trainer.accumulate_grad_batches=4
-python train.py trainer.max_epochs=null
-python train.py annealing.windows=[[0.5,0.1],auto]
-python train.py callbacks.best.monitor=map
-python train.py task=shapes_instance loss.ignore_void=true
-python train.py ckpt=nowhere.ckpt
+python train.py ckpt=RUN/checkpoints/lst.ckpt
 python train.py weights=photo.jpg
-python eval.py
-python eval.py ckpt=RUN/checkpoints/best.ckpt
-python predict.py ckpt=RUN/checkpoints/best.ckpt
-python predict.py ckpt=RUN/checkpoints/best.ckpt images=nowhere.jpg
-python predict.py ckpt=RUN/checkpoints/best.ckpt images=photo.jpg conf=0.5
-python predict.py ckpt=RUN/checkpoints/best.ckpt images=photo.jpg threshold=50
-python predict.py ckpt=RUN/checkpoints/best.ckpt images=photo.jpg device=gpu
-python export.py ckpt=RUN/checkpoints/best.ckpt out=exported format=tflite
-python export.py ckpt=RUN/checkpoints/best.ckpt
-python check_data.py split=test
+python eval.py RUN
+python eval.py ckpt=RUN
+python predict.py ckpt=RUN photo.jpg
+python predict.py ckpt=RUN images=photo.jpg conf=0.5
+python predict.py ckpt=RUN images=photo.jpg threshold=50
+python predict.py ckpt=RUN images=photo.jpg device=gpu
+python export.py ckpt=RUN out=exported format=tflite
 """.strip().splitlines()
 
 

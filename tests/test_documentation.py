@@ -6,10 +6,12 @@ not here (DIR, the Hub, several devices) are composed and their keys and values 
 
 import inspect
 import itertools
+import json
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -121,6 +123,18 @@ def test_keys_exist(page):
     # Names of files, keys of the examples' own classes, and Hydra's.
     other = re.compile(r"model\.(onnx|pt2|safetensors)|model\.backbone_options\..*|loss\.early|.*\._target_|data\.val")
     assert {key for key in keys - known.keys() - sections if not other.fullmatch(key)} == set()
+
+
+@pytest.mark.slow
+def test_the_likeliest_mistakes_end_in_one_line():
+    script = ROOT / "docs" / "mistakes.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert len(answers) == 30
+    for answer in answers:
+        *said, last = answer["printed"].splitlines()
+        assert (answer["status"], last[:7]) == (1, "error: "), answer
+        assert not re.search("error|traceback|hydra", " ".join([*said, last[7:]]), re.IGNORECASE), answer
 
 
 def test_every_name_of_transformers_has_its_place():

@@ -233,7 +233,7 @@ def _checked(command: str, argument: str, sweep: bool, chosen: bool) -> str:
         raise InputError(f"{key} is a key of training, which eval.py has not")
     if key == section and Path(CONFIGS, key).is_dir() and command not in ("predict", "export"):
         options = sorted(path.stem for path in Path(CONFIGS, key).glob("*.yaml"))
-        if not (isinstance(value, str) or (value is None and key in ("experiment", "debug"))):
+        if not ((isinstance(value, str) and value) or (value is None and key in ("experiment", "debug"))):
             raise InputError(f"{argument} must be {', '.join(options)}")
         return argument
     check_typed(command, key, value)

@@ -256,6 +256,12 @@ def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
 
 
+_NO_VIT = (
+    "model.backbone={} is not a plain ViT with a final norm that EoMT can extend: "
+    "take a DINOv2 or DINOv3 ViT such as vit_large_patch14_reg4_dinov2"
+)
+
+
 def _create(name: str, options: dict) -> VisionTransformer | Eva:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_patch')[0]}*dinov*")[:6]) or "timm.list_models()"
@@ -263,6 +269,8 @@ def _create(name: str, options: dict) -> VisionTransformer | Eva:
     try:
         return timm.create_model(name, **options)
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+        if "unexpected keyword argument 'img_size'" in str(error):
+            raise InputError(_NO_VIT.format(name)) from error
         # timm and PyTorch name sizes that do not fit each other in many ways.
         raise InputError(f"model.backbone={name} with {options}: {error}") from error
 
@@ -271,7 +279,4 @@ def _check_supported(name: str, vit: nn.Module) -> None:
     attn = vit.blocks[0].attn if isinstance(vit, VisionTransformer | Eva) and len(vit.blocks) else None
     plain = attn is not None and getattr(attn, "qkv", None) is not None and getattr(attn, "gate", None) is None
     if not plain or isinstance(vit.norm, nn.Identity) or getattr(vit, "rope_mixed", False):
-        raise InputError(
-            f"model.backbone={name} is not a plain ViT with a final norm that EoMT can extend: "
-            "take a DINOv2 or DINOv3 ViT such as vit_large_patch14_reg4_dinov2"
-        )
+        raise InputError(_NO_VIT.format(name))

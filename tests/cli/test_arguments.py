@@ -92,6 +92,7 @@ def here(tmp_path, monkeypatch):
         ("eval loss.num_points=1", "loss.num_points is a key of training, which eval.py has not"),
         ("eval trainer.devices=x", "trainer.devices=x must be auto"),
         ("train data=coco.yaml", "data=coco.yaml: data is a section: give its keys, such as data.root or"),
+        ("train task=", "task= must be ade20k_panoptic, "),
         ("train model=null", "model=null must be base, dinov3_base, "),
         ("train model=[1,2,3]", "model=[1,2,3] must be base, dinov3_base, "),
         ("train --task coco_panoptic", "--task: keys are typed without dashes: task=coco_panoptic"),
