@@ -306,7 +306,7 @@ class EoMTModule(lightning.LightningModule):
         self._background = Background(self.device, threads=1)
 
     def on_validation_end(self) -> None:
-        # A graph takes memory from the training, and weights may move in it.
+        # Graphs would take memory from the training, in which weights may also move to other addresses.
         self._batches.release()
         self._background.close()
 

@@ -62,9 +62,9 @@ class StopSignals:
     therefore only sets `received`; before and after, when there is nothing to save, it raises Stopped. A second
     Ctrl-C, or one after another signal, ends the training at once.
 
-    Before the first step, ranks cannot agree: the first rank tells those that it has started, and they tell it. A
-    thread does so, which also ends the process if the main thread does not come to its handler, as while it waits
-    for other ranks; and ends a rank whose first rank has gone.
+    Before the first step, ranks cannot agree on a step: the first rank passes a signal on to those that it has started,
+    and they to the first. A thread does so, since the main thread may be waiting for other ranks. It also ends the
+    process if the main thread does not run its handler in time, or if the first rank is gone.
 
     Args:
         last_words: says why the process ends, where the thread ends it, and returns the exit status.
