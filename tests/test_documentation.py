@@ -23,6 +23,7 @@ from PIL import Image
 from eomt.cli.arguments import quote_paths
 from eomt.cli.main import checked
 from eomt.cli.meanings import keys_of
+from eomt.cli.settings import COMMANDS
 from tests.running import ROOT, SMALL, composed, typed
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -68,7 +69,7 @@ def execute(tokens, folder, shapes, number):
             patch.setattr(sys, "argv", tokens[1:])
             runpy.run_path(str(ROOT / tokens[1]), run_name="__main__")
         return
-    assert name in ("train", "eval", "predict", "export", "check_data"), f"{shlex.join(tokens)}: say why it is not run"
+    assert name in COMMANDS, f"{shlex.join(tokens)}: say why it is not run"
     if "--config-dir" in arguments:
         own = ROOT / "examples" / "own_code"
         sys.path.insert(0, str(own))
@@ -76,7 +77,7 @@ def execute(tokens, folder, shapes, number):
     for module in (value.partition("=")[2] for value in variables if value.startswith("EOMT_IMPORT=")):
         __import__(module)
     keys = {argument.partition("=")[0] for argument in arguments}
-    if ELSEWHERE.search(shlex.join(tokens)):
+    if ELSEWHERE.search(shlex.join(tokens)) or name == "demo":  # which serves until it is stopped
         arguments = [argument for argument in arguments if argument not in ("--cfg", "job")]
         runs = ["run_folder=RUN"] if name in ("train", "eval", "check_data") else []
         checked(name, composed(name, *quote_paths(arguments), *runs))

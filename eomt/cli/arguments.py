@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from eomt.cli.check import check_typed, keys_of_type
 from eomt.cli.help import nearest
 from eomt.cli.meanings import CONFIGS, keys_of
-from eomt.cli.settings import Eval, Run, Scored
+from eomt.cli.settings import WITHOUT_RUN, Eval, Run, Scored
 from eomt.errors import InputError
 from eomt.training.slurm import first_rank
 from eomt.weights.hub import BEST_FIRST, SUFFIXES, is_hub_id, run_checkpoint
@@ -194,7 +194,7 @@ def _meant(command: str, word: str) -> str:
     options = [group for group in (*GROUPS, "logger", "debug") if Path(CONFIGS, group, f"{word}.yaml").is_file()]
     if word in keys_of(command):
         typed = _typed(command, word, "")
-    elif options and command not in ("predict", "export"):
+    elif options and command not in WITHOUT_RUN:
         typed = f"{options[0]}={word}"
     elif word.endswith(SUFFIXES) or run_checkpoint(Path(word)) != Path(word):
         typed = shlex.quote(f"ckpt={word}")
@@ -231,7 +231,7 @@ def _checked(command: str, argument: str, sweep: bool, chosen: bool) -> str:
     scored = {*Scored.model_fields, *GROUPS} if chosen else Scored.model_fields
     if inherited and section in (*Run.model_fields, "debug") and section not in scored:
         raise InputError(f"{key} is a key of training, which eval.py has not")
-    if key == section and Path(CONFIGS, key).is_dir() and command not in ("predict", "export"):
+    if key == section and Path(CONFIGS, key).is_dir() and command not in WITHOUT_RUN:
         options = sorted(path.stem for path in Path(CONFIGS, key).glob("*.yaml"))
         if not ((isinstance(value, str) and value) or (value is None and key in ("experiment", "debug"))):
             raise InputError(f"{argument} must be {', '.join(options)}")

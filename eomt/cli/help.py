@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eomt.cli.meanings import CONFIGS, keys_of
-from eomt.cli.settings import Scored
+from eomt.cli.settings import WITHOUT_RUN, Scored
 from eomt.errors import InputError
 
 GROUPS = {
@@ -96,7 +96,7 @@ def help_of(command: str, about: str) -> str:
     if command == "eval":
         sections = ", ".join(name for name in Scored.model_fields)
         lines.append(f"and these of train.py, which go over the checkpoint's: {sections}; python train.py --help")
-    if command not in ("predict", "export"):
+    if command not in WITHOUT_RUN:
         lines.append(f"{FOLDER}=DIR writes into DIR instead of below runs/.")
     lines += ["", "--cfg job prints all settings instead of running; --multirun runs each of key=a,b in turn."]
     return "\n".join(lines)
@@ -146,7 +146,7 @@ def nearest(key: str, command: str) -> list[str]:
 def _known(command: str) -> list[str]:
     """All that can be typed for a command."""
     names = list(keys_of(command))
-    if command not in ("predict", "export"):
+    if command not in WITHOUT_RUN:
         names += [name for name in (*GROUPS, FOLDER, *keys_of("train")) if name not in names]
     if command == "eval":
         shared = {*keys_of(command), *GROUPS, FOLDER}

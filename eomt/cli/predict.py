@@ -43,7 +43,8 @@ def predict(cfg: Mapping[str, Any]) -> None:
         _predict(cfg, folder, files, processes)
 
 
-def _predict(cfg: Mapping[str, Any], folder: Path, files: list[Path], processes: Executor | None) -> None:
+def load_segmenter(cfg: Mapping[str, Any], what: str) -> Segmenter:
+    """Load the segmenter of a checked configuration, and say `what` it segments on which device."""
     segmenter = Segmenter.load(
         cfg["ckpt"],
         cfg["device"],
@@ -57,13 +58,13 @@ def _predict(cfg: Mapping[str, Any], folder: Path, files: list[Path], processes:
         backbone=cfg["delta_base"],
         **cfg["postprocess"],
     )
-    log.info(
-        "%s segmentation of %s on %s, precision %s",
-        segmenter.task.kind,
-        "1 image" if len(files) == 1 else f"{len(files)} images",
-        segmenter.device,
-        segmenter.precision,
-    )
+    kind, device, precision = segmenter.task.kind, segmenter.device, segmenter.precision
+    log.info("%s segmentation of %s on %s, precision %s", kind, what, device, precision)
+    return segmenter
+
+
+def _predict(cfg: Mapping[str, Any], folder: Path, files: list[Path], processes: Executor | None) -> None:
+    segmenter = load_segmenter(cfg, "1 image" if len(files) == 1 else f"{len(files)} images")
     skipped = 0
     results = predict_files(
         segmenter, folder, files, cfg["out"], cfg["batch_size"], cfg["num_workers"], cfg["threshold"], processes

@@ -255,33 +255,47 @@ class CheckData(Run):
 
 
 class Weights(Section):
-    """The keys that predict.py and export.py share."""
+    """The keys that demo.py, predict.py and export.py share."""
 
     ckpt: Path = Field(examples=["RUN/checkpoints/best.ckpt"])
-    overwrite: bool
     kind: Kind | None
     classes: Path | Names | None
     network: Network
     delta_base: Path | None
-    batch_size: Side
 
 
-class Predict(Weights):
-    images: Paths = Field(examples=["photos"])
-    out: Folder
+class Inference(Weights):
+    """The keys that demo.py and predict.py share."""
+
     trust_code: bool
     device: Device | None
     precision: Precision | None
     compile: Compile | None
     unpadded: bool
+    postprocess: Postprocess
+
+
+class Demo(Inference):
+    host: Annotated[str, named("a host name or an address such as 0.0.0.0", pattern=r"^[\w.-]+$")]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    max_megabytes: Side
+    max_megapixels: Side
+
+
+class Predict(Inference):
+    images: Paths = Field(examples=["photos"])
+    out: Folder
+    overwrite: bool
+    batch_size: Side
     num_workers: Workers
     threshold: Share | None
-    postprocess: Postprocess
 
 
 class Export(Weights):
     format: Literal["eomt", "hf", "original", "onnx", "torch_export"]
     out: Folder = Field(examples=["DIR"])
+    overwrite: bool
+    batch_size: Side
     precision: Precision
     dynamic_batch: bool
     images: Paths | None
@@ -295,4 +309,8 @@ COMMANDS: dict[str, type[Section]] = {
     "check_data": CheckData,
     "predict": Predict,
     "export": Export,
+    "demo": Demo,
 }
+
+WITHOUT_RUN = ("predict", "export", "demo")
+"""The commands that have no run folder and no keys of train.py."""

@@ -259,6 +259,43 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """Trace the outlines of a mask along the edges of its pixels.
+
+    Args:
+        mask: bool [H, W].
+
+    Returns:
+        Rings int64 [N, 2] of x and y, without the first point again; outer ones clockwise as seen, holes the other way.
+        Filled by the even-odd rule they are the mask, so that pixels that only touch at a corner are parted or joined.
+    """
+    padded = np.pad(mask, 1).astype(np.int8)
+    above_left, above_right, left, right = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    # An outline turns where the four pixels around a point are not in pairs; two outlines do where two are opposite.
+    count = above_left + above_right + left + right
+    turns = (count % 2) + 2 * ((count == 2) & (above_left == right))
+    ys, xs = np.nonzero(turns)
+    ys, xs = (axis.repeat(turns[ys, xs]) for axis in (ys, xs))
+    # From row to row and from column to column, edges lead from each second turn to the next one.
+    beside, below = np.empty_like(xs), np.empty_like(xs)
+    for partner, order in ((beside, np.lexsort((xs, ys))), (below, np.lexsort((ys, xs)))):
+        partner[order] = order.reshape(-1, 2)[:, ::-1].ravel()
+    beside_of, below_of = beside.tolist(), below.tolist()
+    # The mask lies below a horizontal edge that leads to the right.
+    starts = np.flatnonzero((xs[beside] > xs) & (right[ys, xs] == 1) & (above_right[ys, xs] == 0)).tolist()
+    rings, seen = [], bytearray(len(xs))
+    for start in starts:
+        ring, point = [], start
+        while not seen[point]:
+            following = beside_of[point]
+            seen[point] = seen[following] = 1
+            ring += [point, following]
+            point = below_of[following]
+        if ring:
+            rings.append(np.stack([xs[ring], ys[ring]], axis=1))
+    return rings
+
+
 def _view_one(inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     return inputs[0, :, : placement.scaled_height, : placement.scaled_width]
 

@@ -152,7 +152,7 @@ def test_what_can_be_typed_is_left_as_it_is(here):
             ("train", folder, "last")
             for folder in ("ckpt=RUN", "ckpt=RUN/checkpoints", "ckpt=RUN/checkpoints/last.ckpt")
         ),
-        *((command, "ckpt=RUN", "best") for command in ("eval", "predict", "export")),
+        *((command, "ckpt=RUN", "best") for command in ("eval", "predict", "export", "demo")),
         ("train", "weights=RUN/checkpoints", "best"),
         ("predict", "ckpt=RUN/checkpoints/last.ckpt", "last"),
     ],

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from eomt.cli.check import check_settings, check_typed, nodes
 from eomt.cli.nodes import NODES
-from eomt.cli.settings import COMMANDS, SCORES, Trainer
+from eomt.cli.settings import COMMANDS, SCORES, WITHOUT_RUN, Trainer
 from eomt.errors import InputError
 from tests.running import CONFIGS, ROOT, composed
 
@@ -19,8 +19,13 @@ GROUPS = ("task", "experiment", "model", "logger", "debug")
 
 def plain(name, *overrides):
     """A command's configuration as plain values."""
-    needed = {"eval": ["ckpt=X"], "predict": ["ckpt=X", "images=X", "out=X"], "export": ["ckpt=X", "out=X"]}
-    runs = [] if name in ("predict", "export") else ["run_folder=RUN"]
+    needed = {
+        "eval": ["ckpt=X"],
+        "predict": ["ckpt=X", "images=X", "out=X"],
+        "export": ["ckpt=X", "out=X"],
+        "demo": ["ckpt=X"],
+    }
+    runs = [] if name in WITHOUT_RUN else ["run_folder=RUN"]
     return OmegaConf.to_container(composed(name, *needed.get(name, []), *runs, *overrides), resolve=True)
 
 
@@ -31,7 +36,7 @@ def options(group):
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        *((name, []) for name in ("train", "eval", "check_data", "predict", "export")),
+        *((name, []) for name in ("train", "eval", "check_data", "predict", "export", "demo")),
         *(("train", [option]) for group in GROUPS for option in options(group)),
         ("check_data", ["task=folder_semantic"]),
     ],

@@ -75,7 +75,7 @@ def test_a_mistyped_argument_ends_the_command_in_one_line(arguments, line, monke
     assert line in said
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "export", "check_data"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "export", "check_data", "demo"])
 def test_help_is_the_commands_own(command, monkeypatch, capsys):
     entry = importlib.import_module(command)
     monkeypatch.setattr(main.sys, "argv", [f"{command}.py", "task=coco_panoptic", "-h"])

@@ -29,6 +29,7 @@ def leaves(values, path=""):
         ("eval", []),
         ("predict", []),
         ("export", []),
+        ("demo", []),
         ("check_data", []),
     ],
 )

@@ -95,7 +95,7 @@ def test_what_a_file_does_not_say_can_be_given(tmp_path):
         with pytest.raises(InputError, match=message):
             run(*typed, *more, f"out={tmp_path / 'out'}")
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        keys = [set(compose(name).network) for name in ("export", "predict")]
+        keys = [set(compose(name).network) for name in ("export", "predict", "demo")]
     assert keys[0] == keys[1]
 
 
