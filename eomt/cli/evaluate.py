@@ -32,6 +32,7 @@ from eomt.training.callbacks import (
     PredictionPictures,
     Progress,
     ProgressLines,
+    Report,
     SavePredictions,
 )
 from eomt.training.fsdp import ShardedStrategy
@@ -102,12 +103,14 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
 def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     data = build_data(settings)
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
+    module.run["environment"] = weights.environment
     check_same_classes(module.classes, data.val_classes)
     callbacks = [
         Progress(),
         ProgressLines(),
         MetricsFile(cfg.run_folder),
         PredictionPictures(cfg.run_folder, cfg.pictures),
+        Report(cfg.run_folder, min(3, cfg.pictures), OmegaConf.to_container(settings, resolve=True)),
     ]
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))

@@ -152,6 +152,10 @@ class Pictures(InFolder):
     count: Natural
 
 
+class Report(InFolder):
+    images: Annotated[int, Field(ge=0, le=5)]  # a page stays below 10 MB
+
+
 class Progress(Callback):
     refresh_rate: Natural = 10
 
@@ -196,6 +200,7 @@ NODES: dict[str, type[Section]] = {
     f"{_CALLBACKS}MetricsFile": InFolder,
     f"{_CALLBACKS}PredictionPictures": Pictures,
     f"{_CALLBACKS}CurvePlot": InFolder,
+    f"{_CALLBACKS}Report": Report,
     f"{_CALLBACKS}Progress": Progress,
     f"{_CALLBACKS}ProgressLines": Callback,
     f"{_LOGGERS}CSVLogger": Logger,

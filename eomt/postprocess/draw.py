@@ -64,6 +64,29 @@ def draw_segments(
     return _write_names(canvas, ids, texts, colors)
 
 
+def draw_errors(image: np.ndarray, true: np.ndarray, found: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    """Paint the errors of a prediction over the grey image: another class red, missed orange, found where nothing is
+    violet.
+
+    Args:
+        image: uint8 [H, W, 3].
+        true, found: the class of each pixel, integers [H, W]; -1 for none.
+        scored: bool [H, W]; no errors are shown elsewhere.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    canvas = np.array(Image.fromarray(image).convert("L").convert("RGB"))
+    wrong = scored & (true != found)
+    for color, where in (
+        ((220, 38, 38), (true >= 0) & (found >= 0)),
+        ((245, 158, 11), (true >= 0) & (found < 0)),
+        ((147, 51, 234), true < 0),
+    ):
+        canvas[wrong & where] = 0.3 * canvas[wrong & where] + 0.7 * np.array(color)
+    return canvas
+
+
 def segment_colors(labels: np.ndarray, classes: Classes) -> np.ndarray:
     """Colours uint8 [S, 3]: the class's; every further instance of a thing class has another shade."""
     seen: dict[int, int] = {}

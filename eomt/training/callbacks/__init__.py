@@ -4,6 +4,7 @@ from eomt.training.callbacks.curves import CurvePlot
 from eomt.training.callbacks.ema import WeightAverage
 from eomt.training.callbacks.listening import Listening
 from eomt.training.callbacks.progress import EarlyStop, Progress, ProgressLines
+from eomt.training.callbacks.report import Report
 from eomt.training.callbacks.run_files import MetricsFile, PredictionPictures, SavePredictions
 from eomt.training.callbacks.trackers import Trackers
 
@@ -15,6 +16,7 @@ __all__ = [
     "PredictionPictures",
     "Progress",
     "ProgressLines",
+    "Report",
     "SavePredictions",
     "Trackers",
     "WeightAverage",

@@ -6,7 +6,7 @@ import csv
 import math
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -17,8 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
+from eomt.classes import Classes
 from eomt.files import replacing, write_json
 from eomt.postprocess.draw import DRAWN_SCORE, contact_sheet, draw_segments, side_by_side
+from eomt.postprocess.geometry import Geometry
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.training.callbacks.trackers import Picture, log_pictures, log_table
 
@@ -81,8 +83,8 @@ class PredictionPictures(Callback):
     ) -> None:
         missing = 0 if trainer.sanity_checking else self.count - len(self._pictures)
         if missing > 0:
-            shown = enumerate(outputs.result()[:missing])
-            self._pictures += [_picture(batch, k, one, pl_module) for k, one in shown]
+            images = (shown(batch, k, one, pl_module.task.geometry) for k, one in enumerate(outputs.result()[:missing]))
+            self._pictures += [_picture(image, pl_module.classes) for image in images]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._pictures:
@@ -152,27 +154,59 @@ def _without_nan(row: dict) -> dict:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
-def _picture(
-    batch: Any, index: int, prediction: Segmentation | Instances, module: lightning.LightningModule
-) -> Picture:
-    """Draw one image at the network's resolution: the batch does not hold the original."""
+class Shown(NamedTuple):
+    """An image of a validation at the network's resolution, as the batch does not hold the original.
+
+    Attributes:
+        name: the image's name.
+        image: uint8 [H, W, 3].
+        truth: true segments: int64 [H, W], 0 where none is; the classes of the T segments, and which are crowds.
+        found: predicted segments that are drawn: int64 [H, W], the classes and the scores of the S segments.
+        objects: whether segments are objects, beside which there is background, and no void.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: tuple[np.ndarray, np.ndarray, np.ndarray]
+    found: tuple[np.ndarray, np.ndarray, np.ndarray]
+    objects: bool
+
+    def drawn(self, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+        """Ground truth and prediction, see `draw_segments`."""
+        truth = draw_segments(self.image, *self.truth[:2], classes)
+        return truth, draw_segments(self.image, self.found[0], self.found[1], classes, self.found[2])
+
+    def class_maps(self) -> tuple[np.ndarray, np.ndarray]:
+        """The true and the predicted class of each pixel, int64 [H, W]; -1 for none."""
+        true, found = (np.append(-1, labels)[ids] for ids, labels, _ in (self.truth, self.found))
+        return true, found
+
+
+def shown(batch: Any, index: int, prediction: Segmentation | Instances, geometry: Geometry) -> Shown:
+    """Take one image out of a batch, a copy."""
     placement, targets = batch.placements[index], batch.targets[index]
     size = (placement.scaled_height, placement.scaled_width)
     start = sum(batch.counts[:index])
     inputs = batch.inputs[start : start + batch.counts[index]]
-    view = module.task.geometry.view(inputs, placement, tuple(inputs.shape[-2:]))
-    image = view.permute(1, 2, 0).cpu().numpy()
+    image = geometry.view(inputs, placement, tuple(inputs.shape[-2:])).permute(1, 2, 0).cpu().numpy().copy()
     truth = targets.ids[0]
     for plane in targets.ids[1:]:
         truth = torch.where(plane > 0, plane, truth)
-    shown = prediction.above(DRAWN_SCORE).flat() if isinstance(prediction, Instances) else prediction
-    labels, scores = shown.labels.cpu().numpy(), shown.scores.cpu().numpy()
-    true_ids, true_labels, ids = _nearest(truth, size), targets.labels.numpy(), _nearest(shown.ids, size)
-    left = draw_segments(image, true_ids, true_labels, module.classes)
-    right = draw_segments(image, ids, labels, module.classes, scores)
-    drawn = side_by_side(image, [(f"{batch.names[index]}: ground truth", left), ("prediction", right)])
-    maps = (np.append(-1, own)[segments] for segments, own in ((true_ids, true_labels), (ids, labels)))
-    return Picture(batch.names[index], image, *maps, drawn)
+    objects = isinstance(prediction, Instances)
+    drawn = prediction.above(DRAWN_SCORE).flat() if objects else prediction
+    return Shown(
+        batch.names[index],
+        image,
+        (_nearest(truth, size), targets.labels.numpy(), targets.crowd.numpy()),
+        (_nearest(drawn.ids, size), drawn.labels.cpu().numpy(), drawn.scores.cpu().numpy()),
+        objects,
+    )
+
+
+def _picture(image: Shown, classes: Classes) -> Picture:
+    left, right = image.drawn(classes)
+    drawn = side_by_side(image.image, [(f"{image.name}: ground truth", left), ("prediction", right)])
+    return Picture(image.name, image.image, *image.class_maps(), drawn)
 
 
 def _nearest(ids: Tensor, size: tuple[int, int]) -> np.ndarray:
