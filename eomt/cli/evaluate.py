@@ -13,7 +13,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from eomt.cli.arguments import GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
@@ -121,7 +120,7 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     if dtype is not None and not isinstance(trainer.strategy, ShardedStrategy):
         module.network = with_cast_weights(module.network, dtype)
     make_fast(module, trainer, settings.compile)
-    with listening() as signals, memory_errors(data), logging_redirect_tqdm():
+    with listening() as signals, memory_errors(data):
         trainer.callbacks.append(Listening(signals))
         signals.block(trainer.strategy.launcher)
         trainer.validate(module, data, verbose=False)

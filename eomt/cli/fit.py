@@ -10,7 +10,6 @@ import lightning
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from eomt.cli.build import (
     build_callbacks,
@@ -105,14 +104,14 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
     make_fast(module, trainer, cfg.compile)
-    with memory_errors(data), logging_redirect_tqdm(), _restore_errors(listening, resume):
+    with memory_errors(data), _restore_errors(listening, resume):
         signals.block(trainer.strategy.launcher)
         trainer.fit(module, data, ckpt_path=resume)
     if resume and trainer.global_step == resumed_at:
         log.info("no step was left to train: the run of ckpt= had ended at step %d", trainer.global_step)
     if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
         # The run ended within an epoch, or in one that is not validated.
-        with memory_errors(data), logging_redirect_tqdm():
+        with memory_errors(data):
             trainer.validate(module, data, verbose=False)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):

@@ -7,10 +7,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 import eval as evaluation
 import train
+from eomt.cli.console import Console
 from eomt.training.callbacks import Progress, ProgressLines
 from tests.running import configured
 
@@ -19,22 +19,20 @@ def test_one_bar_for_the_whole_run_and_messages_beside_it(monkeypatch):
     """Of a run that is resumed at step 4 of 10, with two batches to a step; it fails after step 6."""
     output = io.StringIO()
     monkeypatch.setattr(sys, "stdout", output)
-    handler = logging.StreamHandler(output)
-    monkeypatch.setattr(logging.getLogger("bar"), "handlers", [handler])
+    monkeypatch.setattr(logging.getLogger("bar"), "handlers", [Console(output)])
     module = SimpleNamespace(total_steps=10)
     trainer = SimpleNamespace(is_global_zero=True, lightning_module=module, global_step=4, current_epoch=1)
     bar = Progress(refresh_rate=1)
     monkeypatch.setattr(bar, "get_metrics", lambda *_: {})
     bar.setup(trainer, module, "fit")
-    with logging_redirect_tqdm([logging.getLogger("bar")]):
-        bar.on_train_start(trainer, module)
-        for trainer.current_epoch in (1, 2):
-            bar.on_train_epoch_start(trainer, module)
-            for batch in (0, 1):
-                trainer.global_step += batch
-                bar.on_train_batch_end(trainer, module, None, None, batch)
-            bar.on_train_epoch_end(trainer, module)
-        logging.getLogger("bar").warning("a message")
+    bar.on_train_start(trainer, module)
+    for trainer.current_epoch in (1, 2):
+        bar.on_train_epoch_start(trainer, module)
+        for batch in (0, 1):
+            trainer.global_step += batch
+            bar.on_train_batch_end(trainer, module, None, None, batch)
+        bar.on_train_epoch_end(trainer, module)
+    logging.getLogger("bar").warning("a message")
     bar.on_exception(trainer, module, ValueError())
     output.write("error: bad")
     shown = re.split(r"[\r\n]", output.getvalue())
