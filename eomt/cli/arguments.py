@@ -191,7 +191,7 @@ def _typed(command: str, key: str, value: str) -> str:
 
 def _meant(command: str, word: str) -> str:
     """How a word is typed that has no key."""
-    options = [group for group in (*GROUPS, "logger", "debug") if Path(CONFIGS, group, f"{word}.yaml").is_file()]
+    options = [group for group in (*GROUPS, "logger", "debug") if os.path.isfile(f"{CONFIGS}/{group}/{word}.yaml")]
     if word in keys_of(command):
         typed = _typed(command, word, "")
     elif options and command not in WITHOUT_RUN:
@@ -252,7 +252,8 @@ def _existing(command: str, argument: str, key: str, value: Any) -> str:
         resumes = key == "ckpt" and command == "train"
         path = run_checkpoint(Path(value), _LAST_FIRST if resumes else BEST_FIRST)
         # A run is resumed from the checkpoint before one that was lost.
-        if not os.path.exists(path) and run_checkpoint(path.parent, _LAST_FIRST[1:2]).parent != path.parent:
+        lost = resumes and path.name == "last.ckpt" and os.path.exists(path.with_name("previous.ckpt"))
+        if not os.path.exists(path) and not lost:
             near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else ())
             hint = f"; did you mean {path.parent / near[0]}?" if near else ""
             raise InputError(f"{key}={value}: no such file or folder{hint}")
