@@ -6,6 +6,7 @@ import colorsys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Classes:
         """
         return cls.from_list(sorted(map(_checked, categories), key=lambda row: (not row["isthing"], row["id"])))
 
-    def to_list(self) -> list[dict]:
+    def to_list(self) -> list[dict[str, Any]]:
         """Plain values in COCO's `categories` form, fit for JSON and for a checkpoint."""
         return [{"id": c.id, "name": c.name, "color": list(c.color), "isthing": int(c.is_thing)} for c in self.items]
 

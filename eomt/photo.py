@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import http.client
+import io
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from io import SEEK_END
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from eomt.errors import InputError
-from eomt.files import is_bomb
+from eomt.errors import InputError, reason
+from eomt.files import is_bomb, walk
 
-ImageSource = str | Path | Image.Image | np.ndarray | Tensor
+ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
 Form = Literal["upright", "stored"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's names of the formats that are read; a file in others of its formats could start a program (EPS)."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MOST_BYTES = 128 * 2**20
+"""The largest image that is downloaded, in bytes."""
+# Seconds for a server's next bytes, and for all of them.
+_PATIENCE, _LONGEST = 10, 60
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+
 CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels
 # What turns a stored photo upright, by its orientation (EXIF 2.3, tag 274).
 _UPRIGHT = {
@@ -46,12 +58,12 @@ class Photo(NamedTuple):
         form: "upright" or "stored".
     """
 
-    pixels: np.ndarray
+    pixels: NDArray[np.uint8]
     orientation: int
     form: Form
 
 
-def load_image(source: ImageSource) -> np.ndarray:
+def load_image(source: ImageSource) -> NDArray[np.uint8]:
     """Read an image.
 
     EXIF orientations are applied, as viewers do. Transparent pixels are put on white. 16-bit values are scaled, 65535
@@ -60,7 +72,8 @@ def load_image(source: ImageSource) -> np.ndarray:
     Args:
         source: one of
 
-            - a JPEG, PNG, TIFF, WebP, BMP or GIF file,
+            - a JPEG, PNG, TIFF, WebP, BMP or GIF file, or the bytes of one,
+            - the http:// or https:// address of one, see `download`,
             - a PIL image of any mode,
             - an array [H, W] (grey) or [H, W, K], or a tensor [H, W] or [K, H, W], with K = 1 grey, 2 grey and
               alpha, 3 RGB, or 4 RGB and alpha; uint8, uint16, bool, or floating point 0..1.
@@ -71,8 +84,12 @@ def load_image(source: ImageSource) -> np.ndarray:
     Raises:
         InputError: if the file is missing, damaged or no image, or values or shape are none of those above.
     """
+    if is_address(source):
+        return read_photo(io.BytesIO(download(source)), _shown(source)).pixels
     if isinstance(source, str | Path):
         return _from_file(Path(source).expanduser())
+    if isinstance(source, bytes):
+        return read_photo(io.BytesIO(source), "the image in these bytes").pixels
     if isinstance(source, Image.Image):
         return _from_pil(source, "the PIL image").pixels
     if isinstance(source, Tensor):
@@ -80,9 +97,69 @@ def load_image(source: ImageSource) -> np.ndarray:
         # NumPy has no bfloat16.
         values = (values.float() if values.is_floating_point() else values).numpy(force=True)
         return _from_array(values if values.ndim != 3 else values.transpose(1, 2, 0), list(values.shape))
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
         return _from_array(source, list(source.shape))
-    raise InputError(f"an image must be a path, a PIL image, a NumPy array or a tensor, found {type(source).__name__}")
+    raise InputError(
+        "an image must be a path, an address, bytes, a PIL image, a NumPy array or a tensor, found "
+        f"{type(source).__name__}"
+    )
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and all below it, without hidden ones."""
+    for parent, names in walk(folder, hidden=False):
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def is_image(path: Path) -> bool:
+    """True for a file with an image's suffix."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def is_address(source: object) -> TypeGuard[str]:
+    """True for an address such as https://host/photo.jpg. A file of that name is none."""
+    return isinstance(source, str) and bool(_ADDRESS.match(source)) and not Path(source).is_file()
+
+
+def download(address: str) -> bytes:
+    """Download a file of at most `MOST_BYTES` within a minute, by http or https alone, also where it is redirected.
+
+    Raises:
+        InputError: if the address is another, or the server cannot be reached, refuses, is too slow or sends too much.
+    """
+    name, deadline = _shown(address), time.monotonic() + _LONGEST
+    if address.partition("://")[0].lower() not in ("http", "https"):
+        raise InputError(f"{name}: only http:// and https:// addresses are read; download the file and give its path")
+    # Not urllib's default opener, which a redirection may lead to ftp.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    content = io.BytesIO()
+    try:
+        request = urllib.request.Request(address, headers={"User-Agent": "eomt"})
+        with opener.open(request, timeout=_PATIENCE) as response:
+            while part := response.read1(2**16):
+                content.write(part)
+                if content.tell() > MOST_BYTES:
+                    raise InputError(f"{name} has more than {MOST_BYTES >> 20} MiB: download it and give its path")
+                if time.monotonic() > deadline:
+                    raise InputError(f"{name} takes longer than {_LONGEST} s: download it and give its path")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise InputError(f"{name} cannot be downloaded: {reason(error)}") from error
+    return content.getvalue()
+
+
+def _shown(address: str) -> str:
+    """An address in messages: without its query, which may hold a secret."""
+    return address.partition("?")[0]
 
 
 def read_photo(
@@ -124,7 +201,7 @@ def read_photo(
         raise InputError(f"{where} cannot be read: {reason}") from error
 
 
-def _from_file(path: Path) -> np.ndarray:
+def _from_file(path: Path) -> NDArray[np.uint8]:
     if not path.is_file():
         raise InputError(f"{path} is a folder, not an image" if path.is_dir() else f"{path}: no such file")
     try:
@@ -135,7 +212,7 @@ def _from_file(path: Path) -> np.ndarray:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Convert a loaded PIL image of any mode: uint8 [H, W, 3], red, green, blue, contiguous and writable.
 
     Transparent pixels are put on white; 16-bit values are scaled, 65535 to 255.
@@ -166,7 +243,7 @@ def _from_pil(
         orientation = _orientation(image) if found == "upright" else 1
         image.load()
         orientation = _orientation(image) if found == "stored" else orientation
-        form = _chosen(image.size[::-1], found, orientation, forms, size)
+        form = _chosen((image.height, image.width), found, orientation, forms, size)
         if form != found and orientation != 1:
             image = image.transpose((_UPRIGHT if form == "upright" else _STORED)[orientation])
         return Photo(_to_rgb(image), orientation, form)
@@ -201,7 +278,7 @@ def _chosen(
     return forms[0]
 
 
-def _as_rgb(image: Image.Image) -> np.ndarray:
+def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -210,7 +287,7 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _from_array(values: np.ndarray, shape: list[int]) -> np.ndarray:
+def _from_array(values: NDArray[Any], shape: list[int]) -> NDArray[np.uint8]:
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.shape[2] not in CHANNELS or values.size == 0:
@@ -224,7 +301,7 @@ def _from_array(values: np.ndarray, shape: list[int]) -> np.ndarray:
     return _as_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values, CHANNELS[values.shape[2]]))
 
 
-def _as_8_bit(values: np.ndarray) -> np.ndarray:
+def _as_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:

@@ -1,8 +1,11 @@
 """Fixtures of several test files; helpers are in running, golden_numbers, random_networks and other modules here."""
 
 import os
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,3 +58,32 @@ def shared_data() -> Path:
     if not data.is_dir():
         pytest.skip("the shared real data is not beside this checkout")
     return data
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A web server on this machine for `tmp_path`: its address, and the paths that it was asked for.
+
+    `/to?ADDRESS` leads to another address.
+    """
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def do_GET(self):
+            asked.append(self.path)
+            if not self.path.startswith("/to?"):
+                return super().do_GET()
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to?"))
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(address=f"http://127.0.0.1:{server.server_port}", asked=asked)
+        server.shutdown()

@@ -1,5 +1,8 @@
 """Post-processing in threads and on streams of their own while the network runs on the next batch."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# PyTorch types its own methods in part only.
+
 from __future__ import annotations
 
 import logging
@@ -33,7 +36,7 @@ class Background:
         self._checked = False
         self._own = threading.local()
 
-    def submit(self, function: Callable[[], Any], then: Callable[[Any], Any] | None = None) -> Future:
+    def submit(self, function: Callable[[], Any], then: Callable[[Any], Any] | None = None) -> Future[Any]:
         """Compute `function()`, or `then(function())`, without gradients.
 
         Args:
@@ -50,7 +53,7 @@ class Background:
             task = lambda: expected if then is None else then(expected)  # noqa: E731
         if self.concurrent:
             return self._submit(task)
-        done: Future = Future()
+        done: Future[Any] = Future()
         done.set_result(task())
         return done
 
@@ -59,11 +62,12 @@ class Background:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _submit(self, function: Callable[[], Any]) -> Future:
+    def _submit(self, function: Callable[[], Any]) -> Future[Any]:
+        assert self._pool is not None
         ready = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
         return self._pool.submit(self._run, function, ready, torch.is_inference_mode_enabled())
 
-    def _run(self, function: Callable[[], Any], ready: torch.cuda.Event | None, inference: bool) -> Any:
+    def _run(self, function: Callable[[], Any], ready: Any, inference: bool) -> Any:
         with torch.inference_mode(inference), torch.no_grad():
             if ready is None:
                 return function()

@@ -48,7 +48,9 @@ def compile_network(network: EoMT, wanted: bool | str, one_size: bool = True) ->
             if own and os.access(folder, os.W_OK):
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         log.info("network: torch.compile takes a minute at the first batches, less once its cache is filled")
-        network.compile(mode=COMPILE_MODES[wanted], dynamic=False if one_size else None)
+        network.compile(  # pyright: ignore[reportUnknownMemberType]
+            mode=COMPILE_MODES[wanted], dynamic=False if one_size else None
+        )
 
 
 class FixedBatches:
@@ -109,8 +111,8 @@ class FixedBatches:
 
     def _direct(self, images: Tensor) -> Logits:
         kind = images.device.type
-        options = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
-        with torch.autocast(kind, **options, cache_enabled=False) if self._uncached else nullcontext():
+        dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, dtype, enabled, cache_enabled=False) if self._uncached else nullcontext():
             return self.network(images)[-1].logits()
 
     def _first(self, images: Tensor) -> Logits:
@@ -118,13 +120,14 @@ class FixedBatches:
         start = time.perf_counter()
         output = self._direct(images)
         if self.graphs:
+            replay = None
             try:
                 replay = capture(self._direct, images)
                 same = _alike(replay(images), output)
                 fault = "" if same else "it gives other logits"
             except RuntimeError as error:  # also of a graph that does not fit into the memory
                 fault = reason(error)[:200]
-            if fault:
+            if fault or replay is None:
                 self.graphs = False
                 self._captured.clear()
                 log.warning("network: runs without CUDA graphs (%s); compile=false leaves them out", fault)

@@ -19,14 +19,15 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePath
+from typing import Any, cast
 
 import torch
 
 from eomt.errors import InputError
-from eomt.files import replacing, walk, write_json
+from eomt.files import write_json
 from eomt.inference.result import Result
 from eomt.inference.segmenter import Segmenter
-from eomt.photo import IMAGE_SUFFIXES
+from eomt.photo import IMAGE_SUFFIXES, ImageSource, files_below, is_image
 from eomt.postprocess.writers import ResultWriter, Row, flat_name, shortened
 
 log = logging.getLogger("eomt")
@@ -54,7 +55,8 @@ def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list
     """
     entries = [given] if isinstance(given, str) else [str(entry) for entry in given]
     written = [Path(os.path.abspath(out), name) for name in (PICTURES, PREDICTIONS)]
-    folders, files = [], {}
+    folders: list[Path] = []
+    files: dict[Path, None] = {}
     for entry in entries:
         folder, found, others = _expand(entry)
         found, others = (
@@ -82,18 +84,18 @@ def _expand(entry: str) -> tuple[Path, list[Path], list[Path]]:
     if path.is_file():
         return path.parent, [path], []
     if path.is_dir():
-        files = sorted(_below(path))
-        return path, list(filter(_is_image, files)), [file for file in files if not _is_image(file)]
+        files = sorted(files_below(path))
+        return path, list(filter(is_image, files)), [file for file in files if not is_image(file)]
     # The part of a pattern that exists is no pattern: a folder may be named "set [1]".
     folder = next(parent for parent in path.parents if parent.is_dir())
     pattern = str(path.relative_to(folder))
     if not glob.has_magic(pattern):
         raise InputError(f"images={entry}: no such file or folder")
     if "**" not in path.parts:
-        return folder, sorted(filter(_is_image, map(folder.joinpath, glob.glob(pattern, root_dir=folder)))), []
+        return folder, sorted(filter(is_image, map(folder.joinpath, glob.glob(pattern, root_dir=folder)))), []
     # Not glob, which runs in circles of links.
     parts = Path(pattern).parts
-    files = filter(_is_image, _below(folder))
+    files = filter(is_image, files_below(folder))
     return folder, sorted(file for file in files if _fits(file.relative_to(folder).parts, parts)), []
 
 
@@ -105,15 +107,6 @@ def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return fnmatchcase(parts[0], first) and (_fits(parts[1:], rest) if rest and parts[1:] else not rest + parts[1:])
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for parent, names in walk(folder, hidden=False):
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
 def result_names(files: Sequence[PurePath]) -> list[PurePath]:
     """Names for the results of images: their relative paths without suffix.
 
@@ -122,7 +115,7 @@ def result_names(files: Sequence[PurePath]) -> list[PurePath]:
     """
     alike = Counter(flat_name(file.with_suffix("")).casefold() for file in files)
     taken: set[str] = set()
-    names = []
+    names: list[PurePath] = []
     for file in files:
         stem = file.with_suffix("")
         if alike[flat_name(stem).casefold()] > 1:
@@ -175,9 +168,9 @@ def predict_files(
     planned = [Path(PICTURES, f"{name}{suffix}").as_posix() for name in names.values() for suffix in (".jpg", ".png")]
     write_json(out / _UNFINISHED, {"info": {"folder": str(folder)}, "images": [{"picture": name} for name in planned]})
     writer = segmenter.task.writer(out / PREDICTIONS, segmenter.classes)
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     unread: deque[tuple[Path, InputError]] = deque()
-    writing: deque[tuple[Future, Callable[[], Row]]] = deque()
+    writing: deque[tuple[Future[Row], Callable[[], Row]]] = deque()
 
     def note_first() -> None:
         future, write = writing.popleft()
@@ -187,23 +180,27 @@ def predict_files(
             row = write()
         writer.note(*row)
 
-    results = segmenter.stream(files, batch_size, num_workers, lambda file, error: unread.append((file, error)))
+    def note_unread(file: ImageSource, error: InputError) -> None:
+        unread.append((cast("Path", file), error))
+
+    results = segmenter.stream(files, batch_size, num_workers, note_unread, threshold)
     with ThreadPoolExecutor(max(1, num_workers)) as threads:
         for result in results:
-            name = names[result.source]
+            source = cast("Path", result.source)
+            name = names[source]
             height, width = result.size
             suffix = ".jpg" if max(result.size) <= LONGEST_JPEG else ".png"
             picture = Path(PICTURES, name.with_name(name.name + suffix))
             image_id = len(rows) + 1
-            write = partial(_write, result, writer, flat_name(name), image_id, out / picture, threshold)
+            write = partial(_write, result, writer, flat_name(name), image_id, out / picture)
             writing.append((_submit(write, processes, threads), write))
             # Results and canvases of large images are large: bound the queue.
             if len(writing) > (2 if processes else 1) * num_workers:
                 note_first()
-            file_name = result.source.relative_to(folder).as_posix()
+            file_name = source.relative_to(folder).as_posix()
             size = {"height": height, "width": width}
             rows.append({"id": image_id, "file_name": file_name, **size, "picture": picture.as_posix()})
-            yield result.source, None
+            yield source, None
             while unread:
                 yield unread.popleft()
         while writing:
@@ -236,6 +233,7 @@ def _remove_results(out: Path) -> None:
 
 
 def _remove_listed(out: Path, index: Path) -> None:
+    pictures: list[PurePath] = []
     try:
         found = json.loads(index.read_text(encoding="utf-8"))
         pictures = [PurePath(row["picture"]) for row in found["images"]]
@@ -298,7 +296,7 @@ def _start_writing() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _submit(write: Callable[[], Row], processes: Executor | None, threads: Executor) -> Future:
+def _submit(write: Callable[[], Row], processes: Executor | None, threads: Executor) -> Future[Row]:
     """Start `write` in a process, or in a thread if there is none (any more)."""
     if processes is not None:
         with suppress(BrokenExecutor):
@@ -311,12 +309,6 @@ def _unpickle_and_write(write: bytes) -> Row:
     return pickle.loads(write)()
 
 
-def _write(
-    result: Result, writer: ResultWriter, name: str, image_id: int, picture: Path, threshold: float | None
-) -> Row:
-    painted = result.picture(threshold=threshold)
-    with replacing(picture, synced=False) as draft:
-        # Without chroma subsampling names and outlines stay sharp.
-        painted.save(draft, **({"quality": 92, "subsampling": 0} if picture.suffix == ".jpg" else {}))
-    shown = result if threshold is None else result.above(threshold)
-    return writer.save(shown.prediction, f"{name}.png", image_id)
+def _write(result: Result, writer: ResultWriter, name: str, image_id: int, picture: Path) -> Row:
+    result.save(picture, synced=False)
+    return writer.save(result.prediction, f"{name}.png", image_id)

@@ -1,19 +1,23 @@
 """A trained network that segments any image."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# PyTorch types its own methods in part only.
+
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -25,13 +29,17 @@ from eomt.inference.precision import PRECISIONS, with_cast_weights
 from eomt.inference.result import Result
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
-from eomt.photo import ImageSource, load_image
+from eomt.photo import IMAGE_SUFFIXES, ImageSource, download, files_below, is_address, is_image, load_image
 from eomt.postprocess.geometry import MAX_WINDOWS, Placement, is_reduced, run_unpadded
+from eomt.postprocess.semantic import class_scores
 from eomt.postprocess.types import Instances, Segmentation
-from eomt.tasks import Task, predict_images, task_of
+from eomt.tasks import SemanticTask, Task, predict_images, task_of
 from eomt.weights.load import read_weights
 
 log = logging.getLogger("eomt")
+
+_Prepared: TypeAlias = tuple[Tensor, Placement, bytes | None]
+"""An image's inputs uint8 [N, 3, H, W], its placement, and the bytes that were downloaded for it."""
 
 
 class Segmenter:
@@ -120,10 +128,12 @@ class Segmenter:
             InputError: if the source cannot be read or is incomplete, names a custom task, or an option is unknown or
                 out of range; otherwise see `Segmenter`.
         """
-        if classes is not None and not isinstance(classes, Classes):
+        if classes is not None and not isinstance(classes, Classes):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError("classes must be eomt.classes.Classes, such as Classes.from_categories gives them")
         # Memory-mapped: optimizer states, twice the weights, are not loaded.
         weights = read_weights(source, kind=kind, classes=classes, network=network, backbone=backbone)
+        assert weights.kind is not None
+        assert weights.classes is not None
         # The task alone: custom readers are not imported here. A text such as "no" is not True.
         if "." in weights.kind and trust_code is not True:
             raise InputError(f"ckpt={source} would run {weights.kind}: if you trust it, say so by trust_code=true")
@@ -133,21 +143,52 @@ class Segmenter:
         model.load_state_dict(weights.state)
         return cls(model, task, weights.classes, device, precision, unpadded, compile)
 
+    @property
+    def names(self) -> list[str]:
+        """The classes' names, by label."""
+        return self.classes.names
+
+    # A folder, or an array of several images, gives a list, which its type does not tell: hence Any.
+    @overload
     def __call__(
-        self, images: ImageSource | Iterable[ImageSource], batch_size: int = 8, num_workers: int = 0
+        self, images: bytes | Image.Image, batch_size: int = 8, num_workers: int = 0, threshold: float | None = None
+    ) -> Result: ...
+    @overload
+    def __call__(
+        self,
+        images: str | Path | NDArray[Any] | Tensor,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        threshold: float | None = None,
+    ) -> Result | Any: ...
+    @overload
+    def __call__(
+        self,
+        images: Iterable[ImageSource],
+        batch_size: int = 8,
+        num_workers: int = 0,
+        threshold: float | None = None,
+    ) -> list[Result]: ...
+    def __call__(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        batch_size: int = 8,
+        num_workers: int = 0,
+        threshold: float | None = None,
     ) -> Result | list[Result]:
         """Segment an image, or several: the result, or a list of results. See `stream`.
 
         Args:
-            images: one image, see `load_image`, or several: any iterable, or one array or tensor with one more
-                dimension. Sizes may differ.
-            batch_size, num_workers: see `stream`.
+            images: one image, see `load_image`, or several: any iterable, a folder (with all below it), or one array or
+                tensor with one more dimension. Sizes may differ.
+            batch_size, num_workers, threshold: see `stream`.
         """
-        one = isinstance(images, str | Path | Image.Image) or (
+        if isinstance(images, str | Path | bytes | Image.Image) or (
             isinstance(images, np.ndarray | Tensor) and images.ndim < 4
-        )
-        results = list(self.stream([images] if one else images, batch_size, num_workers))
-        return results[0] if one else results
+        ):
+            results = list(self.stream([images], batch_size, num_workers, threshold=threshold))
+            return results if _is_folder(images) else results[0]
+        return list(self.stream(cast("Iterable[ImageSource]", images), batch_size, num_workers, threshold=threshold))
 
     def stream(
         self,
@@ -155,41 +196,46 @@ class Segmenter:
         batch_size: int = 8,
         num_workers: int = 0,
         on_error: Callable[[ImageSource, InputError], None] | None = None,
+        threshold: float | None = None,
     ) -> Iterator[Result]:
         """Segment any number of images, holding only those of a few batches.
 
         Args:
-            images: images, see `load_image`; the iterable is read as they are needed.
+            images: images, see `load_image`, and folders; the iterable is read as they are needed.
             batch_size: the number of inputs that the network takes at a time. A semantic model has several inputs,
                 its windows, for an image that is no square. Results depend on it only by rounding.
             num_workers: the number of threads that read and scale images while the network runs.
             on_error: called with an image that cannot be read and the error; the image is then left out. Without it
                 the error is raised.
+            threshold: leave segments with lower scores out. Default: results have all, see `Result.threshold`. It
+                brings no panoptic segment back that post-processing has dropped by its `score_threshold`.
 
         Yields:
             A result per image, in their order.
 
         Raises:
-            InputError: if `batch_size` or `num_workers` is out of range, or an image cannot be read.
+            InputError: if an argument is out of range, an image cannot be read, or a folder has none.
         """
         if batch_size < 1 or num_workers < 0:
             raise InputError(f"batch_size={batch_size} must be at least 1, and num_workers={num_workers} at least 0")
-        placed: deque[tuple[ImageSource, int, Placement]] = deque()
+        if threshold is not None:
+            self._check_threshold(threshold)
+        placed: deque[tuple[ImageSource, bytes | None, int, Placement]] = deque()
 
         def inputs() -> Iterator[tuple[Tensor, Placement]]:
-            for source, prepare in self._read_ahead(images, num_workers, ahead=2 * batch_size):
+            for source, prepare in self._read_ahead(_expanded(images), num_workers, ahead=2 * batch_size):
                 try:
-                    parts, placement = prepare()
+                    parts, placement, content = prepare()
                 except InputError as error:
                     if on_error is None:
                         raise
                     on_error(source, error)
                     continue
-                placed.append((source, len(parts), placement))
+                placed.append((source, content, len(parts), placement))
                 yield from ((part, placement) for part in parts)
 
         outputs: deque[Logits] = deque()
-        results: deque[Future] = deque()
+        results: deque[Future[Result]] = deque()
         waiting = inputs()
         size = None
         # Two threads: one launches while the other waits for the device.
@@ -197,12 +243,12 @@ class Segmenter:
             while batch := list(islice(waiting, batch_size)):
                 # Only the last batch may be smaller than the first.
                 size = size or min(batch_size, 1 << (len(batch) - 1).bit_length())
-                outputs += self._run(*zip(*batch, strict=True), size)
+                outputs += self._run([part for part, _ in batch], [placement for _, placement in batch], size)
                 before = len(results)
-                while placed and len(outputs) >= placed[0][1]:
-                    source, count, placement = placed.popleft()
+                while placed and len(outputs) >= placed[0][2]:
+                    source, content, count, placement = placed.popleft()
                     own = [outputs.popleft() for _ in range(count)]
-                    finish = partial(Result, classes=self.classes, source=source)
+                    finish = partial(self._finish, source=source, content=content, threshold=threshold)
                     results.append(background.submit(partial(self._predict, own, placement), finish))
                     if not background.concurrent:
                         yield results.popleft().result()
@@ -212,16 +258,69 @@ class Segmenter:
             while results:
                 yield results.popleft().result()
 
+    @torch.inference_mode()
+    def probabilities(self, image: ImageSource, batch_size: int = 8) -> NDArray[np.float32]:
+        """The class probabilities of each pixel, of semantic segmentation.
+
+        They are the scores of the classes (see `semantic_segmentation`) over their sum; the largest is the result's
+        class. They take 4 bytes per class and pixel: 7 GB for 150 classes and 12 megapixels.
+
+        Args:
+            image: one image, see `load_image`.
+            batch_size: the number of windows that the network takes at a time.
+
+        Returns:
+            float32 [C, H, W].
+
+        Raises:
+            InputError: if the task is another, or the image cannot be read; memory that is not there is a MemoryError.
+        """
+        if not isinstance(self.task, SemanticTask):
+            raise InputError(f"probabilities of pixels are semantic segmentation's, and this is {self.task.kind}")
+        parts, placement, _ = self._prepare(image)
+        found: list[Logits] = []
+        for batch in parts.split(batch_size):
+            found += self._run(batch.unbind(), [placement] * len(batch), min(batch_size, len(parts)))
+        output = _joined(found)
+        probabilities = np.empty((len(self.classes), placement.height, placement.width), np.float32)
+        size = self.network.image_size
+        for label, score in enumerate(class_scores(*output, placement, size, self.task.max_bytes)):
+            probabilities[label] = score.numpy(force=True)
+            del score
+        total = probabilities.sum(0)
+        return np.divide(probabilities, total, out=probabilities, where=total > 0)
+
+    def _check_threshold(self, threshold: float) -> None:
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold={threshold} must be a number from 0 to 1")
+        least = getattr(self.task, "score_threshold", 0)
+        if threshold < least:
+            log.warning(
+                "threshold=%g leaves nothing out: post-processing drops all below score_threshold=%g, which "
+                "Segmenter.load(..., score_threshold=) and postprocess.score_threshold= change",
+                *(threshold, least),
+            )
+
+    def _finish(
+        self,
+        prediction: Segmentation | Instances,
+        source: ImageSource,
+        content: bytes | None,
+        threshold: float | None,
+    ) -> Result:
+        result = Result(prediction, self.classes, source, content=content)
+        return result if threshold is None else result.above(threshold)
+
     def _read_ahead(
         self, images: Iterable[ImageSource], num_workers: int, ahead: int
-    ) -> Iterator[tuple[ImageSource, Callable[[], tuple[Tensor, Placement]]]]:
+    ) -> Iterator[tuple[ImageSource, Callable[[], _Prepared]]]:
         """Yield each image with a function that returns its inputs and placement, which threads make ahead."""
         if num_workers == 0:
             for image in images:
-                yield image, lambda image=image: self._prepare(image)
+                yield image, partial(self._prepare, image)
             return
         pool = ThreadPoolExecutor(num_workers)
-        started: deque[tuple[ImageSource, Future]] = deque()
+        started: deque[tuple[ImageSource, Future[_Prepared]]] = deque()
         try:
             for image in images:
                 started.append((image, pool.submit(self._prepare, image)))
@@ -233,8 +332,10 @@ class Segmenter:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _prepare(self, image: ImageSource) -> tuple[Tensor, Placement]:
-        inputs, placement = self.task.geometry.prepare(load_image(image), self.network.image_size)
+    def _prepare(self, image: ImageSource) -> _Prepared:
+        content = download(image) if is_address(image) else None
+        pixels = load_image(image) if content is None else load_image(content)
+        inputs, placement = self.task.geometry.prepare(pixels, self.network.image_size)
         if is_reduced(placement, self.network.image_size):
             name = image if isinstance(image, str | Path) else "an image"
             log.warning(
@@ -242,7 +343,7 @@ class Segmenter:
                 "cut it into pieces for a finer result",
                 *(name, placement.width, placement.height, MAX_WINDOWS),
             )
-        return inputs, placement
+        return inputs, placement, content
 
     @torch.inference_mode()
     def _run(self, parts: Sequence[Tensor], placements: Sequence[Placement], size: int) -> list[Logits]:
@@ -264,9 +365,9 @@ class Segmenter:
     def _on_device(self, parts: Sequence[Tensor]) -> Tensor:
         """Stack inputs; for a GPU in pinned memory, whose copy does not wait for the batch before."""
         if self.device.type != "cuda":
-            return torch.stack(parts).to(self.device)
+            return torch.stack(list(parts)).to(self.device)
         pinned = torch.empty(len(parts), *parts[0].shape, dtype=parts[0].dtype, pin_memory=True)
-        torch.stack(parts, out=pinned)
+        torch.stack(list(parts), out=pinned)
         stream = torch.cuda.current_stream(self.device)
         self._copying = self._copying or torch.cuda.Stream(self.device)
         with torch.cuda.stream(self._copying):
@@ -276,7 +377,7 @@ class Segmenter:
         return inputs
 
     @contextmanager
-    def _memory_for(self, size: int) -> Iterator[None]:
+    def _memory_for(self, size: int) -> Generator[None, None, None]:
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -285,7 +386,27 @@ class Segmenter:
     @torch.inference_mode()
     def _predict(self, outputs: list[Logits], placement: Placement) -> Segmentation | Instances:
         """Post-process the outputs for an image's inputs; the result is on the host."""
-        output = Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
         size = self.network.image_size
-        (prediction,) = predict_images(self.task, output, [len(outputs)], [placement], size, self.classes)
-        return type(prediction)(*(part.cpu() if isinstance(part, Tensor) else part for part in prediction))
+        (prediction,) = predict_images(self.task, _joined(outputs), [len(outputs)], [placement], size, self.classes)
+        return prediction._make(part.cpu() if isinstance(part, Tensor) else part for part in prediction)
+
+
+def _joined(outputs: Sequence[Logits]) -> Logits:
+    """The outputs for one input each as one."""
+    return Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+
+
+def _is_folder(image: object) -> bool:
+    return isinstance(image, str | Path) and not is_address(image) and Path(image).expanduser().is_dir()
+
+
+def _expanded(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
+    """Images, with those in each folder in its place."""
+    for image in images:
+        if not (isinstance(image, str | Path) and _is_folder(image)):
+            yield image
+            continue
+        found = sorted(filter(is_image, files_below(Path(image).expanduser())))
+        if not found:
+            raise InputError(f"{image} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}")
+        yield from found

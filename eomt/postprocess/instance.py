@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
@@ -45,7 +47,7 @@ def instance_segmentation(
     # A query may be listed with several classes: its mask is encoded once.
     distinct, position = queries.unique(return_inverse=True)
 
-    rles: list[dict] = []
+    rles: list[dict[str, Any]] = []
     # Filled in place: small tensors from each round would fragment the memory that the masks leave.
     areas = torch.zeros(len(distinct), dtype=torch.int64, device=mask_logits.device)
     sums = torch.zeros(len(distinct), device=mask_logits.device)
@@ -72,7 +74,7 @@ def instance_segmentation(
     )
 
 
-def encode_masks(masks: Tensor) -> list[dict]:
+def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Encode bool masks [K, H, W] on any device as COCO's compressed run lengths.
 
     Only the positions where runs start are copied to the host, all at once.

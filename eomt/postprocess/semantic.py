@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -38,23 +40,33 @@ def semantic_segmentation(
         The classes present, ascending, as segments that fill the image, on the device of the logits. A segment's score
         is the mean of the winning scores, at most 1.
     """
-    weights = class_logits.float().softmax(-1)[..., :-1]
     shape = (placement.height, placement.width)
     best = torch.full(shape, -1.0, device=mask_logits.device)
     winner = torch.zeros(shape, dtype=torch.int32, device=mask_logits.device)
+    for label, score in enumerate(class_scores(mask_logits, class_logits, placement, size, max_bytes)):
+        winner.masked_fill_(score > best, label)
+        torch.maximum(best, score, out=best)
+        del score  # before the next chunk is made
+    return _as_segments(winner, best, class_logits.shape[2] - 1)
+
+
+def class_scores(
+    mask_logits: Tensor, class_logits: Tensor, placement: Placement, size: tuple[int, int], max_bytes: int = 512 * 2**20
+) -> Iterator[Tensor]:
+    """Score the pixels of the original image, one class after the other; see `semantic_segmentation`.
+
+    Yields:
+        float32 [H, W], at least 0, for each of the C classes; not to be written to.
+    """
+    weights = class_logits.float().softmax(-1)[..., :-1]
     # A class has its scores in the whole scaled image and in the window to be added.
     class_bytes = 4 * (placement.scaled_height * placement.scaled_width + size[0] * size[1])
     chunk = max(1, max_bytes * 3 // 4 // class_bytes)
-    label = 0
     for part in weights.split(chunk, dim=-1):
         scores = score_windows(mask_logits, part, placement, size, max_bytes // 4)
         for one in scores.split(1):
-            score = resize_maps(one, shape)[0]
-            winner.masked_fill_(score > best, label)
-            torch.maximum(best, score, out=best)
-            label += 1
-        del scores, one, score  # before the next chunk is made
-    return _as_segments(winner, best, label)
+            yield resize_maps(one, (placement.height, placement.width))[0]
+        del scores, one  # before the next chunk is made
 
 
 def score_windows(

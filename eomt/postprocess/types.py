@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,12 +50,19 @@ class Segmentation(NamedTuple):
         boxes[:, 2:] -= boxes[:, :2]
         return boxes
 
+    def mask(self, segment: int) -> np.ndarray:
+        """bool [H, W]: one of `masks`, without the memory of all; on the host."""
+        return self.ids.numpy(force=True) == segment + 1
+
+    def select(self, segments: Tensor) -> Segmentation:
+        """Some segments, by int64 [N] of different numbers, renumbered in this order."""
+        lookup = torch.zeros(len(self.labels) + 1, dtype=self.ids.dtype, device=self.ids.device)
+        lookup[segments + 1] = torch.arange(1, len(segments) + 1, dtype=self.ids.dtype, device=self.ids.device)
+        return Segmentation(lookup[self.ids], self.labels[segments], self.scores[segments])
+
     def above(self, threshold: float) -> Segmentation:
         """The segments with a score of at least `threshold`, renumbered in their order."""
-        keep = self.scores >= threshold
-        lookup = torch.zeros(len(keep) + 1, dtype=self.ids.dtype, device=self.ids.device)
-        lookup[1:][keep] = torch.arange(1, int(keep.sum()) + 1, dtype=self.ids.dtype, device=self.ids.device)
-        return Segmentation(lookup[self.ids], self.labels[keep], self.scores[keep])
+        return self.select((self.scores >= threshold).nonzero()[:, 0])
 
     def flat(self) -> Segmentation:
         """The same: no segment hides another."""
@@ -76,7 +83,7 @@ class Instances(NamedTuple):
     """
 
     size: tuple[int, int]
-    rles: list[dict]
+    rles: list[dict[str, Any]]
     labels: Tensor
     scores: Tensor
     areas: Tensor
@@ -93,11 +100,19 @@ class Instances(NamedTuple):
         # COCO gives whole pixels as floating point.
         return np.reshape(coco_mask.toBbox(self.rles) if self.rles else [], (-1, 4)).astype(np.int64)
 
+    def mask(self, segment: int) -> np.ndarray:
+        """bool [H, W]: one of `masks`, without the memory of all."""
+        return coco_mask.decode(self.rles[segment]).astype(bool)
+
+    def select(self, segments: Tensor) -> Instances:
+        """Some objects, by int64 [N] of their numbers, in this order."""
+        rles = [self.rles[k] for k in segments.tolist()]
+        own = self.labels, self.scores, self.areas, self.queries
+        return Instances(self.size, rles, *(values[segments] for values in own))
+
     def above(self, threshold: float) -> Instances:
         """The objects with a score of at least `threshold`, in their order."""
-        keep = (self.scores >= threshold).nonzero()[:, 0]
-        rles = [self.rles[k] for k in keep.tolist()]
-        return Instances(self.size, rles, self.labels[keep], self.scores[keep], self.areas[keep], self.queries[keep])
+        return self.select((self.scores >= threshold).nonzero()[:, 0])
 
     def flat(self) -> Segmentation:
         """Paint the objects into one map, for pictures: smaller objects over larger ones, so that a tie shows on its

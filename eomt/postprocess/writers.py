@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -96,7 +97,7 @@ class ResultWriter:
         # JSON has no bare tab, so rank 0 need not parse the text again.
         self._rows.write(json.dumps([image_id, file_name]) + "\t" + text + "\n")
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rows": None}
 
     def flush(self) -> None:
@@ -257,7 +258,7 @@ def _relative(name: str) -> PurePath:
 
 def object_rows(
     rles: Sequence[dict], labels: Sequence[int], scores: Sequence[float], classes: Classes, image_id: ImageId
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """An image's S objects in COCO's result format, plain values fit for JSON.
 
     Args:
@@ -281,7 +282,7 @@ def object_rows(
     ]
 
 
-def panoptic_row(segmentation: Segmentation, classes: Classes, image_id: ImageId, file_name: str) -> dict:
+def panoptic_row(segmentation: Segmentation, classes: Classes, image_id: ImageId, file_name: str) -> dict[str, Any]:
     """An image's segments in COCO's panoptic format, plain values fit for JSON.
 
     Args:

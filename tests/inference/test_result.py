@@ -1,6 +1,8 @@
 """Results: arrays, pictures and COCO's rows."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,12 @@ from tests.random_networks import CLASSES, KINDS, OPTIONS, random_image, random_
 
 def segmenter_of(kind):
     return Segmenter(random_network(), task_of(kind, OPTIONS[kind]), CLASSES, "cpu")
+
+
+def signed_area(ring):
+    """The area within a ring, positive where it runs clockwise as seen."""
+    (xs, ys), (following, below) = ring.T, np.roll(ring, -1, axis=0).T
+    return (xs * below - following * ys).sum() / 2
 
 
 def test_all_of_a_result():
@@ -40,7 +48,27 @@ def test_all_of_a_result():
         some = result.above(middle)
         assert np.array_equal(some.scores, result.scores[result.scores >= middle])
         assert np.array_equal(some.masks, masks[result.scores >= middle])
-        assert f"36x52: {np.sum(result.labels == result.labels[0])} {result.names[0]}" in repr(result)
+        every = result.above(0)
+        assert f"36x52: {np.sum(result.labels == result.labels[0])} {result.names[0]}" in repr(every)
+        hidden = count - np.sum(result.scores >= 0.5) if kind == "instance" else 0
+        assert (f"; {hidden} below 0.5)" in repr(result)) == (hidden > 0)
+        assert hidden > 0 or kind != "instance"
+
+        for number, (segment, mask, rings) in enumerate(zip(result, masks, result.polygons, strict=True)):
+            assert np.array_equal(segment.mask, mask)
+            assert np.array_equal(result[number - count].mask, mask)
+            assert (segment.name, segment.score) == (result.names[number], result.scores[number])
+            assert (segment.area, segment.box) == (result.areas[number], tuple(result.boxes[number]))
+            assert sum(map(signed_area, rings)) == mask.sum()
+        chosen = np.flatnonzero(result.scores >= middle)
+        for index in (result.scores >= middle, torch.from_numpy(result.scores >= middle), chosen, chosen.tolist()):
+            assert np.array_equal(result[index].masks, masks[chosen])
+        assert np.array_equal(result[::-1].masks, masks[::-1])
+        assert np.array_equal(result[::-1].scores, result.scores[::-1])
+        assert len(result[[]]) == len(result[result.scores > 2]) == 0
+        for index in (count, [0, 0], [True], [0.5]):
+            with pytest.raises(IndexError):
+                result[index]
 
         rows = json.loads(json.dumps(result.to_coco(17)))
         assert [row["category_id"] for row in rows] == [CLASSES.ids[label] for label in result.labels]
@@ -97,3 +125,35 @@ def test_pictures_show_the_image_that_was_given(tmp_path):
         result.picture(image[:-1])
     with pytest.raises(InputError, match="has no image"):
         Result(result.prediction, CLASSES).picture()
+
+
+def test_pictures_are_saved_and_shown_in_notebooks(tmp_path):
+    result = segmenter_of("panoptic")(random_image(400, 420))
+    result.save(tmp_path / "new" / "picture.png")
+    assert np.array_equal(Image.open(tmp_path / "new" / "picture.png"), result.picture())
+    result.save(tmp_path / "picture.jpg")
+    assert Image.open(tmp_path / "picture.jpg").size == (420, 400)
+    for name in ("picture.mask", "picture"):
+        with pytest.raises(InputError, match=r"use \.png or \.jpg"):
+            result.save(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "picture.jpg"]
+    assert np.array_equal(Image.open(io.BytesIO(result._repr_png_())), result.picture())
+    large = segmenter_of("panoptic")(random_image(900, 1800))
+    assert Image.open(io.BytesIO(large._repr_png_())).size == (1024, 512)
+    assert Result(result.prediction, CLASSES)._repr_png_() is None
+
+
+def test_supervision_takes_all_segments(monkeypatch):
+    results = [segmenter_of(kind)(random_image(36, 52)) for kind in KINDS]
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(InputError, match="pip install supervision"):
+        results[0].to_supervision()
+    monkeypatch.undo()
+    pytest.importorskip("supervision", reason="supervision is no requirement")
+    for result in (*results, results[0].above(1)):
+        found = result.to_supervision()
+        assert len(found) == len(result)
+        assert np.array_equal(found.mask, result.masks)
+        assert np.array_equal(found.xyxy, result.boxes)
+        assert found.data["class_name"].tolist() == result.names
+        assert np.array_equal(found.area, result.areas)

@@ -94,6 +94,7 @@ def test_every_form_of_an_image_gives_the_files_result(kind, tmp_path):
     opaque = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
     for same in (
         str(path),
+        path.read_bytes(),
         Image.open(path),
         Image.fromarray(opaque),
         image,
@@ -184,3 +185,62 @@ def test_unreadable_images_are_errors_or_left_out(tmp_path):
     segmenter.network.register_forward_hook(run_out)
     with pytest.raises(InputError, match="batch_size=2 does not fit into the memory of cpu"):
         segmenter([image] * 5, batch_size=2)
+
+
+def test_a_folder_is_the_images_in_it(tmp_path):
+    segmenter = segmenter_of("panoptic")
+    for name in ("b.png", "below/a.jpg", "c.txt", ".d.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random_image(30, 40)).save(path, format="PNG")
+    expected = [tmp_path / "photos" / name for name in ("b.png", "below/a.jpg")]
+    assert [result.source for result in segmenter(tmp_path / "photos")] == expected
+    assert [result.source for result in segmenter(str(tmp_path / "photos"))] == expected
+    one = random_image(30, 30)
+    assert [result.source for result in segmenter.stream([one, tmp_path / "photos"], 2, 2)][1:] == expected
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="none has no image"):
+        segmenter(tmp_path / "none")
+
+
+def test_an_address_is_downloaded_once(tmp_path, web):
+    Image.fromarray(random_image(36, 52)).save(tmp_path / "image.png")
+    segmenter = segmenter_of("instance")
+    result = segmenter(f"{web.address}/image.png")
+    assert_same(result, segmenter(tmp_path / "image.png"))
+    assert result.picture().size == segmenter(tmp_path / "image.png").picture().size
+    assert web.asked == ["/image.png"]
+    assert result.source == f"{web.address}/image.png"
+
+
+def test_a_threshold_at_the_call(caplog):
+    image = random_image(36, 52)
+    segmenter = segmenter_of("instance")
+    every = segmenter(image)
+    assert segmenter.names == CLASSES.names
+    least = float(np.median(every.scores))
+    for result in (segmenter(image, threshold=least), *segmenter([image], threshold=least)):
+        assert np.array_equal(result.scores, every.scores[every.scores >= least])
+        # All that was asked for is painted and printed, also what is less likely than 0.5.
+        assert "below" not in repr(result)
+        assert np.array_equal(result.picture(), every.picture(threshold=least))
+    assert min(every.scores) < 0.5
+    with pytest.raises(InputError, match="threshold=2 must be a number from 0 to 1"):
+        segmenter(image, threshold=2)
+    assert not caplog.messages
+    Segmenter(random_network(), task_of("panoptic"), CLASSES, "cpu")(image, threshold=0.3)
+    assert "below score_threshold=0.8" in caplog.text
+
+
+def test_probabilities_of_pixels():
+    image = random_image(20, 90)
+    segmenter = segmenter_of("semantic")
+    found = segmenter.probabilities(image)
+    assert found.shape == (len(CLASSES), 20, 90)
+    assert found.dtype == np.float32
+    assert np.allclose(found.sum(0), 1)
+    assert found.min() >= 0
+    assert np.array_equal(found.argmax(0), segmenter(image).label_map)
+    assert np.allclose(segmenter.probabilities(image, batch_size=2), found, atol=1e-5)
+    with pytest.raises(InputError, match="this is panoptic"):
+        segmenter_of("panoptic").probabilities(image)

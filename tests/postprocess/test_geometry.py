@@ -25,6 +25,7 @@ from eomt.postprocess.geometry import (
     fit_size,
     is_reduced,
     merge_windows,
+    outlines,
     run_unpadded,
     undo_fit,
     window_starts,
@@ -262,3 +263,18 @@ def test_validation_takes_the_same_option(masked):
         own = None if drops is None else drops[:, k : k + 1]
         alone = network(inputs[k : k + 1, :, :rows, :columns], own)[-1].logits()
         assert torch.allclose(found.class_logits[k], alone.class_logits[0], atol=1e-5)
+
+
+def test_outlines_filled_by_the_even_odd_rule_are_the_mask():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        mask = random.random(random.integers(1, 9, 2)) < random.random()
+        filled, area = np.zeros(mask.shape, bool), 0
+        for ring in outlines(mask):
+            following = np.roll(ring, -1, axis=0)
+            for (x, y), (x2, y2) in zip(ring.tolist(), following.tolist(), strict=True):
+                assert (x == x2) != (y == y2)
+                filled[min(y, y2) : max(y, y2), x:] ^= True
+            area += (ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum() / 2
+        assert np.array_equal(filled, mask)
+        assert area == mask.sum()
