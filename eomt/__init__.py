@@ -1,5 +1,7 @@
 """EoMT: image segmentation with a plain Vision Transformer (CVPR 2025, arXiv 2503.19108)."""
 
+import warnings
+from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +14,8 @@ __all__ = ["Result", "Segmenter"]
 
 def __getattr__(name: str) -> Any:
     """`from eomt import Segmenter`, imported only when it is asked for: it takes timm along."""
+    if name in __all__ and (fault := namesake()):
+        warnings.warn(fault, stacklevel=2)
     if name == "Segmenter":
         from eomt.inference.segmenter import Segmenter
 
@@ -21,6 +25,16 @@ def __getattr__(name: str) -> Any:
 
         return Result
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def namesake() -> str | None:
+    """A line if another distribution is installed whose package has this one's name."""
+    if not any(distributions(name="attr-eomt")):
+        return None
+    return (
+        f"attr-eomt is installed too, whose package is also called eomt; this one is in {__path__[0]}: "
+        "pip uninstall attr-eomt, or give each an environment of its own"
+    )
 
 
 def __dir__() -> list[str]:

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from eomt.__main__ import main
 from eomt.classes import Classes
 from eomt.inference.predict_files import find_images, predict_files
 from eomt.inference.segmenter import Segmenter
@@ -44,6 +45,10 @@ for kind in ("semantic", "instance", "panoptic"):
     assert result.map.shape == (20, 30)
     assert result.picture().size == (13 * 30, 13 * 20)
     assert len(list(predict_files(segmenter, *find_images(str(folder / "image.png"), folder), folder / kind))) == 1
+sys.stdout, real = sys.stderr, sys.stdout
+typed = [f"ckpt={folder / 'model.ckpt'}", f"images={folder / 'image.png'}", f"out={folder / 'typed'}", "device=cpu"]
+assert main(["predict", *typed]) == main(["export", typed[0], f"out={folder / 'exported'}"]) == 0
+sys.stdout = real
 print("segmented")
 """
 

@@ -123,7 +123,7 @@ def _faults(command: str, section: type[Section], values: Mapping[str, Any], pat
             yield from _faults(command, inner, value, (*path, key))
         elif key in section.model_fields:
             yield from _value_faults(section, key, value, path)
-        elif section.model_config["extra"] == "forbid":
+        elif section.model_config.get("extra") == "forbid":
             yield unknown(_dotted(*path, key), command)
     for key, field in section.model_fields.items():
         if field.is_required() and key not in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eomt.cli.folders import held
-from eomt.cli.main import log
 from eomt.custom_classes import read_classes
 from eomt.errors import InputError
+from eomt.files import locked
 from eomt.inference.predict_files import check_out, find_images, predict_files, writing_processes
 from eomt.inference.segmenter import Segmenter
+
+log = logging.getLogger("eomt")
 
 MANY_IMAGES = 32
 """Fewer are written by threads: on a GPU's machine, processes are started for more."""
@@ -32,7 +34,7 @@ def predict(cfg: Mapping[str, Any]) -> None:
         InputError: at the end, if images could not be read and were skipped; at once for any other bad input.
     """
     with ExitStack() as stack:
-        stack.enter_context(held(cfg["out"]))
+        stack.enter_context(locked(cfg["out"]))
         check_out(cfg["out"], cfg["overwrite"])
         folder, files = find_images(cfg["images"], cfg["out"])
         processes = None
