@@ -167,3 +167,7 @@ def _inform(cfg: dict[str, Any]) -> None:
             print(f"classes: {', '.join(weights.classes.names)}")
         for name, score in metrics_of(cfg["ckpt"]).items():
             print(f"{name}: {score}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
