@@ -112,7 +112,7 @@ def _subsection(section: type[Section], key: str) -> type[Section] | None:
 
 def _is_closed(section: type[Section]) -> bool:
     """True if a section has no other keys than those that it names; a custom class may have any."""
-    return section.model_config["extra"] == "forbid" and section not in _USUAL.values()
+    return section.model_config.get("extra") == "forbid" and section not in _USUAL.values()
 
 
 def _faults(command: str, section: type[Section], values: Mapping[str, Any], path: tuple = ()) -> Iterator[str]:
