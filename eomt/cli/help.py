@@ -135,7 +135,7 @@ def nearest(key: str, command: str) -> list[str]:
     known = _known(command)
     last = key.rpartition(".")[2].lower()
     peers = [name for name, words in _PEERS.items() if name in known and last in words.split()]
-    same = [name for name in known if name.rpartition(".")[2] == last]
+    same = [name for name in known if name.rpartition(".")[2] == last] or [n for n in known if last in n.split(".")]
     if peers or same:
         return [*peers, *sorted(same, key=lambda name: name.count("."))[:1]][:3]
     ends = {name.rpartition(".")[2]: name for name in reversed(known)}

@@ -83,6 +83,7 @@ def here(tmp_path, monkeypatch):
             "train trainer.accumulate_grad_batches=2",
             "trainer.accumulate_grad_batches is no key of train.py: did you mean",
         ),
+        ("train pictures=0", "pictures is no key of train.py: did you mean callbacks.pictures."),
         ("train xyzzy=1", "xyzzy is no key of train.py: --help lists all"),
         ("train ckpt=RUN lr=1", "lr is no key of train.py: did you mean optim.lr ("),
         ("predict conf=0.5", "conf is no key of predict.py: did you mean threshold or postprocess.score_threshold?"),
