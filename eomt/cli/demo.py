@@ -50,7 +50,8 @@ def serve(cfg: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="eomt-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when it is imported
         # Gradio asks its own page whether it is there, which no proxy knows.
-        os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join((*HERE, os.environ.get("no_proxy", "")))
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join((*HERE, cfg["host"], direct))
         try:
             import gradio
         except ImportError as error:
