@@ -50,7 +50,7 @@ def html_figure(result: Result, painted: Image.Image, hidden: int = 0) -> str:
     step = -(-max(result.size) // TRACED)
     ids = result.map[::step, ::step]
     height, width = ids.shape
-    paths = []
+    paths: list[str] = []
     for number, (name, score) in enumerate(zip(result.names, result.scores.tolist(), strict=True), start=1):
         rings = "".join(f"M{' '.join(f'{x},{y}' for x, y in ring.tolist())}Z" for ring in outlines(ids == number))
         paths.append(f'<path d="{rings}" aria-label="{html.escape(name)} {100 * score:.0f}%"/>')

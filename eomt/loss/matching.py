@@ -164,7 +164,7 @@ def _device_solver() -> Callable[[Tensor], Tensor] | None:
     try:
         # Private, of the version that pyproject.toml pins: the public function waits for the device twice, to look for
         # costs that are not finite, which ours are.
-        from torch_linear_assignment._triton import batch_linear_assignment  # pyright: ignore[reportMissingImports]
+        from torch_linear_assignment._triton import batch_linear_assignment
     except ImportError:
         return None
     return partial(batch_linear_assignment, validation="off")
