@@ -21,10 +21,6 @@ from eomt.errors import InputError
 
 _MOST_VISITS = 100  # of one folder, to which several links lead
 _DEEPEST = 500  # folders in one another, links followed
-_FREE_BYTES = 64 << 20
-
-LARGEST_RATIO = 200
-"""Deflate reaches 1,032 to 1; photos, JSONs and archives' other members stay far below this ratio."""
 
 
 def walk(folder: str | Path, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
@@ -64,11 +60,6 @@ def walk(folder: str | Path, hidden: bool = True) -> Iterator[tuple[str, list[st
             if visits[real] > _MOST_VISITS:
                 raise InputError(f"links below {folder} lead to {real} in more than {_MOST_VISITS} ways: remove some")
         yield parent, names
-
-
-def is_bomb(packed: int, size: int) -> bool:
-    """True for `packed` bytes that claim to inflate to more bytes than any good file; small ones may have any ratio."""
-    return size > max(_FREE_BYTES, LARGEST_RATIO * packed)
 
 
 def cache_path() -> Path:
