@@ -10,6 +10,8 @@ from pathlib import Path
 from eomt.classes import Classes, distinct_color, is_color, is_whole
 from eomt.errors import InputError
 
+_LARGEST = 16 << 20  # bytes of a class file
+
 FORMS = (
     "a list of names (the k-th, from 0, has the value k), a mapping of values to names, or a list of entries with "
     "name and optionally id (the value), color ([red, green, blue]) and isthing (0 or 1)"
@@ -55,6 +57,11 @@ def is_list(value: object) -> bool:
 
 def _read(path: Path, key: str) -> Sequence | Mapping:
     try:
+        # A checkpoint's configuration may name a device, a pipe that waits for its writer, or gigabytes.
+        if path.exists() and (not path.is_file() or path.stat().st_size > _LARGEST):
+            raise InputError(
+                f"{key}: {path} is no file of classes: it must be a text of less than {_LARGEST >> 20} MiB"
+            )
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except OSError as error:
         start = "data.root" if key == "data.classes" else "the current folder"

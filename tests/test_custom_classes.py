@@ -1,6 +1,7 @@
 """Classes of custom label files: every form, and one line for anything else."""
 
 import json
+import os
 
 import pytest
 from omegaconf import OmegaConf
@@ -74,3 +75,12 @@ def test_bad_classes(tmp_path, classes, message):
         read_classes(classes, tmp_path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_devices_and_gigabytes_are_no_class_files(tmp_path):
+    with (tmp_path / "large.txt").open("wb") as file:
+        file.truncate(3 << 30)
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name in ("large.txt", "pipe.txt", "/dev/zero"):
+        with pytest.raises(InputError, match="is no file of classes"):
+            read_classes(name, tmp_path)
