@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from eomt.cli.arguments import quote_paths, split_for_eval
+from eomt.training.callbacks.curves import read_logs
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = str(ROOT / "configs")
@@ -58,3 +59,8 @@ def equal(ours: Any, theirs: Any) -> bool:
     if isinstance(theirs, list | tuple):
         return len(ours) == len(theirs) and all(map(equal, ours, theirs))
     return ours == theirs
+
+
+def logged(folder: Path) -> dict[str, dict[int, float]]:
+    """The series of a run's logs that its configuration decides: without those of time and memory."""
+    return {name: rows for name, rows in read_logs(folder).items() if not name.startswith(("speed/", "memory/"))}

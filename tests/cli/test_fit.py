@@ -137,7 +137,7 @@ def _command(*arguments, cwd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("argument", "words"), [("task=coco", "task/coco"), ("hydra.run.dir=/proc/none", "/proc/none")]
+    ("argument", "words"), [("task=coco", "did you mean coco_instance"), ("hydra.run.dir=/proc/none", "/proc/none")]
 )
 def test_command_line_errors_are_one_line_and_exit_1(tmp_path, argument, words):
     done = _command(argument, cwd=tmp_path)

@@ -14,10 +14,9 @@ import time
 import pytest
 
 import train
-from eomt.training.callbacks.curves import read_logs
 from eomt.weights.checkpoint import intact, read_checkpoint
 from tests.processes import launched, wait_for_saves
-from tests.running import configured, equal
+from tests.running import configured, equal, logged
 
 pytestmark = pytest.mark.xdist_group("kills")
 
@@ -41,7 +40,7 @@ def state(folder):
     """Parts that must be the same: weights, optimizer, schedule, the loader's position, all logged numbers."""
     checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     parts = {part: checkpoint[part] for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")}
-    return {**parts, "loader": checkpoint["loops"]["fit_loop"]["state_dict"], "logged": read_logs(folder)}
+    return {**parts, "loader": checkpoint["loops"]["fit_loop"]["state_dict"], "logged": logged(folder)}
 
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.stress)])

@@ -146,8 +146,8 @@ def test_no_value_ends_in_a_stack_trace(name, start, tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("eval", ["ckpt=x", "trainer.devices=abc"], "error: trainer.devices=abc must be auto, -1"),
-        ("predict", ["ckpt=x", "images=y", "batch_size=-1"], "error: batch_size=-1 must be a whole number"),
+        ("eval", ["ckpt=.", "trainer.devices=abc"], "error: trainer.devices=abc must be auto, -1"),
+        ("predict", ["ckpt=.", "images=.", "batch_size=-1"], "error: batch_size=-1 must be a whole number"),
         ("check_data", ["pictures=1.5"], "error: pictures=1.5 must be a whole number of at least 0"),
     ],
 )

@@ -13,7 +13,7 @@ from eomt.training.callbacks.curves import read_logs
 from eomt.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from eomt.weights.checkpoint import FORMAT, PREVIOUS, intact, read_checkpoint
 from tests.processes import launched
-from tests.running import configured, equal
+from tests.running import configured, equal, logged
 
 pytestmark = pytest.mark.xdist_group("resume")
 
@@ -44,7 +44,7 @@ def _same(folder, undisturbed):
         assert equal(ours[part], theirs[part]), part
     assert ours["loops"]["fit_loop"]["state_dict"] == theirs["loops"]["fit_loop"]["state_dict"]
     assert (folder / "metrics.json").read_text() == (undisturbed / "metrics.json").read_text()
-    assert read_logs(folder) == read_logs(undisturbed)
+    assert logged(folder) == logged(undisturbed)
 
 
 @pytest.mark.slow

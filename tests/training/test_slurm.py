@@ -10,9 +10,8 @@ import time
 import pytest
 import torch
 
-from eomt.training.callbacks.curves import read_logs
 from eomt.weights.checkpoint import CONTINUATION, read_checkpoint
-from tests.running import ROOT
+from tests.running import ROOT, logged
 from tests.slurm_cluster import cluster, missing
 
 pytestmark = [
@@ -116,7 +115,7 @@ def test_a_job_over_two_nodes_requeues_itself_and_ends_the_same(slurm, settings,
         assert torch.equal(ours["state_dict"][key], value), key
     for name in ("metrics.json", "metrics_per_class.json"):
         assert json.loads((run / name).read_text()) == json.loads((undisturbed / name).read_text()), name
-    assert read_logs(run) == read_logs(undisturbed), "as one log, without gap or repetition"
+    assert logged(run) == logged(undisturbed), "as one log, without gap or repetition"
 
 
 def test_a_cancelled_job_does_not_come_back(slurm, settings, tmp_path):
