@@ -42,7 +42,8 @@ def run_pair(folder, runs):
     finally:
         for process in ranks:
             process.kill()
-    assert all(process.returncode == 0 for process in ranks), "\n".join(outputs)[-6000:]
+    statuses = [process.returncode for process in ranks]
+    assert statuses == [0, 0], "\n".join([*(output[-3000:] for output in outputs), str(statuses)])
 
 
 def main(rank, port, specification):

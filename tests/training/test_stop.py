@@ -12,6 +12,7 @@ import torch
 
 import train
 from eomt.errors import Stopped
+from eomt.training import stop
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import read_checkpoint
 from tests.processes import descendants, environment, is_running, launched, wait_for_saves
@@ -147,3 +148,11 @@ def test_a_signal_before_the_first_step_ends_all_ranks(settings, tmp_path, whom,
     assert "stopped by" in output.splitlines()[-1], output
     assert "Traceback" not in output
     assert not (tmp_path / "run").exists(), "a folder without a run"
+
+
+def test_the_mark_of_a_processs_own_earlier_run_makes_it_no_started_rank(monkeypatch):
+    """A rank of torchrun that does several runs has not lost its first rank when the second one takes long."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for first, started in ((os.getpid(), False), (os.getppid(), True)):
+        monkeypatch.setenv("EOMT_FIRST_RANK", str(first))
+        assert stop._is_started_rank() is started
