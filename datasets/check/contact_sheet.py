@@ -106,7 +106,7 @@ def _scaled(image: Tensor, ids: Tensor) -> tuple[np.ndarray, Tensor]:
 
 
 def _nearest(ids: Tensor, size: tuple[int, int]) -> Tensor:
-    return functional.interpolate(ids[None].float(), size, mode="nearest")[0].to(ids.dtype)
+    return functional.interpolate(ids[None].float(), size, mode="nearest-exact")[0].to(ids.dtype)
 
 
 def _flat(ids: Tensor, planes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,8 @@ def _implied(name: str, default: str, shared: dict[str, Key]) -> str:
     """The meaning of a key that has none of its own: train.py's of this name, or that of the key it refers to."""
     if name in shared:
         return shared[name].meaning
-    return f"follows {default[2:-1]}" if default.startswith("${") else ""
+    refers = re.fullmatch(r"\$\{([\w.]+)\}(.*)", default)
+    return f"follows {refers[1]}" if refers and not refers[2] else f"below {refers[1]}" if refers else ""
 
 
 def _read(path: Path, section: str) -> Iterator[Key]:

@@ -210,4 +210,6 @@ def _picture(image: Shown, classes: Classes) -> Picture:
 
 
 def _nearest(ids: Tensor, size: tuple[int, int]) -> np.ndarray:
-    return F.interpolate(ids[None, None].to(torch.float32), size, mode="nearest")[0, 0].to(torch.int64).cpu().numpy()
+    return (
+        F.interpolate(ids[None, None].to(torch.float32), size, mode="nearest-exact")[0, 0].to(torch.int64).cpu().numpy()
+    )
