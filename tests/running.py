@@ -9,7 +9,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from eomt.cli.arguments import quote_paths, split_for_eval
-from eomt.training.callbacks.curves import read_logs
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = str(ROOT / "configs")
@@ -63,4 +62,7 @@ def equal(ours: Any, theirs: Any) -> bool:
 
 def logged(folder: Path) -> dict[str, dict[int, float]]:
     """The series of a run's logs that its configuration decides: without those of time and memory."""
+    # Lightning, imported before pytest has its handlers, would keep its messages from them.
+    from eomt.training.callbacks.curves import read_logs
+
     return {name: rows for name, rows in read_logs(folder).items() if not name.startswith(("speed/", "memory/"))}
