@@ -63,9 +63,17 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
     ready: list[str] = []
     for argument in arguments:
         if not (argument.startswith("-") or (ready and ready[-1] in _VALUE_FLAGS)):
-            argument = _checked(command, argument, sweep, chosen)
+            argument = _with_options(_checked(command, argument, sweep, chosen))
         ready.append(argument)
     return split_for_eval(ready) if command == "eval" else ready
+
+
+def _with_options(argument: str) -> str:
+    """Options of a backbone, which go over those of the model's file; none at all, `{}`, take their place."""
+    key, _, value = argument.partition("=")
+    if key != "model.backbone_options" or not value.startswith("{"):
+        return argument
+    return f"{key}=null" if not value.strip("{} ") else f"++{argument}"
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:

@@ -108,6 +108,8 @@ def unknown(key: str, command: str) -> str:
     training = nearest(key, "train")[:1] if command == "eval" and not found else []
     if training:
         return f"{key} is no key of eval.py: {training[0]} is one of training"
+    if command in ("train", "check_data") and key in known:
+        return f"{key} is a key of other tasks or choices ({known[key].meaning}): --help lists all"
     hint = f": did you mean {' or '.join(found)}" if found else ""
     if len(found) == 1 and found[0] in known:
         hint += f" ({known[found[0]].meaning})"

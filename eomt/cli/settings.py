@@ -143,7 +143,7 @@ class Model(Section):
     num_queries: Side
     num_masked_blocks: Side
     pretrained: bool | Path
-    backbone_options: Options
+    backbone_options: Options | None
     freeze_backbone: bool | Natural
     lora: LoRA
 

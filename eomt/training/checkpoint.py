@@ -338,7 +338,7 @@ def check_same_run(checkpoint: Mapping, description: Mapping, averages: bool) ->
     check_same_classes(*(Classes.from_list(part["classes"]) for part in (saved, description)))
     for key, value in description["network"].items():
         there = saved["network"].get(key)
-        if there != value:
+        if there != value and (there or value):  # no options are {} or None
             raise InputError(f"ckpt= is of another model: {key} is {there} there and {value} here; choose its model")
     for key, value in description["learns"].items():
         there = (saved.get("learns") or {}).get(key)

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from eomt.cli.arguments import parsed, prepared, quote_paths, split_for_eval
+from eomt.cli.help import unknown
 from eomt.errors import InputError
 from tests.running import composed
 
@@ -166,3 +167,23 @@ def test_a_runs_folder_is_its_last_checkpoint_to_resume_and_its_best_to_use(comm
 def test_the_last_of_a_key_counts_and_a_line_says_so(capsys):
     assert prepared("train", ["seed=1", "task=coco_panoptic", "seed=2"]) == ["task=coco_panoptic", "seed=2"]
     assert capsys.readouterr().err == "note: seed is typed twice: seed=2 counts\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "options"),
+    [
+        ("model=tiny model.backbone_options={}", None),
+        (
+            "model=tiny model.backbone_options={depth: 3}",
+            {"embed_dim": 128, "depth": 3, "num_heads": 4, "init_values": 1},
+        ),
+        ("model=small model.backbone_options={depth: 3}", {"depth": 3}),
+    ],
+)
+def test_options_of_a_backbone_go_over_those_of_the_model_and_none_clear_them(typed, options):
+    model, rest = typed.split(" ", 1)
+    assert composed("train", *prepared("train", [model, rest])).model.backbone_options == options
+
+
+def test_a_key_that_the_chosen_task_has_not_is_said_to_be_one_of_others():
+    assert unknown("data.classes", "train").startswith("data.classes is a key of other tasks or choices (a file below")

@@ -40,6 +40,9 @@ def describe(module: lightning.LightningModule) -> str:
         f"effective batch {batch} = {data.batch_size} per device x {trainer.world_size} devices x "
         f"{accumulated} accumulated; {module.total_steps} optimizer steps",
     ]
+    if options := network.spec["backbone_options"]:
+        sizes = ", ".join(f"{key} {value}" for key, value in options.items())
+        lines.insert(1, f"backbone {network.spec['backbone']} with {sizes} (model.backbone_options)")
     windows = module.windows
     lines += [
         f"attention mask {k + 1} of {len(windows)}: on until step {start}, off from step {end}"
