@@ -24,6 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--minutes", type=float, default=30, help="of the soak")
 
 
+@pytest.fixture(autouse=True)
+def no_marks_of_earlier_runs() -> None:
+    """Take the marks of the runs of other tests, for the ranks that they start, from this process."""
+    for name in ("EOMT_RUN", "EOMT_FIRST_RANK"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """24 training and 10 validation images of the built-in task, and a cache folder for this session."""

@@ -37,7 +37,9 @@ def run_id(parent: str, requeued: bool = False) -> str:
     job = batch_job()
     name = f"slurm-{job}" if job else datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if not first_rank():
-        return os.environ.get(_NAME, name)
+        given = os.environ.get(_NAME, name)
+        # A job may have been submitted from a run, whose name it then has in its environment.
+        return given if not job or f"{given}-".startswith(f"{name}-") else name
     if "--resolve" in sys.argv or (job and requeued):
         return name
     found, number = name, 1

@@ -205,10 +205,8 @@ def stopped_by(number: int, more: str = "") -> Stopped:
 
 
 def _is_started_rank() -> bool:
-    """True if another rank has started this process. A rank of torchrun finds its own mark from an earlier run."""
-    return (
-        os.environ.get(_FIRST_RANK, str(os.getpid())) != str(os.getpid()) and os.environ.get("LOCAL_RANK", "0") != "0"
-    )
+    """True if another rank has started this process, and not torchrun from the environment of an earlier run."""
+    return os.environ.get(_FIRST_RANK) == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 # A data worker that is started by a fork would write into the pipe of the process that it comes from.

@@ -20,6 +20,11 @@ def test_slurm_jobs_keep_their_folder_and_interactive_ones_do_not_share_one(tmp_
     assert [run_id(tmp_path) for _ in range(2)] == ["slurm-17", "slurm-17-2"], "evaluations of one job"
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")
     assert not run_id(tmp_path, True).startswith("slurm")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    for given, name in (("slurm-17-2", "slurm-17-2"), ("2026-11-27_10-43-05", "slurm-17"), ("slurm-171", "slurm-17")):
+        monkeypatch.setenv("EOMT_RUN", given)
+        assert run_id(tmp_path, True) == name, "not that of the run from which the job was submitted"
 
 
 def test_commands_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):

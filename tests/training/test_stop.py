@@ -153,6 +153,6 @@ def test_a_signal_before_the_first_step_ends_all_ranks(settings, tmp_path, whom,
 def test_the_mark_of_a_processs_own_earlier_run_makes_it_no_started_rank(monkeypatch):
     """A rank of torchrun that does several runs has not lost its first rank when the second one takes long."""
     monkeypatch.setenv("LOCAL_RANK", "1")
-    for first, started in ((os.getpid(), False), (os.getppid(), True)):
+    for first, started in ((os.getpid(), False), (os.getppid(), True), (1 << 22, False)):
         monkeypatch.setenv("EOMT_FIRST_RANK", str(first))
         assert stop._is_started_rank() is started
