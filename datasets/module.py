@@ -48,7 +48,7 @@ class SegmentationData(LightningDataModule):
         global_batch: images per optimizer step.
         num_workers: reading processes per device and set; 0 reads in the main process.
         seed: determines the order of images and the random transforms; non-negative.
-        scale_range, augmentations: see `TrainTransform`.
+        scale_range, augmentations, mask_resize: see `TrainTransform`.
         eval_batch_size: images per device and batch of validation; default `batch_size`, which must then be given.
         max_images: the number of first images of each set to use; default all.
         max_bad_images: see `ResumableLoader`.
@@ -73,6 +73,7 @@ class SegmentationData(LightningDataModule):
         max_bad_images: int = MAX_BAD_IMAGES,
         timeout: float = TIMEOUT_SECONDS,
         keep_empty: bool = False,
+        mask_resize: str = "nearest",
     ):
         super().__init__()
         self.geometry = geometry
@@ -88,6 +89,7 @@ class SegmentationData(LightningDataModule):
         self.max_bad_images = max_bad_images
         self.timeout = timeout
         self.keep_empty = keep_empty
+        self.mask_resize = mask_resize
         self._said: set[str] = set()
         self._sources = {"train": train, "val": val}
         self._readers: dict[str, Reader] = {}
@@ -202,7 +204,7 @@ class SegmentationData(LightningDataModule):
 
     def training_set(self) -> TrainingSet:
         """The training images with their random transform."""
-        transform = TrainTransform(self.image_size, self.scale_range, self.augmentations)
+        transform = TrainTransform(self.image_size, self.scale_range, self.augmentations, self.mask_resize)
         return TrainingSet(self.reader("train"), transform, self.seed, self.keep_empty)
 
     def _training(self) -> tuple[TrainingSet, EpochBatchSampler]:

@@ -30,6 +30,7 @@ class TrainTransform:
         scale_range: the image is resized to r times the largest size that fits `size`, r uniform in this range.
             EoMT: (0.1, 2.0); for semantic segmentation (0.5, 2.0).
         augmentations: transforms of albumentations, in their order.
+        mask_resize: PyTorch's mode by which masks are resized, see `nearest_pixels`. EoMT: "nearest".
 
     Raises:
         InputError: if `augmentations` are no such transforms.
@@ -40,7 +41,9 @@ class TrainTransform:
         size: tuple[int, int],
         scale_range: Sequence[float] = (0.1, 2.0),
         augmentations: Sequence[albumentations.BasicTransform | albumentations.BaseCompose] = (),
+        mask_resize: str = "nearest",
     ):
+        self._mask_resize = mask_resize
         self._size = tuple(size)
         self._scale_range = tuple(scale_range)
         self._augment = Augmentations(augmentations) if augmentations else None
@@ -66,7 +69,7 @@ class TrainTransform:
             if self._augment:
                 shown, augmented = self._augment(image, targets, generator.spawn(1)[0])
             crop = draw_crop(shown.shape[:2], self._size, self._scale_range, generator)
-            cropped = crop_targets(augmented, crop)
+            cropped = crop_targets(augmented, crop, self._mask_resize)
             if len(cropped.labels):
                 break
         return crop_image(shown, crop), cropped
@@ -200,17 +203,18 @@ def crop_image(image: np.ndarray, crop: Crop) -> Tensor:
     return functional.pad(resized[0, :, top:bottom, left:right], (0, beside, 0, below)).contiguous()
 
 
-def crop_targets(targets: ImageTargets, crop: Crop) -> ImageTargets:
+def crop_targets(targets: ImageTargets, crop: Crop, mode: str = "nearest") -> ImageTargets:
     """Resize to the nearest pixel. Crowds are dropped, and so are segments without a pixel in the window.
 
     Args:
         targets: the segments of the image.
         crop: the part to show.
+        mode: see `nearest_pixels`.
 
     Returns:
         Targets of the size `crop.size`, ids in `id_type` of what is left, without areas and codes.
     """
-    rows, columns = (nearest_pixels(*sides) for sides in zip(crop.old, crop.scaled, crop.window, strict=True))
+    rows, columns = (nearest_pixels(*sides, mode) for sides in zip(crop.old, crop.scaled, crop.window, strict=True))
     if crop.flip:
         columns = crop.old[1] - 1 - columns
     # Pixels that a resize repeats are renumbered once. Lines are copied as a whole, and turning a plane takes less
@@ -237,13 +241,14 @@ def crop_targets(targets: ImageTargets, crop: Crop) -> ImageTargets:
     return ImageTargets(torch.from_numpy(canvas), labels, torch.from_numpy(planes.astype(np.int64)), crowd)
 
 
-def nearest_pixels(old: int, new: int, window: tuple[int, int]) -> np.ndarray:
+def nearest_pixels(old: int, new: int, window: tuple[int, int], mode: str = "nearest") -> np.ndarray:
     """The pixel of `old` that each pixel of window [start, end) shows after a nearest resize to `new`.
 
-    PyTorch's rule for `mode="nearest"`: floor(i * old / new), in single precision.
+    PyTorch's rules, in single precision: "nearest" is floor(i * old / new), by which a mask lies half a pixel of
+    `new` beside its image; "nearest-exact" is floor((i + 0.5) * old / new), the pixel at the centre of i.
     """
     scale = np.float32(old) / np.float32(new)
-    pixels = np.arange(*window, dtype=np.float32) * scale
+    pixels = (np.arange(*window, dtype=np.float32) + np.float32(0.5 if mode == "nearest-exact" else 0)) * scale
     return np.minimum(pixels.astype(np.int64), old - 1)
 
 

@@ -55,6 +55,7 @@ class Data(Section):
     seed: Seed
     validate_on_train: bool
     keep_empty: bool = False
+    mask_resize: Literal["nearest", "nearest-exact"] = "nearest"
     crowd: Crowd = "coco"
     skip_bad: bool = False
     classes: Path | Names | None = None

@@ -1,5 +1,6 @@
 """Training transforms: augmentations, and crops held against resizing, padding and cropping the whole image."""
 
+import itertools
 import random
 from pathlib import Path
 
@@ -133,13 +134,29 @@ def test_more_segments_than_a_byte_numbers():
         check(crop_targets(targets, crop), plain_masks(masks, crop), range(300))
 
 
-def test_nearest_pixels_are_pytorchs():
+MODES = ("nearest", "nearest-exact")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nearest_pixels_are_pytorchs(mode):
     for old in [1, 2, 3, 7, 48, 333, 427, 480, 613, 640]:
         line = torch.arange(old, dtype=torch.float32)[None, None]
         for new in [1, 2, 5, 64, 117, 234, 299, 327, 640, 871, 1280]:  # 117 of 333 wants single precision
-            expected = functional.interpolate(line, new, mode="nearest")[0, 0].long().numpy()
-            assert np.array_equal(nearest_pixels(old, new, (0, new)), expected)
-            assert np.array_equal(nearest_pixels(old, new, (new // 3, new)), expected[new // 3 :])
+            expected = functional.interpolate(line, new, mode=mode)[0, 0].long().numpy()
+            assert np.array_equal(nearest_pixels(old, new, (0, new), mode), expected)
+            assert np.array_equal(nearest_pixels(old, new, (new // 3, new), mode), expected[new // 3 :])
+
+
+def test_masks_by_pixel_centres_lie_on_their_image():
+    image, masks = np.zeros((64, 64, 3), np.uint8), np.zeros((1, 64, 64), bool)
+    image[:, 30:], masks[..., 30:] = 255, True
+    targets, off = targets_from_masks(masks, [0]), {mode: [] for mode in MODES}
+    for side, flip in itertools.product((12, 20, 44, 90, 150), (False, True)):
+        crop = Crop(flip, (64, 64), (side, side), ((0, side), (0, side)), (side, side))
+        shown = float(crop_image(image, crop)[0, 0].sum()) / 255
+        for mode in MODES:
+            off[mode].append(abs(float(crop_targets(targets, crop, mode).ids[0, 0].sum()) - shown))
+    assert max(off["nearest-exact"]) < 0.52 < max(off["nearest"])
 
 
 def test_sizes_are_truncated_and_never_zero():
