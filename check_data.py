@@ -9,6 +9,7 @@ python check_data.py experiment=small_set task=coco_instance data.root=DIR model
 
 from omegaconf import DictConfig
 
+from datasets.layout import find_layout
 from eomt.cli.main import checked, command
 
 
@@ -31,4 +32,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("check_data", main)
+    command("check_data", main, find_layout)

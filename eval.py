@@ -9,6 +9,7 @@ python eval.py ckpt=tue-mps/coco_panoptic_eomt_large_640 task=coco_panoptic data
 
 from omegaconf import DictConfig
 
+from datasets.layout import find_layout
 from eomt.cli.main import checked, command
 
 
@@ -21,4 +22,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("eval", main)
+    command("eval", main, find_layout)

@@ -20,7 +20,7 @@ from datasets.loader import (
     ResumableLoader,
     TrainingSet,
 )
-from datasets.readers.base import FirstImages, Reader
+from datasets.readers.base import Reader, Subset, divided
 from datasets.sampler import EpochBatchSampler
 from datasets.transforms import TrainTransform
 from eomt.classes import Classes, difference
@@ -54,6 +54,9 @@ class SegmentationData(LightningDataModule):
         max_bad_images: see `ResumableLoader`.
         keep_empty: train on images without a segment, too; see `TrainingSet`.
         timeout: seconds to wait for a batch of the workers.
+        split: the part of the images that is trained on, chosen by a digest of their names: the same in every run. The
+            others are validated on. `train` and `val` then open the same images.
+        validate_on_train: validate on the training images.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class SegmentationData(LightningDataModule):
         timeout: float = TIMEOUT_SECONDS,
         keep_empty: bool = False,
         mask_resize: str = "nearest",
+        split: float | None = None,
+        validate_on_train: bool = False,
     ):
         super().__init__()
         self.geometry = geometry
@@ -91,7 +96,9 @@ class SegmentationData(LightningDataModule):
         self.keep_empty = keep_empty
         self.mask_resize = mask_resize
         self._said: set[str] = set()
-        self._sources = {"train": train, "val": val}
+        self.split = split
+        self._sources = {"train": train, "val": train if validate_on_train else val}
+        self._parts = {"train": True, "val": validate_on_train}
         self._readers: dict[str, Reader] = {}
         self._sizes: dict[str, int] = {}
 
@@ -100,8 +107,10 @@ class SegmentationData(LightningDataModule):
         if split not in self._readers:
             source = self._sources[split]
             reader = source() if callable(source) else source
+            if self.split is not None:
+                reader = Subset(reader, divided(reader, self.split, self._parts[split]))
             self._sizes[split] = len(reader)
-            self._readers[split] = reader if self.max_images is None else FirstImages(reader, self.max_images)
+            self._readers[split] = reader if self.max_images is None else Subset(reader, range(self.max_images))
         return self._readers[split]
 
     @property
@@ -138,7 +147,12 @@ class SegmentationData(LightningDataModule):
             return
         self._said.add(split)
         reader = self.reader(split)
-        yield from reader.remarks() if hasattr(reader, "remarks") else ()
+        for line in reader.remarks() if hasattr(reader, "remarks") else ():
+            if line not in self._said:  # two parts of one set say the same
+                self._said.add(line)
+                yield line
+        if self.split is not None:
+            yield f"{self._sizes[split]} images by data.split={self.split:g}, the same in every run"
         empty = int((~reader.has_targets()).sum())
         if split == "train" and empty:
             kept = "negatives (data.keep_empty=true)"

@@ -194,6 +194,16 @@ def read_photo(
         raise InputError(f"{where} cannot be read: {reason}") from error
 
 
+def photo_size(data: bytes, form: Form = "upright") -> tuple[int, int] | None:
+    """The (height, width) of an image file in one of its forms, from its header; None if it is none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            is_turned = form == "upright" and _orientation(image) >= _SIDEWAYS
+            return image.size if is_turned else image.size[::-1]
+    except Exception:  # what is wrong with it is said where it is decoded
+        return None
+
+
 def _from_file(path: Path) -> NDArray[np.uint8]:
     if not path.is_file():
         raise InputError(f"{path} is a folder, not an image" if path.is_dir() else f"{path}: no such file")

@@ -15,7 +15,7 @@ from datasets.check.images import ExaminedImages, Fault, odd_annotations, odd_im
 from datasets.check.report import ERROR, WARNING, Report, Tally, log
 from datasets.loader import BatchLoader
 from datasets.module import SegmentationData, check_same_classes
-from datasets.readers.base import Reader
+from datasets.readers.base import Reader, Subset
 from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.photo import IMAGE_SUFFIXES
@@ -105,7 +105,8 @@ def _check_images(
         odd = list(odd_image(image, reader.classes, num_queries))
         if hasattr(reader, "annotated"):
             odd += odd_annotations(image, *reader.annotated(index), reader.classes)
-        if hasattr(reader, "photos") and (what := reader.photos.exif(index)):
+        number = int(reader.numbers[index]) if isinstance(reader, Subset) else index
+        if hasattr(reader, "photos") and (what := reader.photos.exif(number)):
             odd.append(("exif", what))
         first_split, first_name = first = seen.setdefault(image.digest, (split, name))
         if first != (split, name):

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
 
 from datasets.files.source import IndexedFiles
-from eomt.photo import FORMATS, Form, read_photo
+from eomt.photo import Form, read_photo
 
 _OTHER = 16  # flag in the record, beside the orientation: not the usual form
 _DONE = {"upright": "turned upright", "stored": "taken as stored"}
@@ -82,12 +81,3 @@ class Photos:
             f"{len(found)} of the {(codes > 0).sum()} photos read so far have an EXIF orientation: {', '.join(parts)}; "
             "data.exif=upright or data.exif=stored decides for all, check_data.py names them"
         ), frozenset((found // _OTHER).tolist())
-
-
-def image_size(data: bytes) -> tuple[int, int] | None:
-    """The (height, width) of an image file, from its header; None if it is none."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.size[::-1]
-    except Exception:  # what is wrong with it is said where it is decoded
-        return None

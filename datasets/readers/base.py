@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -75,28 +77,55 @@ class Reader(Protocol):
         """
 
 
-class FirstImages:
-    """The first images of a reader, itself a reader.
+class Subset:
+    """Some images of a reader, itself a reader.
 
     Args:
         reader: the whole set.
-        count: the number of images, at least 1; all if there are fewer.
+        numbers: the images' numbers there, rising; those beyond its end are left out.
+
+    Attributes:
+        whole: that reader.
+        numbers: int64 [N].
     """
 
-    def __init__(self, reader: Reader, count: int):
-        self._reader = reader
-        self._count = min(count, len(reader))
+    def __init__(self, reader: Reader, numbers: Sequence[int] | np.ndarray):
+        numbers = np.asarray(numbers, dtype=np.int64)
+        numbers = numbers[numbers < len(reader)]
+        if isinstance(reader, Subset):
+            reader, numbers = reader.whole, reader.numbers[numbers]
+        self.whole, self.numbers = reader, numbers
         self.classes = reader.classes
-        self.name, self.image_id, self.read = reader.name, reader.image_id, reader.read
-        for method in ("annotated", "files", "left_out", "photos", "remarks"):
+        self.name, self.image_id, self.read = (partial(self._of, name) for name in ("name", "image_id", "read"))
+        if hasattr(reader, "annotated"):
+            self.annotated = partial(self._of, "annotated")
+        for method in ("files", "left_out", "photos", "remarks"):
             if hasattr(reader, method):
                 setattr(self, method, getattr(reader, method))
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.numbers)
 
     def has_targets(self) -> np.ndarray:
-        return self._reader.has_targets()[: self._count]
+        return self.whole.has_targets()[self.numbers]
+
+    def _of(self, method: str, index: int) -> Any:
+        return getattr(self.whole, method)(int(self.numbers[index]))
+
+
+def divided(reader: Reader, share: float, train: bool) -> list[int]:
+    """The numbers of the images that are trained on, or of the others, by a digest of their names.
+
+    Raises:
+        InputError: if there are fewer than two images.
+    """
+    if len(reader) < 2:
+        raise InputError(f"data.split={share:g} needs two images or more, found {len(reader)}")
+    names = (reader.name(number).encode("utf-8", "surrogateescape") for number in range(len(reader)))
+    digests = [blake2b(name).digest() for name in names]
+    order = sorted(range(len(digests)), key=digests.__getitem__)
+    count = min(max(round(share * len(order)), 1), len(order) - 1)
+    return sorted(order[:count] if train else order[count:])
 
 
 def listed(what: Iterable[object], separator: str = ", ", count: int | None = None, most: int = NAMED) -> str:

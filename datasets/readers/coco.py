@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,8 @@ from datasets.files.photos import Photos
 from datasets.files.source import Folder, IndexedFiles, Member, Source
 from datasets.readers.base import check_size, index_remarks, left_out, listed, open_root
 from datasets.readers.coco_index import VERSION, build_index
+from datasets.readers.coco_json import stream_arrays
+from datasets.readers.foreign import FORMATS
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.photo import Form
@@ -45,21 +47,34 @@ class _CocoReader:
         exif: Form | None = None,
         crowd: Literal["coco", "object"] = "coco",
         skip_bad: bool = False,
+        format: str = "coco",
     ):
         annotations = annotations or f"{self.kind}_{split}2017"
         images = images or f"{split}2017"
-        source, truth, name, masks = _find(root, images, annotations, self.archive, self.kind == "panoptic")
-        state = blake2b(truth.digest(name) + source.fingerprint(), digest_size=16)
+        things, masks = self.kind == "instances", None
+        if format == "coco":
+            source, truth, name, masks = _find(root, images, annotations, self.archive, not things)
+            folder, where, digest, remarks = truth.path, truth.describe(name), truth.digest(name), []
+
+            def rows(keys: Collection[str]) -> Iterator[tuple[str, object]]:
+                member = Member() if isinstance(truth, Folder) else truth.members()[name]
+                return stream_arrays(truth.chunks(name, member), keys, where)
+
+        else:
+            source, path = _find_foreign(root, images, annotations, format)
+            foreign = FORMATS[format](path, source, split, things, exif)
+            folder, where, name, rows, remarks = path.parent, str(path), path.name, foreign.rows, foreign.remarks
+            digest = foreign.digest() + f"{exif} {split} {path}".encode("utf-8", "surrogateescape")
+        state = blake2b(digest + source.fingerprint(), digest_size=16)
         if masks:
             state.update(masks.fingerprint())
 
         def build() -> tuple[dict[str, np.ndarray], dict]:
-            member = Member() if isinstance(truth, Folder) else truth.members()[name]
-            folders = (truth.path, open_root(root, ""))
-            where = truth.describe(name)
-            return build_index(lambda: truth.chunks(name, member), where, source, masks, folders, skip_bad)
+            folders = (folder, open_root(root, ""))
+            arrays, meta = build_index(rows, where, source, masks, folders, skip_bad, things)
+            return arrays, {**meta, "remarks": [*remarks, *meta["remarks"]]}
 
-        kind = f"{self.kind}{'-skip-bad' * skip_bad}-{VERSION}"
+        kind = f"{self.kind}{'-skip-bad' * skip_bad}{f'-{format}' * (format != 'coco')}-{VERSION}"
         key = f"{kind}-{name.removesuffix('.json')[:80]}-{state.hexdigest()}"
         self._index = open_index(key, build)
         self._images = IndexedFiles(source, self._index, "image")
@@ -168,6 +183,8 @@ class CocoInstance(_CocoReader):
         crowd: "coco" takes annotations with `iscrowd` as regions of many objects, "object" as an object each: some
             tools set it for every mask that was drawn by brush.
         skip_bad: leave out images and annotations with the faults below, but for the first.
+        format: "coco", or a key of `datasets.readers.foreign.FORMATS`: `annotations` is then the path of that format's
+            own file or folder.
 
     Raises:
         InputError: if no folder is given or a file is missing or damaged; if the JSON names an image that is not
@@ -203,7 +220,7 @@ class CocoPanoptic(_CocoReader):
         annotations: the name of the JSON and of its PNGs without suffix, default `panoptic_{split}2017`; or the path
             of a custom JSON, as for `CocoInstance`: its PNGs are in the archive or folder of the same name beside it.
         exif: as for `CocoInstance`.
-        crowd, skip_bad: as for `CocoInstance`.
+        crowd, skip_bad, format: as for `CocoInstance`.
 
     Raises:
         InputError: as `CocoInstance`; if the JSON names a PNG that is not there, or a segment id twice in an image.
@@ -213,8 +230,12 @@ class CocoPanoptic(_CocoReader):
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, name = self._image(index)
-        ids, labels = self._segments(index, "segment_id", "label")
-        notes = ()
+        (labels,) = self._segments(index, "label")
+        if self._masks is None:  # of another format
+            codes = self._index.texts("mask", *self._span(index))
+            targets = targets_from_rles(codes, self._size(index), labels, self._crowd(index))
+            return image, targets._replace(rles=None)
+        (ids,), notes = self._segments(index, "segment_id"), ()
         (mask,) = self._index.rows("mask_of_image", index, index + 1)
         if mask < 0:
             id_map = np.zeros(image.shape[:2], dtype=np.uint32)
@@ -234,6 +255,19 @@ def _differences(id_map: np.ndarray, segment_ids: np.ndarray) -> Iterator[tuple[
         yield "unknown_id", f"id {listed(unknown)} on {np.isin(id_map, unknown).sum()} pixels"
     if len(missing):
         yield "no_pixels", f"id {listed(missing)}"
+
+
+def _find_foreign(root: str | Path | None, images: str, annotations: str, format: str) -> tuple[Source, Path]:
+    """The images and the annotations of another format. InputError if one of them is not there."""
+    if format not in FORMATS:
+        raise InputError(f"data.format={format} must be coco or {' or '.join(FORMATS)}")
+    folder = open_root(root, f"{images} and {annotations}")
+    source, path = find_source(folder, images), folder / annotations
+    if source is None or not path.exists():
+        raise InputError(
+            f"data.root: {folder} lacks {images if source is None else annotations} (data.format={format})"
+        )
+    return source, path
 
 
 def _find(

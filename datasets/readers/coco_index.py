@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 
@@ -20,14 +20,14 @@ from datasets.files.finder import FileFinder
 from datasets.files.index import text_columns
 from datasets.files.source import Member, Source, file_columns
 from datasets.readers.base import MOST_DETAILS, SKIP_BAD, listed
-from datasets.readers.coco_json import ROW_ERRORS, area, file_name, image_id, run_lengths, side, stream_arrays, whole
+from datasets.readers.coco_json import ROW_ERRORS, area, file_name, image_id, run_lengths, side, whole
 from eomt.classes import Classes, flag
 from eomt.errors import InputError
 from eomt.targets import ImageId
 
 log = logging.getLogger(__name__)
 
-VERSION = 6
+VERSION = 7
 """Part of an index's key: raise it when the arrays or their meaning change."""
 
 MAX_SEGMENTS = int(np.iinfo(np.int16).max)
@@ -37,17 +37,19 @@ _REPORT_EVERY = 100_000  # annotations: some five seconds
 
 
 def build_index(
-    chunks: Callable[[], Iterable[bytes]],
+    rows_of: Callable[[Collection[str]], Iterable[tuple[str, object]]],
     where: str,
     images: Source,
     masks: Source | None = None,
     folders: Sequence[Path] = (),
     skip_bad: bool = False,
+    all_things: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Read an instance or a panoptic JSON, draw its polygons, and find its images and PNGs.
 
     Args:
-        chunks: gives the JSON's bytes in pieces, from the start at each call.
+        rows_of: gives the elements of some arrays of the JSON, or of another format's rows, by the arrays' names,
+            from the start at each call: see `stream_arrays` and `Foreign.rows`.
         where: the JSON's name in messages.
         images: the N images.
         masks: the PNGs of a panoptic JSON; None for an instance JSON.
@@ -55,6 +57,7 @@ def build_index(
         skip_bad: leave out annotations that break the format, and images without a file or whose panoptic annotation
             breaks it; images of several names with one id; of images of one name, and annotations of one id, all but
             the first.
+        all_things: all classes are things, even in a JSON made from a panoptic one.
 
     Returns:
         The arrays, images in the JSON's order: the texts "image_id", as JSON; `size` int32 [N, 2] (height, width); the
@@ -72,7 +75,7 @@ def build_index(
     """
     rows = _Rows(where, folders, skip_bad)
     # A polygon cannot be drawn without its image's size, and some files name the images last: they are read first.
-    for key, row in stream_arrays(chunks(), ("images", "annotations"), where):
+    for key, row in rows_of(("images", "annotations")):
         if key == "images":
             rows.take(rows.add_image, key, row)
         elif rows.names:
@@ -80,11 +83,10 @@ def build_index(
     rows.check("" if rows.names else "it names no images")
     rows.find_images(images)
 
-    if masks is None:  # all are things, even in a JSON made from a panoptic one
-        add = {"categories": lambda row: rows.add_category({**row, "isthing": 1}), "annotations": rows.add_instance}
-    else:
-        add = {"categories": rows.add_category, "annotations": rows.add_panoptic}
-    for key, row in stream_arrays(chunks(), add, where):
+    add = {"categories": rows.add_category, "annotations": rows.add_instance if masks is None else rows.add_panoptic}
+    if all_things:
+        add["categories"] = lambda row: rows.add_category({**row, "isthing": 1})
+    for key, row in rows_of(add):
         if key == "annotations" and (other := _other_kind(row, masks is not None)):
             rows.check(other)
         rows.take(add[key], key, row)
@@ -93,7 +95,7 @@ def build_index(
     except InputError as error:
         rows.check(str(error))
     arrays = rows.columns(classes, masks)
-    if masks is not None:
+    if not all_things:
         rows.remarks += _isthing_remarks(rows.categories, classes)
     return arrays, {"categories": classes.to_list(), "left_out": rows.num_faults, "remarks": rows.remarks}
 
@@ -148,6 +150,8 @@ class _Rows:
     def take(self, add: Callable[[Mapping], None], key: str, row: object) -> None:
         """Pass an element of the array `key` to `add`, and note a fault if it breaks COCO's format."""
         try:
+            if isinstance(row, InputError):
+                return self.fault(str(row))
             if not isinstance(row, Mapping):
                 raise TypeError("it must be an object of keys and values")
             add(row)

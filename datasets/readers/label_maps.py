@@ -10,12 +10,12 @@ import numpy as np
 
 from datasets.files.decode import decode_color_map, decode_label_map
 from datasets.files.index import Index, open_index, text_columns
-from datasets.files.photos import Photos, image_size
+from datasets.files.photos import Photos
 from datasets.files.source import IndexedFiles, Member, Source, file_columns, is_hidden
 from datasets.readers.base import MOST_DETAILS, NAMED, SKIP_BAD, check_size, index_remarks, left_out, listed
 from eomt.classes import Classes
 from eomt.errors import InputError
-from eomt.photo import Form
+from eomt.photo import Form, photo_size
 from eomt.targets import ImageTargets, runs, targets_from_id_map
 
 VOID = -1
@@ -124,7 +124,7 @@ class LabelMaps:
         return set().union(*used), set().union(*there)
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
-        image, where = self.photos.read(index, lambda: image_size(self._truths[0].read(index)[0]))
+        image, where = self.photos.read(index, lambda: photo_size(self._truths[0].read(index)[0]))
         return image, self._targets(index, image.shape[:2], where)
 
     def _targets(self, index: int, size: tuple[int, int], image: str) -> ImageTargets:

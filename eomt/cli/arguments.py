@@ -9,10 +9,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -31,6 +32,8 @@ GROUPS = ("task", "model", "experiment")
 # Values of these keys are paths, whose characters Hydra's override grammar would read as its own.
 _PATHS = "|".join(keys_of_type("a path") | keys_of_type("a folder to write to"))
 _PATH_KEYS = re.compile(rf"^\+{{0,2}}(hydra\.(run|sweep)\.dir|(\w+\.)*({_PATHS}))$")
+FindLayout = Callable[[Path, str | None], tuple[str, dict[str, Any]]]
+
 # A list of paths in which the user has quoted nothing.
 _LIST = re.compile(r"^\[[^'\"{}$]+\]$")
 # These are read from other folders later on.
@@ -46,12 +49,13 @@ _VALUE_FLAGS += ("--experimental-rerun", "--info", "-i")
 _LAST_FIRST = ("last.ckpt", "previous.ckpt", "best.ckpt")
 
 
-def prepared(command: str, arguments: Sequence[str]) -> list[str]:
+def prepared(command: str, arguments: Sequence[str], find_layout: FindLayout | None = None) -> list[str]:
     """Arguments for Hydra: checked as far as they can be without the configuration, each key once, paths quoted.
 
     Args:
         command: "train", "eval", ...
         arguments: as they are typed.
+        find_layout: see `with_layout`.
 
     Raises:
         InputError: if one is no flag and not key=value, or cannot be read; if its key is unknown, its value of a wrong
@@ -65,7 +69,50 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
         if not (argument.startswith("-") or (ready and ready[-1] in _VALUE_FLAGS)):
             argument = _with_options(_checked(command, argument, sweep, chosen))
         ready.append(argument)
+    ready = ready if find_layout is None or sweep else with_layout(ready, find_layout)
     return split_for_eval(ready) if command == "eval" else ready
+
+
+def with_layout(arguments: Sequence[str], find_layout: FindLayout) -> list[str]:
+    """Put the task and the keys by which `data.root` is read in front of what is typed, which goes over them.
+
+    That is left alone where a run's own settings are taken, or the annotations of both sets are typed.
+
+    Args:
+        arguments: checked, with quoted paths.
+        find_layout: from the folder and the task that is typed, or None, what the folder is in words, and the keys.
+
+    Raises:
+        InputError: if the folder is nothing that is known.
+    """
+    typed = {key_of(argument): argument for argument in arguments if "=" in argument and argument[0] != "-"}
+    truths = [f"data.{split}.{key}" for key in ("annotations", "labels") for split in ("train", "val")]
+    task = _task(typed)
+    own = ("ckpt" in typed and task is None) or {*truths[:2]} <= typed.keys() or {*truths[2:]} <= typed.keys()
+    root = None if own or "data.root" not in typed else _read(typed["data.root"]).value()
+    if not isinstance(root, str):
+        return [*arguments]
+    what, found = find_layout(Path(root), task)
+    if not what:
+        return [*arguments]
+    if task is not None:
+        found.pop("task")
+    found = {key: value for key, value in found.items() if key not in typed}
+    added = [f"{key}={value if key == 'task' else _in_grammar(value)}" for key, value in found.items()]
+    if first_rank() and added:
+        keys = " ".join(added).replace("'", "")
+        print(f"note: data.root={root} is {what}; taken as {keys}: typed keys go over these", file=sys.stderr)
+    return [*added, *arguments]
+
+
+def _task(typed: Mapping[str, str]) -> str | None:
+    """The task that is typed, or that the experiment is of."""
+    if "task" in typed:
+        return str(_read(typed["task"]).value())
+    experiment = str(_read(typed["experiment"]).value()) if "experiment" in typed else ""
+    path = Path(CONFIGS, "experiment", f"{experiment}.yaml")
+    defaults = yaml.safe_load(path.read_text()).get("defaults", []) if path.is_file() else []
+    return next((entry["override /task"] for entry in defaults if "override /task" in entry), None)
 
 
 def _with_options(argument: str) -> str:
@@ -307,3 +354,12 @@ def _read(argument: str) -> Override:
 def _quoted(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _in_grammar(value: Any) -> str:
+    """A text, number, or list or mapping of such, in Hydra's grammar."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_in_grammar(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_in_grammar, value))}]"
+    return _quoted(value) if isinstance(value, str) else str(value)

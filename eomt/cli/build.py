@@ -46,8 +46,6 @@ def build_data(cfg: DictConfig) -> lightning.LightningDataModule:
     keep, still names the folder outside this job.
     """
     settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
-    if settings.pop("validate_on_train", False):
-        settings["val"] = settings["train"]
     shared = {name: settings.pop(name, None) for name in READER_KEYS}
     for split in ("train", "val"):
         root = settings[split].get("root")

@@ -28,7 +28,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eomt.cli.arguments import key_of, prepared
+from eomt.cli.arguments import FindLayout, key_of, prepared
 from eomt.cli.check import check_roots, check_settings
 from eomt.cli.folders import run_id
 from eomt.cli.help import help_of, in_our_words
@@ -64,7 +64,7 @@ _LIBRARY_ERRORS = {
 }
 
 
-def command(name: str, function: Callable[[DictConfig], None]) -> None:
+def command(name: str, function: Callable[[DictConfig], None], find_layout: FindLayout | None = None) -> None:
     """Run a command line: compose the configuration, call `function` with it, and end with a clear line.
 
     Exit status: 0, also when a SLURM job is requeued; 1 for bad input; 130 when Ctrl-C stopped the run, 138 when
@@ -73,6 +73,7 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
     Args:
         name: the name of the configuration in configs/.
         function: the command, called with the configuration.
+        find_layout: finds out what `data.root` is where that decides, see `eomt.cli.arguments.with_layout`.
     """
     # Read by libraries when they are imported, which `function` does. Threads of OpenMP that spin while they wait
     # slow each other down on a CPU that is shared with data workers.
@@ -93,7 +94,7 @@ def command(name: str, function: Callable[[DictConfig], None]) -> None:
     # Importing takes longer than anything before training: a signal then ends the run in order, too.
     try:
         with listening(_last_words):
-            _run(name, function)
+            _run(name, function, find_layout)
     finally:
         # Only logs are left to close, also while SLURM ends a job that is requeued.
         for number in ENDING:
@@ -133,7 +134,7 @@ def explain(error: BaseException) -> str:
     return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
 
 
-def _run(name: str, function: Callable[[DictConfig], None]) -> None:
+def _run(name: str, function: Callable[[DictConfig], None], find_layout: FindLayout | None = None) -> None:
     job = _job(function)
     try:
         if {"-h", "--help"} & {*sys.argv[1:]}:
@@ -142,7 +143,7 @@ def _run(name: str, function: Callable[[DictConfig], None]) -> None:
         with listening() as signals:
             signals.unblock()
         _import_own()
-        sys.argv[1:], config = prepared(name, sys.argv[1:]), name
+        sys.argv[1:], config = prepared(name, sys.argv[1:], find_layout), name
         if name == "train" and "ckpt" in map(key_of, sys.argv[1:]):
             from eomt.cli.resume import resumed
 

@@ -28,10 +28,11 @@ from eomt.cli.settings import (
     Workers,
 )
 
-READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif", "crowd", "skip_bad")
+READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif", "format", "crowd", "skip_bad")
 """Keys of `data` that are there for both readers, under `data.train` and `data.val`, to refer to."""
 
 Exif = Literal["upright", "stored"] | None
+Format = Literal["coco", "yolo"]
 Crowd = Literal["coco", "object"]
 Void = Values | Literal["auto"] | None
 
@@ -56,6 +57,8 @@ class Data(Section):
     validate_on_train: bool
     keep_empty: bool = False
     mask_resize: Literal["nearest", "nearest-exact"] = "nearest"
+    split: Annotated[float, Field(gt=0, lt=1)] | None = None
+    format: Format = "coco"
     crowd: Crowd = "coco"
     skip_bad: bool = False
     classes: Path | Names | None = None
@@ -76,6 +79,7 @@ class SplitReader(Reader):
 class CocoReader(SplitReader):
     images: Path | None = None
     annotations: Path | None = None
+    format: Format = "coco"
     crowd: Crowd = "coco"
     skip_bad: bool = False
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.files.photos import Photos, image_size
+from datasets.files.photos import Photos
 from eomt.errors import InputError
+from eomt.photo import photo_size
 from tests.label_files import encoded, turned
 
 WIDE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
@@ -109,5 +110,7 @@ def test_a_disk_that_fails_for_a_moment_is_told_from_a_damaged_photo():
 
 
 def test_sizes_from_headers():
-    assert image_size(encoded(Image.fromarray(WIDE))) == (6, 8)
-    assert image_size(b"no image") is None
+    assert photo_size(encoded(Image.fromarray(WIDE))) == (6, 8)
+    assert photo_size(stored(WIDE, 6, "JPEG")) == (8, 6)
+    assert photo_size(stored(WIDE, 6, "JPEG"), "stored") == (6, 8)
+    assert photo_size(b"no image") is None

@@ -1,0 +1,236 @@
+"""What a folder of data is, by the names of its files: the task and the keys that read it.
+
+A function of `LAYOUTS` knows one layout. None walks through a folder: they ask for names, and list the first
+thousands of those of single folders. It imports nothing heavy, for the command line asks before all else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eomt.errors import InputError
+
+_MOST_NAMES = 10_000  # of one folder
+_MOST_JSONS = 24  # of one folder that are looked into
+_LOOKED_AT = 64  # MiB at a JSON's start, in which its first image is looked for
+_NESTED = 3  # folders in one another with nothing else in them, as archives are unpacked
+_SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_OTHER_JSONS = ("captions", "person_keypoints", "image_info", "stuff")  # of COCO
+SHARE = 0.9
+"""The part of the images that is trained on where nothing is set aside for validation."""
+
+
+class Layout(NamedTuple):
+    """What a folder is.
+
+    Attributes:
+        what: in words.
+        readings: for each task that can be trained the values of keys of `data`, such as `train.images`, paths below
+            the folder. The first is chosen unless `task=` is typed.
+    """
+
+    what: str
+    readings: Mapping[str, Mapping[str, Any]]
+
+
+def find_layout(root: Path, task: str | None) -> tuple[str, dict[str, Any]]:
+    """Find out what a folder is and how it is read.
+
+    Args:
+        root: the folder.
+        task: the task that is typed, or None.
+
+    Returns:
+        What it is, in words with the tasks that could be chosen instead; and the keys as they would be typed, `task`
+        and keys of `data`, with their values. A typed task that the folder is not for gives no keys.
+
+    Raises:
+        InputError: if no layout fits and no task is typed.
+    """
+    folder, looked_for = root, ", ".join(function.__doc__.splitlines()[0].rstrip(".") for function in LAYOUTS)
+    for _ in range(_NESTED):
+        for function in LAYOUTS:
+            layout = function(folder)
+            if layout is None or (task is not None and task not in layout.readings):
+                continue
+            chosen = task or next(iter(layout.readings))
+            others = [f"task={name}" for name in layout.readings if name != chosen]
+            below = folder.relative_to(root).as_posix()
+            keys = {f"data.{key}": _moved(key, value, below) for key, value in layout.readings[chosen].items()}
+            also = f", also for {' or '.join(others)}" if others else ""
+            return layout.what + also, {"task": chosen, **keys}
+        inner = [name for name in names(folder) if not name.startswith(".")]
+        if len(inner) != 1 or not (folder / inner[0]).is_dir():
+            break
+        folder /= inner[0]
+    if task is not None:
+        return "", {}
+    raise InputError(
+        f"data.root={root} is nothing that is known here: looked for {looked_for}; see docs/own_data.md, or choose "
+        "task= and name the files by keys of data.train and data.val"
+    )
+
+
+def names(folder: Path) -> list[str]:
+    """The first names in a folder, sorted; none if it is no folder that can be read."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return sorted(entry.name for entry in islice(entries, _MOST_NAMES))
+    return []
+
+
+def split_of(name: str) -> str | None:
+    """The set for which a file or folder is, "train", "val" or "test", by the words in its name."""
+    found = re.findall("[a-z]+", name.lower())
+    return next((split for split, words in _SPLITS.items() if {*words} & {*found}), None)
+
+
+def both(splits: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:
+    """The keys of both sets from those of one set each, as `{"train": {"images": ...}}`.
+
+    Where there is nothing to validate on but a test set, that is taken; where there is one set alone, it is divided.
+    """
+    train = splits.get("train") or splits.get(None) or splits.get("val") or splits["test"]
+    val = splits.get("val") or splits.get("test") or train
+    keys = {f"{split}.{key}": value for split, of in (("train", train), ("val", val)) for key, value in of.items()}
+    return keys | ({"split": SHARE} if val is train else {})
+
+
+def _moved(key: str, value: Any, below: str) -> Any:
+    """The value of a key of `data` where the layout was found below the root."""
+    paths = ("images", "annotations", "labels", "names")
+    is_path = key.rpartition(".")[2] in paths or (key == "classes" and isinstance(value, str))
+    return os.path.normpath(os.path.join(below, value)) if is_path and value is not None else value
+
+
+def _builtin(folder: Path) -> Layout | None:
+    """the built-in shapes."""
+    if (folder / "semantic_trainval2017.zip").is_file():
+        return Layout("the built-in shapes", {f"shapes_{kind}": {} for kind in ("panoptic", "instance", "semantic")})
+    return None
+
+
+def _ade20k(folder: Path) -> Layout | None:
+    """ADE20K (ADEChallengeData2016)."""
+    if not _is_there(folder / "ADEChallengeData2016"):
+        return None
+    return Layout("ADE20K as downloaded", {"ade20k_semantic": {}, "ade20k_panoptic": {}})
+
+
+def _coco(folder: Path) -> Layout | None:
+    """COCO's JSONs (annotations/*.json, train/_annotations.coco.json, one JSON)."""
+    if all(_is_there(folder / f"{split}2017") for split in ("train", "val")):
+        truths = {"panoptic": "panoptic_annotations", "instance": "annotations"}
+        names_of = {"panoptic": "panoptic", "instance": "instances"}
+        own = {
+            f"coco_{kind}": {}
+            for kind, archive in truths.items()
+            if _is_there(folder / f"{archive}_trainval2017")
+            or (folder / "annotations" / f"{names_of[kind]}_train2017.json").is_file()
+        }
+        if own:
+            return Layout("COCO 2017 as downloaded", own)
+    found: dict[str, dict[str | None, dict[str, str]]] = {}
+    several = set()
+    for path in _jsons(folder):
+        first = _first_image(path)
+        if first is None:
+            continue
+        panoptic = _is_there(path.with_suffix(""))
+        task, name = f"coco_{'panoptic' if panoptic else 'instance'}", path.relative_to(folder).as_posix()
+        split = split_of(path.stem) or split_of(path.parent.relative_to(folder).as_posix())
+        sets = found.setdefault(task, {})
+        if split is None and split in sets:
+            several.add(task)
+        images = _photos_of(path, first, folder, split).relative_to(folder).as_posix()
+        sets.setdefault(split, {"images": images, "annotations": name})
+    readings = {
+        task: both(sets)
+        for task, sets in sorted(found.items(), reverse=True)
+        if {*sets} - {None} or task not in several
+    }
+    return Layout("a data set with JSONs of COCO's form", readings) if readings else None
+
+
+def _jsons(folder: Path) -> Iterator[Path]:
+    """JSONs that may be of COCO's form, in the folders where tools put them."""
+    splits = [name for name in names(folder) if split_of(name) and (folder / name).is_dir()]
+    for place in (folder / "annotations", folder, *(folder / name for name in splits)):
+        files = [name for name in names(place) if name.endswith(".json") and not name.startswith((".", *_OTHER_JSONS))]
+        yield from (place / name for name in sorted(files, key=lambda name: "coco" not in name)[:_MOST_JSONS])
+
+
+def _first_image(path: Path) -> str | None:
+    """The name of the first image of a JSON of COCO's form; empty if it lies far back, None if it is no such JSON."""
+    from datasets.files.source import Folder
+    from datasets.readers.coco_json import file_name, stream_arrays
+
+    with suppress(InputError, KeyError, TypeError, ValueError):
+        chunks = Folder(path.parent).chunks(path.name)
+        for _, row in stream_arrays(islice(chunks, _LOOKED_AT), ("images",), str(path)):
+            return file_name(row)
+    return "" if path.stat().st_size > _LOOKED_AT << 20 else None
+
+
+def _photos_of(path: Path, name: str, folder: Path, split: str | None) -> Path:
+    """The folder, or the archive without its `.zip`, with the images of a JSON."""
+    below = [f"images/{split}", f"{split}/images", f"images/{path.stem}", *(f"{split}{end}" for end in ("", "2017"))]
+    if split:
+        below += [f"images/{word}" for word in _SPLITS[split]] + list(_SPLITS[split])
+    places = [path.parent, *(folder / part for part in (*below, "images/default", "images", "JPEGImages", "."))]
+    places += [path.parent / "images", path.parent.parent / "images"]
+    places = [place for place in places if place == folder or folder in place.parents]
+    slashed = name.strip().replace("\\", "/")
+    for part in (slashed, slashed.rpartition("/")[2]):
+        for place in places:
+            if name and (place / part).is_file():
+                # A name such as images/train/1.jpg counts from above.
+                return place
+    for place in places:
+        if place.with_name(f"{place.name}.zip").is_file() or (place != folder and _holds_photos(place)):
+            return place
+    return path.parent
+
+
+def _is_there(path: Path) -> bool:
+    """True for a folder, or an archive of that name."""
+    return path.is_dir() or path.with_name(f"{path.name}.zip").is_file()
+
+
+def _holds_photos(folder: Path) -> bool:
+    from eomt.photo import IMAGE_SUFFIXES
+
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names(folder))
+
+
+def _yolo(folder: Path) -> Layout | None:
+    """YOLO segmentation (data.yaml)."""
+    from datasets.readers.yolo import description, folders
+
+    for name in names(folder):
+        if not name.endswith((".yaml", ".yml")):
+            continue
+        try:
+            sets = {split: folders(folder / name, split) for split in ("train", "val", "test")}
+            description(folder / name)
+        except InputError:
+            if name == "data.yaml":
+                raise
+            continue
+        found = {split: {"images": images, "annotations": name} for split, images in sets.items() if images is not None}
+        if found:
+            return Layout(f"a YOLO data set ({name})", {"coco_instance": {"format": "yolo", **both(found)}})
+    return None
+
+
+LAYOUTS: list[Callable[[Path], Layout | None]] = [_builtin, _ade20k, _yolo, _coco]
+"""The layouts, the first that fits counts; the first line of each one's docstring says what is looked for."""

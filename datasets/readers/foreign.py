@@ -1,0 +1,100 @@
+"""Ground truth of other formats as the rows of COCO's: `build_index` checks, draws and keeps both alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from datasets.files.source import Folder, Member, Source
+from eomt.errors import InputError
+from eomt.photo import Form, photo_size
+
+Row = dict[str, Any] | InputError
+"""A row as COCO's JSON has it, or why there is none."""
+
+
+@dataclass
+class Foreign:
+    """A set of another format.
+
+    Attributes:
+        files: the files on whose contents the rows depend.
+        images, categories, annotations: give the rows, as a JSON of COCO's instance form has them; `isthing` 0 is
+            stuff. They are read when they are asked for, images first.
+        remarks: lines on the whole set, complete once all rows have been read.
+    """
+
+    files: Callable[[], Iterable[Path]]
+    images: Callable[[], Iterable[Row]]
+    categories: Callable[[], Iterable[Row]]
+    annotations: Callable[[], Iterable[Row]]
+    remarks: list[str] = field(default_factory=list)
+
+    def rows(self, keys: Collection[str]) -> Iterator[tuple[str, Row]]:
+        """The rows of some of the three arrays with its name, as `stream_arrays` gives those of a JSON."""
+        for key in ("images", "categories", "annotations"):
+            if key in keys:
+                yield from ((key, row) for row in getattr(self, key)())
+
+    def digest(self) -> bytes:
+        """A digest that changes when one of the files does, as far as its size and time tell."""
+        state = blake2b(digest_size=16)
+        for path in self.files():
+            try:
+                found = os.stat(path)
+                state.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            except OSError:
+                state.update(b"-")
+        return state.digest()
+
+
+Opener = Callable[[Path, Source, str, bool, Form | None], Foreign]
+"""A format: from the path of the annotations, the images, "train" or "val", whether all classes are things, and the
+form of the photos that is chosen."""
+
+
+def read_text(path: Path, most: int = 1 << 24) -> str:
+    """A text file in UTF-8. InputError if it cannot be read, is longer than `most` bytes, or no such text."""
+    data = bytearray()
+    for chunk in Folder(path.parent).chunks(path.name):
+        data += chunk
+        if len(data) > most:
+            raise InputError(f"{path} is larger than {most} bytes: it is no such file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8; save it as that") from error
+
+
+def sized_row(source: Source, name: str, member: Member, form: Form | None) -> Row:
+    """The row of an image whose size only its file tells, under its name as its id."""
+    data = b""
+    for chunk in source.chunks(name, member):
+        data += chunk
+        size = photo_size(data, form or "upright")
+        if size is not None:  # it stands at the start
+            return {"id": name, "file_name": name, "height": size[0], "width": size[1]}
+    return InputError(f"{source.describe(name)} is no image that can be read")
+
+
+def mask_code(mask: np.ndarray) -> dict[str, Any]:
+    """A mask, bool [H, W], as a row's `segmentation`."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def _yolo(*arguments: Any) -> Foreign:
+    from datasets.readers.yolo import open_yolo
+
+    return open_yolo(*arguments)
+
+
+FORMATS: dict[str, Opener] = {"yolo": _yolo}
+"""The formats by the value of `data.format` that chooses each."""

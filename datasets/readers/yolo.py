@@ -1,0 +1,146 @@
+"""YOLO segmentation: a YAML file that names classes and folders, and a text file of polygons for each image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datasets.files.source import Source, is_hidden
+from datasets.readers.foreign import Foreign, Row, read_text, sized_row
+from eomt.errors import InputError
+from eomt.photo import IMAGE_SUFFIXES, Form
+
+_LARGEST = 1 << 20  # bytes of a YAML file
+
+
+def description(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The entries of a data.yaml, and its classes as categories.
+
+    Raises:
+        InputError: if it cannot be read, is no YAML of plain values, or lacks names.
+    """
+    try:
+        entries = yaml.safe_load(read_text(path, _LARGEST))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise InputError(f"{path} is no YAML of plain values: {' '.join(str(error).split())[:200]}") from error
+    # Values are not repeated in messages: aliases make some of any length.
+    names = entries.get("names") if isinstance(entries, dict) else None
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{path} has no 'names': YOLO's form is names, a list or {{number: name}}, and train and val")
+    for number, name in names.items():
+        if type(number) is not int or type(name) not in (str, int, float):
+            raise InputError(f"{path}: names must be texts by number: quote those that YAML takes for something else")
+    return entries, [{"id": number, "name": str(name)} for number, name in names.items()]
+
+
+def places(path: Path, split: str) -> list[Path]:
+    """The folders and lists of images that a data.yaml names for "train", "val" or "test"; those that are there."""
+    entries, _ = description(path)
+    named = entries.get(split) or (entries.get("valid") if split == "val" else None)
+    named = [entry for entry in (named if isinstance(named, list) else [named]) if isinstance(entry, str)]
+    base = entries.get("path") if isinstance(entries.get("path"), str) else ""
+    found = []
+    for entry in named:
+        # Roboflow writes ../train/images for the folder beside the file, and others the paths of another machine.
+        ways = (path.parent / base / entry, path.parent / entry, path.parent / entry.removeprefix("../"))
+        found += [Path(os.path.normpath(way)) for way in ways if "\0" not in str(way) and way.exists()][:1]
+    return found
+
+
+def folders(path: Path, split: str) -> str | None:
+    """The folder of a set's images, from that of its data.yaml: the folder itself where there are several or lists."""
+    found = places(path, split)
+    if len(found) == 1 and found[0].is_dir():
+        return os.path.relpath(found[0], path.parent)
+    return "." if found else None
+
+
+def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form | None) -> Foreign:
+    """A set in YOLO's form.
+
+    The label file of `a/images/b/1.jpg` is `a/labels/b/1.txt`, or lies beside it; a row is a class and the corners of
+    its polygon, in parts of the image's width and height. An image without a label file has no object.
+
+    Args:
+        path: the data.yaml. Where it names lists or several folders for the set, images of no other are taken.
+        images: the source of images.
+        split: "train" or "val".
+        things: not used: all classes are things.
+        form: the form in which photos are taken.
+    """
+    _, categories = description(path)
+    chosen = places(path, split)
+    listed = {os.path.normpath(entry) for file in chosen if not file.is_dir() for entry in _list(file, path.parent)}
+    below = tuple(os.path.join(folder, "") for folder in chosen if folder.is_dir())
+    members, base = images.members(), os.path.normpath(images.path)
+    photos = {
+        name: os.path.join(base, name)
+        for name in sorted(members)
+        if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
+    }
+    if listed or len(below) > 1:
+        photos = {name: file for name, file in photos.items() if file in listed or file.startswith(below)}
+    labels = {name: _label_file(file) for name, file in photos.items()}
+    sizes: dict[str, tuple[int, int]] = {}
+    foreign = Foreign(
+        lambda: [path, *map(Path, photos.values()), *labels.values()],
+        lambda: map(image, photos),
+        lambda: categories,
+        lambda: (row for name in sizes for row in annotations(name)),
+    )
+
+    def image(name: str) -> Row:
+        row = sized_row(images, name, members[name], form)
+        if isinstance(row, dict) and labels[name].exists():
+            try:
+                read_text(labels[name])
+            except InputError as error:  # an image of unknown ground truth is none without objects
+                return error
+        if isinstance(row, dict):
+            sizes[name] = row["height"], row["width"]
+        return row
+
+    def annotations(name: str) -> Iterator[Row]:
+        if labels[name].exists():
+            for number, line in enumerate(read_text(labels[name]).splitlines(), 1):
+                if line.strip():
+                    yield _row(
+                        f"{os.path.relpath(labels[name], path.parent)}:{number}", name, line.split(), sizes[name]
+                    )
+
+    if missing := sum(not file.exists() for file in labels.values()):
+        foreign.remarks.append(f"{missing} of {len(labels)} images have no label file: taken to show no object")
+    return foreign
+
+
+def _list(file: Path, base: Path) -> Iterator[str]:
+    for line in read_text(file, 1 << 28).splitlines():
+        if line.strip():
+            yield os.path.join(file.parent if line.startswith("./") else base, line.strip())
+
+
+def _label_file(image: str) -> Path:
+    stem = os.path.splitext(image)[0]
+    folder, separator, name = stem.rpartition("/images/")
+    usual, beside = Path(f"{folder}/labels/{name}.txt"), Path(f"{stem}.txt")
+    return usual if separator and (usual.exists() or not beside.exists()) else beside
+
+
+def _row(where: str, image: str, words: list[str], size: tuple[int, int]) -> Row:
+    try:
+        category, *numbers = float(words[0]), *map(float, words[1:])
+        if not category.is_integer():
+            raise ValueError("no class")
+    except (ValueError, OverflowError):
+        return InputError(f"{where}: expected a class and the corners of a polygon, found {' '.join(words)[:60]!r}")
+    scale = (size[1], size[0]) * (len(numbers) // 2 + 1)
+    corners = [number * side for number, side in zip(numbers, scale, strict=False)]
+    # Four numbers are a box.
+    polygons = [corners] if len(numbers) != 4 else None
+    return {"id": where, "image_id": image, "category_id": int(category), "segmentation": polygons}

@@ -1,0 +1,150 @@
+"""One set of 20 drawn pictures as each annotation tool exports it: a function of `EXPORTS` writes each format."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from tests.label_files import encoded
+
+CLASSES = ("car", "bus", "traffic cone")
+COLORS = ((200, 30, 30), (30, 160, 60), (40, 60, 220))
+SPLITS = {"train": range(16), "val": range(16, 20)}
+
+
+class Picture(NamedTuple):
+    """A picture of the set; objects do not overlap.
+
+    Attributes:
+        name: without suffix.
+        photo: the PNG file.
+        size: height and width.
+        objects: (class 0..2, polygon [x, y, ...]) of each; the sixth picture has none.
+    """
+
+    name: str
+    photo: bytes
+    size: tuple[int, int]
+    objects: list[tuple[int, list[float]]]
+
+    def masks(self) -> list[np.ndarray]:
+        """bool [H, W] of each object, as pycocotools draws its polygon."""
+        return [coco_mask.decode(coco_mask.frPyObjects([polygon], *self.size)[0]) > 0 for _, polygon in self.objects]
+
+    def maps(self) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [H, W] of the objects' numbers from 1, and of their classes from 1; 0 is background."""
+        numbers, classes = np.zeros((2, *self.size), dtype=np.uint8)
+        for number, ((label, _), mask) in enumerate(zip(self.objects, self.masks(), strict=True), 1):
+            numbers[mask], classes[mask] = number, label + 1
+        return numbers, classes
+
+
+def pictures() -> list[Picture]:
+    """The set."""
+    return [_picture(k, np.random.default_rng(k)) for k in range(20)]
+
+
+def _picture(k: int, rng: np.random.Generator) -> Picture:
+    height, width = (int(side) for side in rng.integers(24, 33, 2) * 2)
+    photo = Image.fromarray(rng.integers(90, 130, (height, width, 3), dtype=np.uint8))
+    objects = []
+    for y, x in np.ndindex(2, 2):
+        if k == 5 or rng.random() < 0.4:
+            continue
+        label = int(rng.integers(len(CLASSES)))
+        corners = [(0.1, 0.2), (0.8, 0.1), (0.9, 0.9), (0.3, 0.7)][: 3 + label % 2]
+        points = [((x + u) * width // 2, (y + v) * height // 2) for u, v in corners]
+        ImageDraw.Draw(photo).polygon(points, COLORS[label])
+        objects.append((label, [float(value) for point in points for value in point]))
+    return Picture(f"picture {k:02}", encoded(photo), (height, width), objects)
+
+
+def write(path: Path, data: bytes | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def coco_json(numbers: range, folder: str = "", roboflow: bool = False) -> str:
+    """A JSON in COCO's instance form of some of the pictures."""
+    chosen = [(k, picture) for k, picture in enumerate(pictures()) if k in numbers]
+    parent = [{"id": 0, "name": "street", "supercategory": "none"}] * roboflow
+    return json.dumps(
+        {
+            "categories": [
+                *parent,
+                *({"id": k, "name": name, "supercategory": "street"} for k, name in enumerate(CLASSES, 1)),
+            ],
+            "images": [
+                {"id": k, "file_name": f"{folder}{p.name}.png", "height": p.size[0], "width": p.size[1]}
+                for k, p in chosen
+            ],
+            "annotations": [
+                {"id": 10 * k + n, "image_id": k, "category_id": label + 1, "segmentation": [polygon], "iscrowd": 0}
+                for k, p in chosen
+                for n, (label, polygon) in enumerate(p.objects, 1)
+            ],
+        }
+    )
+
+
+def write_photos(folder: Path, numbers: range = range(20)) -> None:
+    for k in numbers:
+        picture = pictures()[k]
+        write(folder / f"{picture.name}.png", picture.photo)
+
+
+def coco(root: Path) -> None:
+    """COCO's instance form: annotations/*.json beside images/train and images/val."""
+    for split, numbers in SPLITS.items():
+        write_photos(root / "images" / split, numbers)
+        write(root / "annotations" / f"instances_{split}.json", coco_json(numbers))
+
+
+def roboflow(root: Path) -> None:
+    """Roboflow's COCO: a JSON within each folder of images, and an empty root category."""
+    for split, numbers in SPLITS.items():
+        folder = root / {"val": "valid"}.get(split, split)
+        write_photos(folder, numbers)
+        write(folder / "_annotations.coco.json", coco_json(numbers, roboflow=True))
+
+
+def one_json(root: Path) -> None:
+    """Label Studio's COCO: one JSON for all images."""
+    write_photos(root / "images")
+    write(root / "result.json", coco_json(range(20), "images/"))
+
+
+def yolo(root: Path) -> None:
+    """YOLO segmentation as Roboflow writes it."""
+    folders = {"train": "train", "val": "valid"}
+    lines = [f"{split}: ../{folder}/images" for split, folder in folders.items()]
+    write(root / "data.yaml", "\n".join([*lines, f"nc: {len(CLASSES)}", f"names: {[*CLASSES]}"]))
+    for split, numbers in SPLITS.items():
+        write_photos(root / folders[split] / "images", numbers)
+        for k in numbers:
+            picture = pictures()[k]
+            sides = picture.size[::-1]
+            rows = [
+                " ".join(map(str, [label, *(value / sides[n % 2] for n, value in enumerate(polygon))]))
+                for label, polygon in picture.objects
+            ]
+            write(root / folders[split] / "labels" / f"{picture.name}.txt", "\n".join(rows))
+
+
+class Export(NamedTuple):
+    """A format: the function that writes it, and the tasks that it can be trained for, the default first."""
+
+    write: Callable[[Path], None]
+    tasks: tuple[str, ...]
+
+
+EXPORTS = {
+    "coco": Export(coco, ("coco_instance",)),
+    "roboflow": Export(roboflow, ("coco_instance",)),
+    "one json": Export(one_json, ("coco_instance",)),
+    "yolo": Export(yolo, ("coco_instance",)),
+}
