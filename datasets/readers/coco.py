@@ -18,11 +18,15 @@ from datasets.files.source import Folder, IndexedFiles, Member, Source
 from datasets.readers.base import check_size, index_remarks, left_out, listed, open_root
 from datasets.readers.coco_index import VERSION, build_index
 from datasets.readers.coco_json import stream_arrays
-from datasets.readers.foreign import FORMATS
+from datasets.readers.foreign import Opener
+from datasets.readers.yolo import open_yolo
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.photo import Form
 from eomt.targets import ImageId, ImageTargets, runs, targets_from_id_map, targets_from_rles
+
+FORMATS: dict[str, Opener] = {"yolo": open_yolo}
+"""Formats whose rows are read as a JSON's are, by the value of `data.format` that chooses each."""
 
 _PUBLISHED = ("train2017", "val2017")  # folders and archives of COCO's own photos
 
@@ -183,7 +187,7 @@ class CocoInstance(_CocoReader):
         crowd: "coco" takes annotations with `iscrowd` as regions of many objects, "object" as an object each: some
             tools set it for every mask that was drawn by brush.
         skip_bad: leave out images and annotations with the faults below, but for the first.
-        format: "coco", or a key of `datasets.readers.foreign.FORMATS`: `annotations` is then the path of that format's
+        format: "coco", or a key of `FORMATS`: `annotations` is then the path of that format's
             own file or folder.
 
     Raises:

@@ -88,13 +88,3 @@ def mask_code(mask: np.ndarray) -> dict[str, Any]:
     """A mask, bool [H, W], as a row's `segmentation`."""
     code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": code["size"], "counts": code["counts"].decode()}
-
-
-def _yolo(*arguments: Any) -> Foreign:
-    from datasets.readers.yolo import open_yolo
-
-    return open_yolo(*arguments)
-
-
-FORMATS: dict[str, Opener] = {"yolo": _yolo}
-"""The formats by the value of `data.format` that chooses each."""
