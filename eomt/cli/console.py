@@ -6,6 +6,8 @@ import logging
 
 from tqdm import tqdm
 
+from eomt.errors import Stopped
+
 
 class Console(logging.StreamHandler):
     """Writes each message on a line of its own: a progress bar is cleared before it and drawn again below."""
@@ -14,5 +16,8 @@ class Console(logging.StreamHandler):
         try:
             with tqdm.external_write_mode(self.stream):
                 super().emit(record)
-        except Exception:  # as where the reader of a pipe has gone
+        except Exception as error:  # as where the reader of a pipe has gone
+            if isinstance(error.__context__, Stopped):
+                # A signal came while tqdm took its lock, which it then cannot give back.
+                raise error.__context__ from None
             self.handleError(record)

@@ -163,12 +163,12 @@ class StopSignals:
                     return
             grace = _UNWINDING if self.received else _UNNOTICED
             if number and not self._trained and time.monotonic() > asked + grace:
-                self._leave(self._last_words(stopped_by(number)))
+                self._leave(stopped_by(number))
             if first is not None and os.getppid() != first:
                 # It would say itself why it ended, had it the time.
                 alone = alone or time.monotonic()
                 if time.monotonic() > alone + _RANKS:
-                    self._leave(1)
+                    self._leave(None)
 
     def _pass_on(self, number: int, first: int | None) -> None:
         for process in self._ranks():
@@ -176,12 +176,24 @@ class StopSignals:
         if first is not None and os.getppid() == first:
             os.kill(first, number)
 
-    def _leave(self, status: int) -> None:
+    def _leave(self, stopped: Stopped | None) -> None:
         """End the process from another than the main thread, which does not come to it."""
+        statuses = []
+
+        def close() -> None:
+            statuses.append(self._last_words(stopped) if stopped else 1)
+            logging.shutdown()
+            sys.stdout.flush()
+
+        # In a thread: the main one may hold a lock of the logs for ever.
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(_RANKS)
+        if stopped and not statuses:
+            os.write(2, f"{stopped}\n".encode())
+            statuses.append(stopped.status)
         self._end_ranks()
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(status)
+        os._exit((*statuses, 1)[0])
 
     def _end_ranks(self) -> None:
         """End the ranks that this one has started: without it they would wait for it."""

@@ -3,9 +3,11 @@
 import io
 import logging
 
+import pytest
 from tqdm import tqdm
 
 from eomt.cli.console import Console
+from eomt.errors import Stopped
 
 
 def test_a_message_stands_on_a_line_of_its_own():
@@ -29,3 +31,18 @@ def test_a_terminal_that_has_gone_is_no_error(monkeypatch):
     handler = Console(gone)
     gone.close()
     handler.emit(logging.makeLogRecord({"msg": "unread"}))
+
+
+def test_a_signal_within_a_message_is_not_lost(monkeypatch):
+    """tqdm then gives back a lock that it does not have, and that error would hide the signal's."""
+
+    class Lock:
+        def acquire(self):
+            raise Stopped("stopped by SIGTERM")
+
+        def release(self):
+            raise RuntimeError("cannot release un-acquired lock")
+
+    monkeypatch.setattr(tqdm, "_lock", Lock())
+    with pytest.raises(Stopped):
+        Console(io.StringIO()).emit(logging.makeLogRecord({"msg": "text"}))

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from eomt.training import stop
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import read_checkpoint
 from tests.processes import descendants, environment, is_running, launched, wait_for_saves
-from tests.running import configured
+from tests.running import ROOT, configured
 
 pytestmark = pytest.mark.xdist_group("stop")
 
@@ -62,6 +64,28 @@ def test_a_signal_before_training_ends_the_run_at_once():
     assert signals.received == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_process_ends_though_its_last_words_wait_for_the_main_thread():
+    """The main thread does not come to its handler, and holds a lock of the logs."""
+    program = """if True:
+        import ctypes, signal, threading
+        from eomt.training import stop
+        stop._UNNOTICED = stop._RANKS = 0.2
+        lock = threading.Lock()
+        with stop.StopSignals(lambda stopped: lock.acquire()) as signals, lock:
+            signals.unblock()
+            signal.pthread_sigmask(signal.SIG_BLOCK, stop.STOPPING)
+            print("waits", flush=True)
+            ctypes.CDLL(None).sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (143, "stopped by SIGTERM\n")
 
 
 def test_the_end_waits_for_no_data_worker():
