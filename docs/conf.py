@@ -109,7 +109,13 @@ def plain_docstring(app, what, name, thing, options, lines: list[str]) -> None:
     lines[:] = text.split("\n")
 
 
+def without_note(app, name: str, source: list[str]) -> None:
+    """What a page says to readers of the clone."""
+    source[0] = re.sub(r"(?s)\*In the clone this page lacks .*?\*\n\n", "", source[0])
+
+
 def setup(app) -> None:
+    app.connect("source-read", without_note)
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)
     app.add_directive("settings", Settings)
     app.add_directive("recipes", Recipes)

@@ -76,6 +76,9 @@ def execute(tokens, folder, shapes, number):
         arguments = [f"hydra.searchpath=['file://{own}']", *(a for a in arguments if a not in ("--config-dir", "."))]
     for module in (value.partition("=")[2] for value in variables if value.startswith("EOMT_IMPORT=")):
         __import__(module)
+    # As the command line does before anything is composed.
+    checkpoint = f"RUN/checkpoints/{'last' if name == 'train' else 'best'}.ckpt"
+    arguments = [re.sub("^(ckpt|weights)=RUN$", rf"\1={checkpoint}", argument) for argument in arguments]
     keys = {argument.partition("=")[0] for argument in arguments}
     if ELSEWHERE.search(shlex.join(tokens)) or name == "demo":  # which serves until it is stopped
         arguments = [argument for argument in arguments if argument not in ("--cfg", "job")]
@@ -111,6 +114,12 @@ def test_python_runs(page, folder):
     names = {}
     for code in blocks(page, "python"):
         exec(compile(code, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES[2:], ids=name_of)
+def test_a_page_that_is_made_says_so_in_the_clone(page):
+    made = re.search(r"```\{(?!toctree|include)", page.read_text())
+    assert page.read_text().count("*In the clone this page lacks what is made by `sphinx-build") == bool(made)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

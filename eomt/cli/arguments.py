@@ -258,7 +258,7 @@ def _meant(command: str, word: str) -> str:
     elif command != "export" and os.path.isdir(word):
         typed = shlex.quote(f"data.root={word}")
     else:
-        return "arguments are key=value; --help lists the keys"
+        return "arguments are key=value; --help all lists the keys"
     return f"arguments are key=value: {typed}?"
 
 

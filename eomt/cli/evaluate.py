@@ -70,7 +70,10 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
         classes = build_data(settings).val_classes
     network = _typed_network(cfg.settings, chosen)
     kind = None if settings is None else settings.kind
-    weights = read_weights(cfg.ckpt, kind=kind, classes=classes, network=network, backbone=cfg.delta_base)
+    try:
+        weights = read_weights(cfg.ckpt, kind=kind, classes=classes, network=network, backbone=cfg.delta_base)
+    except InputError as error:
+        raise error if chosen is None else InputError(f"{error} (asked for: task={chosen.task_name})") from None
     carried = {} if chosen is not None else _inherited(weights, cfg.run_folder)
     if not cfg.trust_code:
         check_config(cfg.ckpt, weights.kind, carried)

@@ -21,7 +21,7 @@ from eomt.cli.build import (
     make_fast,
     memory_errors,
 )
-from eomt.cli.folders import check_unused, held, record, sweep_name
+from eomt.cli.folders import check_unused, held, record, sweep_name, task_by_default
 from eomt.cli.main import log
 from eomt.cli.resume import choose_checkpoint, continue_logs
 from eomt.errors import InputError, reason
@@ -73,6 +73,12 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
         rows = transfer(module.network, module.classes, weights, cfg.strict)
         module.pretrained = False
         log.info("starts from %s:\n%s", weights.origin, table(rows))
+        theirs = (weights.kind, weights.classes and weights.classes.names)
+        if task_by_default(cfg) and theirs != (cfg.kind, module.classes.names):
+            log.warning(
+                "note: no task= is typed, and task=%s is trained; the weights are of %s segmentation of %d classes",
+                *(cfg.task_name, weights.kind or "some", weights.network["num_classes"]),
+            )
     if (module.freeze or module.lora) and not (module.pretrained or weights or resume):
         log.warning(
             "note: the frozen part of the backbone is random: start from weights=, or from model.pretrained=true"

@@ -72,6 +72,12 @@ def sweep_name() -> str | None:
     return None
 
 
+def task_by_default(cfg: DictConfig) -> bool:
+    """Whether a run trains on the built-in data because nothing else was typed."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ["task=?"]
+    return cfg.task_name == "shapes_panoptic" and not any(word.startswith("task=") for word in typed)
+
+
 def check_unused(folder: str | Path, ckpt: str | None = None) -> None:
     """Raise InputError if a folder holds the results of another command, with which new ones would mix.
 

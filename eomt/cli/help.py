@@ -25,7 +25,8 @@ GROUPS = {
 FOLDER = "hydra.run.dir"
 """Hydra's key of the run folder."""
 
-# The names that other tools have for a key; where a command has several of these keys, all are named.
+# The names that other tools have for a key; where a command has several of these keys, all are named. These keys are
+# also the most used.
 _PEERS = {
     "ckpt": "checkpoint checkpoint_path ckpt_path model model_path model_name_or_path resume resume_from_checkpoint",
     "weights": "model_name_or_path pretrained_model load_from init_from",
@@ -41,6 +42,7 @@ _PEERS = {
     "precision": "amp half fp16 bf16 dtype torch_dtype",
     "save_predictions": "save save_json save_txt",
     "pictures": "plots visualize vis show",
+    "seed": "random_state manual_seed",
     "task": "dataset dataset_name",
     "logger": "report_to tracker wandb tensorboard",
     "compile": "torch_compile",
@@ -53,6 +55,8 @@ _PEERS = {
     "data.num_workers": "workers dataloader_num_workers",
     "data.classes": "names nc num_classes class_names id2label",
     "data.scale_range": "scale scale_jitter jitter",
+    "data.train.images": "img_dir image_dir train_dir",
+    "data.train.annotations": "ann_file annotation_file",
     "data.augmentations": "augment aug augmentation transforms",
     "data.max_images": "fraction subset max_train_samples",
     "model.backbone": "arch architecture encoder",
@@ -79,18 +83,32 @@ _PEERS = {
 }
 
 
-def help_of(command: str, about: str) -> str:
+# Files of a group that the short page of `--help` names one by one.
+_MANY = 12
+
+
+def help_of(command: str, about: str, words: str = "") -> str:
     """The page of `--help`: what a command does, examples, the groups of its configuration, and its keys.
 
     Args:
         command: its name, such as "train".
         about: what it does, and examples: the docstring of its script.
+        words: "" shows the keys that are most used, "all" all, and any other word the keys whose names have it.
     """
+    own = keys_of(command)
+    shown = {k.name: k for k in own.values() if _is_shown(k.name, command, words)}
+    if not shown:
+        return f"no key of {command}.py has {words} in its name"
+    rows = list(_rows({f"{key.name}={key.default}": key.meaning for key in shown.values()}))
+    if words not in ("", "all"):
+        return "\n".join(rows)
     lines = [about.strip(), ""]
     if command in ("train", "check_data"):
-        lines += ["Choices, as in task=coco_panoptic:", *_rows({f"{g}=": _options(g) for g in GROUPS}), ""]
-    own = keys_of(command)
-    lines += ["Keys and their defaults:", *_rows({f"{k.name}={k.default}": k.meaning for k in own.values()})]
+        lines += ["Choices, as in task=coco_panoptic:", *_rows({f"{g}=": _options(g, words) for g in GROUPS}), ""]
+    part = f"The {len(shown)} most used of {len(own)} keys" if len(shown) < len(own) else "Keys"
+    lines += [f"{part} and their defaults:", *rows]
+    if len(shown) < len(own):
+        lines.append("--help all shows all keys, --help WORD those with WORD in their names, as --help lora.")
     if command == "check_data":
         lines.append("and the keys of train.py: python train.py --help")
     if command == "eval":
@@ -109,11 +127,11 @@ def unknown(key: str, command: str) -> str:
     if training:
         return f"{key} is no key of eval.py: {training[0]} is one of training"
     if command in ("train", "check_data") and key in known:
-        return f"{key} is a key of other tasks or choices ({known[key].meaning}): --help lists all"
+        return f"{key} is a key of other tasks or choices ({known[key].meaning}): --help all lists all"
     hint = f": did you mean {' or '.join(found)}" if found else ""
     if len(found) == 1 and found[0] in known:
         hint += f" ({known[found[0]].meaning})"
-    return f"{key} is no key of {command}.py{hint}{'?' if hint else ':'} --help lists all"
+    return f"{key} is no key of {command}.py{hint}{'?' if hint else ':'} --help all lists all"
 
 
 def in_our_words(error: BaseException, command: str) -> BaseException:
@@ -156,9 +174,17 @@ def _known(command: str) -> list[str]:
     return [*names, *(name.replace(".train.", ".val.") for name in names if name.startswith("data.train."))]
 
 
-def _options(group: str) -> str:
-    """What a group is for, and its files."""
-    return f"{GROUPS[group]}: {', '.join(sorted(path.stem for path in Path(CONFIGS, group).glob('*.yaml')))}"
+def _is_shown(name: str, command: str, words: str) -> bool:
+    """Whether a page of `--help` has a key: of train.py's many, the short page has those that other tools have, too."""
+    return words == "all" or (words in name if words else command != "train" or name in _PEERS)
+
+
+def _options(group: str, words: str) -> str:
+    """What a group is for, and its files; of many, the short page has the first."""
+    names = sorted(path.stem for path in Path(CONFIGS, group).glob("*.yaml"))
+    if words != "all" and len(names) > _MANY:
+        names = [*names[:3], f"and {len(names) - 3} more"]
+    return f"{GROUPS[group]}: {', '.join(names)}"
 
 
 def _rows(rows: dict[str, str]) -> Iterator[str]:

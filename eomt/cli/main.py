@@ -137,8 +137,10 @@ def explain(error: BaseException) -> str:
 def _run(name: str, function: Callable[[DictConfig], None], find_layout: FindLayout | None = None) -> None:
     job = _job(function)
     try:
-        if {"-h", "--help"} & {*sys.argv[1:]}:
-            print(help_of(name, function.__globals__["__doc__"]))
+        asked = [place for place, word in enumerate(sys.argv) if word in ("-h", "--help")]
+        if asked:
+            word = (*sys.argv[asked[0] + 1 :], "")[0]
+            print(help_of(name, function.__globals__["__doc__"], "" if re.search("[-=]", word) else word))
             return
         with listening() as signals:
             signals.unblock()

@@ -216,13 +216,18 @@ def predict_files(
 
 
 def check_out(out: str | Path, overwrite: bool) -> None:
-    """Raise InputError if a folder has results, unless they are of `predict_files` and `overwrite` is set."""
+    """Raise InputError if a folder has results, unless they are of `predict_files` and `overwrite` is set. Of other
+    files it is said that they stay."""
     names = {name for name in (INDEX, _UNFINISHED, PICTURES, PREDICTIONS) if Path(out, name).exists()}
     if names and not names & {INDEX, _UNFINISHED}:
         raise InputError(f"out={out} holds {min(names)}, which predict.py has not written: choose another folder")
     if names and not overwrite:
         what = "results already" if INDEX in names else "the results of a run that was interrupted"
         raise InputError(f"out={out} has {what}: choose another folder, or set overwrite=true")
+    others = [] if names or not Path(out).is_dir() else [p for p in Path(out).iterdir() if not p.name.startswith(".")]
+    others = [path.name for path in others if path.suffix != ".log"]
+    if others:
+        log.info("note: out=%s holds %d other files or folders (%s), which stay", out, len(others), min(others))
 
 
 def _remove_results(out: Path) -> None:

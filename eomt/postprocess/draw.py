@@ -32,6 +32,8 @@ def draw_segments(
 ) -> np.ndarray:
     """Paint segments over an image: a colour per class, shades per instance, outlines, names.
 
+    A class that is called background is left unpainted.
+
     Args:
         image: uint8 [H, W, 3].
         ids: integers [H, W]; s + 1 where segment s is, 0 where none is, which is left unpainted.
@@ -45,6 +47,9 @@ def draw_segments(
     """
     # 32 bits are enough, and half the time of 64.
     ids, labels = _array(ids).astype(np.int32), _array(labels)
+    names = [classes[label].name.strip("_ ").lower() for label in labels.tolist()]
+    if "background" in names:
+        ids = np.where(np.isin(ids - 1, [s for s, name in enumerate(names) if name == "background"]), 0, ids)
     factor = -(-READABLE // max(ids.shape))
     image, ids = _enlarge(image, factor), _enlarge(ids, factor)
     colors = segment_colors(labels, classes)

@@ -90,6 +90,7 @@ class LastCheckpoint(Checkpoint):
         self._between_steps = True
         self._written: int | None = None
         self._stopping = 0
+        self._logs: dict[str, Any] = {}
 
     # When
 
@@ -176,15 +177,20 @@ class LastCheckpoint(Checkpoint):
             batches["total"].update(ready=1, started=1, processed=0, completed=0)
         checkpoint[CONTINUATION] = {
             "job": batch_job(),
-            "logs": {type(logger).__name__: logger.version for logger in trainer.loggers},
+            # A logger that is off for a while goes on later.
+            "logs": self._logs | {type(logger).__name__: logger.version for logger in trainer.loggers},
         }
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict
     ) -> None:
         # A file that this run has neither written nor read may be damaged, and is not kept as the previous one.
-        if Path(trainer.ckpt_path).resolve() == self.path.resolve():
+        read = Path(trainer.ckpt_path).resolve()
+        if read == self.path.resolve():
             self.step = checkpoint.get("global_step")
+        if read.parent == self.path.parent.resolve():
+            logs = checkpoint.get(CONTINUATION, {}).get("logs")
+            self._logs = dict(logs) if isinstance(logs, Mapping) else {}
 
     def _write(self, trainer: lightning.Trainer) -> None:
         """Write the state to a file beside `last.ckpt`, whose place it takes in `_finish`."""

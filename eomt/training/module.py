@@ -122,7 +122,7 @@ class EoMTModule(lightning.LightningModule):
         self.confusion: Tensor | None = None
         self.validated_at: int | None = None
         self.compiled = self.graphs = False
-        self._prepared = self._crowded = False
+        self._prepared = self._said_too_many = False
         self._started: float | None = None
         self._batches: FixedBatches | None = None
         self._at_once = 0
@@ -214,8 +214,8 @@ class EoMTModule(lightning.LightningModule):
     def _say_too_many_segments(self, names: Sequence[str], counts: Sequence[int]) -> None:
         """Say once that an image has more segments than there are queries, which can learn no more."""
         most, queries = max(counts, default=0), self.network.num_queries
-        if most > queries and not self._crowded:
-            self._crowded = True
+        if most > queries and not self._said_too_many:
+            self._said_too_many = True
             rank_zero_info(
                 f"images show more segments than can be found, the first {most} ({names[counts.index(most)]}): "
                 f"raise model.num_queries={queries}; check_data.py names all"

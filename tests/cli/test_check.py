@@ -142,7 +142,7 @@ def test_all_faults_are_in_the_details():
             "train", plain("train", "model.num_queries=0", "loss.num_points=0", "data.train.split=x", "+data.new=1")
         )
     assert sorted(line.partition(" must")[0] for line in error.value.details) == [
-        "data.new is no key of train.py: --help lists all",
+        "data.new is no key of train.py: --help all lists all",
         "data.train.split=x",
         "loss.num_points=0",
         "model.num_queries=0",

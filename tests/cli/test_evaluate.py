@@ -156,6 +156,8 @@ def test_evaluation_of_weights_from_elsewhere(run, shapes, tmp_path):
     ckpt, root = f"ckpt='{out}'", f"data.root='{shapes}'"
     with pytest.raises(InputError, match="choose its task"):
         evaluation.main(configured(tmp_path, ckpt, root, name="eval"))
+    with pytest.raises(InputError, match=r"\(asked for: task=shapes_semantic\)"):
+        evaluation.main(configured(tmp_path, ckpt, root, "task=shapes_semantic", name="eval"))
     options = ("task=shapes_panoptic", "trainer.accelerator=cpu", "postprocess.score_threshold=0.0")
     evaluation.main(configured(tmp_path / "eval", ckpt, root, *options, name="eval"))
     ours, theirs = (json.loads((f / "metrics_per_class.json").read_text()) for f in (tmp_path / "eval", run))

@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from eomt.cli.folders import check_unused, held, run_id
+from eomt.cli import folders
+from eomt.cli.folders import check_unused, held, run_id, task_by_default
 from eomt.errors import InputError
 from eomt.files import locked
 from tests.running import ROOT
@@ -25,6 +27,16 @@ def test_slurm_jobs_keep_their_folder_and_interactive_ones_do_not_share_one(tmp_
     for given, name in (("slurm-17-2", "slurm-17-2"), ("2026-11-27_10-43-05", "slurm-17"), ("slurm-171", "slurm-17")):
         monkeypatch.setenv("EOMT_RUN", given)
         assert run_id(tmp_path, True) == name, "not that of the run from which the job was submitted"
+
+
+def test_a_task_that_nobody_chose_is_told_from_one_that_was(monkeypatch):
+    typed = ["weights=a.ckpt"]
+    hydra = SimpleNamespace(overrides=SimpleNamespace(task=typed))
+    monkeypatch.setattr(folders, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: hydra))
+    assert task_by_default(SimpleNamespace(task_name="shapes_panoptic"))
+    assert not task_by_default(SimpleNamespace(task_name="coco_panoptic")), "an experiment's"
+    typed.append("task=shapes_panoptic")
+    assert not task_by_default(SimpleNamespace(task_name="shapes_panoptic"))
 
 
 def test_commands_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):

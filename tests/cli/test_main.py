@@ -11,6 +11,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from eomt.cli import main
+from eomt.cli.help import help_of
 from eomt.cli.meanings import keys_of
 from eomt.errors import InputError
 from tests.running import ROOT
@@ -78,7 +79,7 @@ def test_a_mistyped_argument_ends_the_command_in_one_line(arguments, line, monke
 @pytest.mark.parametrize("command", ["train", "eval", "predict", "export", "check_data", "demo"])
 def test_help_is_the_commands_own(command, monkeypatch, capsys):
     entry = importlib.import_module(command)
-    monkeypatch.setattr(main.sys, "argv", [f"{command}.py", "task=coco_panoptic", "-h"])
+    monkeypatch.setattr(main.sys, "argv", [f"{command}.py", "task=coco_panoptic", "-h", "all"])
     main._run(command, entry.main)
     page = capsys.readouterr().out
     keys = {line.split("=")[0].strip(): line for line in page.splitlines() if line.startswith("  ")}
@@ -87,6 +88,14 @@ def test_help_is_the_commands_own(command, monkeypatch, capsys):
     examples = [line for line in page.splitlines() if line.startswith(f"python {command}.py ")]
     assert len([*examples, *re.findall(rf"^python {command}.py$", page, re.MULTILINE)]) == 5
     assert not re.search(r"powered by|overrid|launcher|recipe: dinov3", page)
+
+
+def test_help_is_short_unless_more_is_asked_for():
+    pages = {words: help_of("train", "Train.", words).splitlines() for words in ("", "all", "lora", "xyz")}
+    assert len(pages[""]) < 90 < len(pages["all"])
+    assert any(line.startswith("  data.root=") for line in pages[""])
+    assert [line.split("=")[0] for line in pages["lora"]] == ["  model.lora.rank", "  model.lora.alpha"]
+    assert pages["xyz"] == ["no key of train.py has xyz in its name"]
 
 
 def test_the_current_folder_stays(monkeypatch, tmp_path):

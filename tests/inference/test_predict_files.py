@@ -201,10 +201,13 @@ def test_names_stay_apart():
         assert max(len(flat_name(name).encode()), len(name.name.encode())) <= 180
 
 
-def test_results_are_not_mixed_and_thresholds_hold(checkpoints, tmp_path):
+def test_results_are_not_mixed_and_thresholds_hold(checkpoints, tmp_path, caplog):
+    caplog.set_level("INFO", logger="eomt")
     image, out = save(tmp_path / "x.png"), tmp_path / "out"
     typed = [f"ckpt={checkpoints['instance']}", f"images={image}", f"out={out}"]
+    (out / "of others").mkdir(parents=True)
     run(*typed)
+    assert f"out={out} holds 1 other files or folders (of others), which stay" in caplog.text
     before = json.loads((out / "predictions" / "instances.json").read_text())
     with pytest.raises(InputError, match="has results already"):
         run(*typed)

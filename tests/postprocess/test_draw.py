@@ -39,6 +39,15 @@ def test_segments_are_tinted_and_the_rest_is_left_alone():
     assert picture[5, 250].min() > 150
 
 
+@pytest.mark.parametrize("name", ["background", "_background_", "Background"])
+def test_a_background_class_is_left_unpainted(name):
+    image, ids = scene()
+    classes = Classes((CLASSES[0], SegmentClass(2, name, (40, 40, 200), False)))
+    picture = draw_segments(image, ids, [0, 1], classes, [0.9, 0.9])
+    assert np.array_equal(picture[:, 255:], image[:, 255:])
+    assert not np.array_equal(picture[:, :245], image[:, :245])
+
+
 def test_tensors_and_arrays_give_one_picture():
     image, ids = scene()
     arrays = draw_segments(image, ids, np.array([0, 1]), CLASSES, np.array([0.5, 1.0]))

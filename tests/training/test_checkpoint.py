@@ -11,7 +11,7 @@ import train
 from eomt.errors import InputError, Stopped
 from eomt.training.callbacks.curves import read_logs
 from eomt.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from eomt.weights.checkpoint import FORMAT, PREVIOUS, intact, read_checkpoint
+from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, intact, read_checkpoint
 from tests.processes import launched
 from tests.running import configured, equal, logged
 
@@ -166,6 +166,17 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_whole_one(tmp_path):
     for step in (2, 3):
         _save(resumed, _trainer(step, _writing(step)))
     assert [read_checkpoint(tmp_path / name)["global_step"] for name in ("last.ckpt", PREVIOUS)] == [3, 2]
+
+
+def test_the_run_of_a_logger_that_is_off_for_a_while_is_not_forgotten(tmp_path):
+    run = LastCheckpoint(tmp_path)
+    trainer = _trainer(2, _writing(2))
+    trainer.ckpt_path, trainer.loggers = str(tmp_path / "previous.ckpt"), [SimpleNamespace(version=1)]
+    trainer.validating = False
+    saved = {"state_dict": {}}
+    run.on_load_checkpoint(trainer, SimpleNamespace(), {CONTINUATION: {"logs": {"WandbLogger": "abc"}}})
+    run.on_save_checkpoint(trainer, SimpleNamespace(), saved)
+    assert saved[CONTINUATION]["logs"] == {"WandbLogger": "abc", "SimpleNamespace": 1}
 
 
 def test_a_whole_checkpoint_that_a_run_is_resumed_from_is_kept(tmp_path):

@@ -105,7 +105,7 @@ def test_the_divisor_of_mask_terms_is_the_mean_over_ranks():
 
 def test_more_segments_than_queries_are_said_once(caplog):
     caplog.set_level("INFO")
-    module = SimpleNamespace(network=SimpleNamespace(num_queries=20), _crowded=False)
+    module = SimpleNamespace(network=SimpleNamespace(num_queries=20), _said_too_many=False)
     for counts in ((), (20, 3), (4, 21), (30, 25)):
         EoMTModule._say_too_many_segments(module, ("a.jpg", "b.jpg"), counts)
     (line,) = [record.getMessage() for record in caplog.records]

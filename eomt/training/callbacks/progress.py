@@ -159,7 +159,7 @@ class ProgressLines(Callback):
         done, total = batch_idx + 1, trainer.num_val_batches[dataloader_idx]
         if trainer.state.fn != "fit" and trainer.is_global_zero and 10 * done // total > 10 * batch_idx // total:
             left = (time.perf_counter() - self._validation_began) / done * (total - done)
-            self._line(trainer, f"batch {done} of {total}, {_duration(left)} left")
+            self._line(trainer, f"validation: batch {done} of {total}, {_duration(left)} left")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         took = time.perf_counter() - self._validation_began

@@ -62,7 +62,9 @@ def test_lines_tell_what_a_bar_would(options, tmp_path, caplog):
     assert table[2].split()[1] == score
     caplog.clear()
     evaluation.main(configured(tmp_path / "eval", checkpoint, "data.eval_batch_size=5", name="eval"))
-    assert [m.partition(",")[0] for m in caplog.messages if m.startswith("batch")] == ["batch 1 of 2", "batch 2 of 2"]
+    assert [m.partition(",")[0] for m in caplog.messages if " batch " in m] == [
+        f"validation: batch {k} of 2" for k in (1, 2)
+    ]
 
 
 def test_scores_of_a_task_of_ones_own_are_shown():
