@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +21,7 @@ from datasets.loader import (
     TrainingSet,
 )
 from datasets.readers.base import Reader, Subset, divided
+from datasets.readers.chosen import ChosenClasses
 from datasets.sampler import EpochBatchSampler
 from datasets.transforms import TrainTransform
 from eomt.classes import Classes, difference
@@ -57,6 +58,7 @@ class SegmentationData(LightningDataModule):
         split: the part of the images that is trained on, chosen by a digest of their names: the same in every run. The
             others are validated on. `train` and `val` then open the same images.
         validate_on_train: validate on the training images.
+        only, merge: chosen and merged classes of both sets, see `ChosenClasses`.
     """
 
     def __init__(
@@ -79,6 +81,8 @@ class SegmentationData(LightningDataModule):
         mask_resize: str = "nearest",
         split: float | None = None,
         validate_on_train: bool = False,
+        only: Sequence[object] | None = None,
+        merge: Mapping[object, Sequence[object]] | None = None,
     ):
         super().__init__()
         self.geometry = geometry
@@ -95,6 +99,7 @@ class SegmentationData(LightningDataModule):
         self.timeout = timeout
         self.keep_empty = keep_empty
         self.mask_resize = mask_resize
+        self._chosen = {key: value for key, value in (("only", only), ("merge", merge)) if value}
         self._said: set[str] = set()
         self.split = split
         self._sources = {"train": train, "val": train if validate_on_train else val}
@@ -107,6 +112,8 @@ class SegmentationData(LightningDataModule):
         if split not in self._readers:
             source = self._sources[split]
             reader = source() if callable(source) else source
+            if self._chosen:
+                reader = ChosenClasses(reader, **self._chosen)
             if self.split is not None:
                 reader = Subset(reader, divided(reader, self.split, self._parts[split]))
             self._sizes[split] = len(reader)

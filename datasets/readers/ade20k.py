@@ -67,6 +67,8 @@ class Ade20kPanoptic(LabelMaps):
         InputError: if no folder is given, or if a file is missing or damaged.
     """
 
+    one_per_class = False
+
     def __init__(self, root: str | Path | None, split: str = "train", exif: Form | None = None):
         super().__init__(*_paired(root, split, instances=True), ADE20K, _TABLE, exif, "stored")
 

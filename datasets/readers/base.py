@@ -44,7 +44,9 @@ class Reader(Protocol):
     taken for granted; a run prints it once. `check_data.py` calls `annotated(index)`, see
     `datasets.readers.coco.CocoInstance`; `files() -> tuple[set[str], set[str]]`, the paths that it uses and those
     that lie in its folders; and `left_out() -> list[str]`, a line for each fault that `data.skip_bad` passes over. An
-    attribute `photos` is the `datasets.files.photos.Photos` that it reads.
+    attribute `photos` is the `datasets.files.photos.Photos` that it reads. For chosen classes, `segments()`, see there,
+    tells which images show them without reading any, and `one_per_class = True` that an image has at most one segment
+    of a class, as in semantic segmentation: so have merged ones.
 
     Attributes:
         classes: the classes that the targets' labels count.

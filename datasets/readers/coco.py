@@ -93,20 +93,29 @@ class _CocoReader:
 
     def has_targets(self) -> np.ndarray:
         """bool [N]: the image has a segment that is no crowd."""
-        segments = np.cumsum(~self._crowd())
-        return np.diff(np.append(0, segments)[self._index.column("segment_end")]) > 0
+        images, _, crowd = self.segments()
+        return np.bincount(images[~crowd], minlength=len(self)) > 0
+
+    def segments(self, index: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of an image's segments, or of all: int [S] the image and the class, bool [S] whether it is a crowd."""
+        if index is None:
+            counts = np.diff(self._index.column("segment_end"))
+            return np.repeat(np.arange(len(self)), counts), self._index.column("label"), self._crowd()
+        (labels,) = self._segments(index, "label")
+        return np.full(len(labels), index), labels, self._crowd(index)
 
     def remarks(self) -> list[str]:
         """What a run says of the set: categories, what is left out, crowds, and classes without a segment."""
         lines = index_remarks(self._index)
-        flagged = np.flatnonzero(self._index.column("crowd"))
+        image, labels, crowd = self.segments()
+        flagged = image[self._index.column("crowd")]
         if len(flagged):
-            images = np.unique(np.searchsorted(self._index.column("segment_end"), flagged, side="right") - 1)
+            images = np.unique(flagged)
             lines.append(
                 f"{len(flagged)} segments in {len(images)} images are crowds (iscrowd 1), {_CROWDS[self._crowds]}: "
                 f"{listed([self.name(image) for image in images[:3]], count=len(images))}"
             )
-        shown = set(self._index.column("label")[~self._crowd()].tolist())
+        shown = set(labels[~crowd].tolist())
         if missing := [item.name for k, item in enumerate(self.classes) if k not in shown]:
             lines.append(f"{len(missing)} of {len(self.classes)} classes have no segment: {listed(missing)}")
         return lines

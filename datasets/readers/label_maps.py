@@ -78,6 +78,8 @@ class LabelMaps:
         exif, usual: see `Photos`.
     """
 
+    one_per_class = True
+
     def __init__(
         self,
         images: IndexedFiles,

@@ -139,7 +139,7 @@ def _value_faults(section: type[Section], key: str, value: Any, path: tuple = ()
         entry = (*error.errors()[0]["loc"], None)[1]
         if value is None and "examples" in schema:
             yield f"{name} is not set: give {_wanted(schema)}, as in {name}={schema['examples'][0]}"
-        elif "additionalProperties" in str(schema) and isinstance(value, Mapping) and entry in value:
+        elif "_target_" in str(schema) and isinstance(value, Mapping) and entry in value:
             # A section of nodes, such as callbacks: the one that is wrong is named.
             yield f"{name}.{entry}={_shown(value[entry])} must be a section that names its class by _target_, or null"
         else:

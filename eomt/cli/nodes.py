@@ -26,6 +26,7 @@ from eomt.cli.settings import (
     Text,
     Values,
     Workers,
+    named,
 )
 
 READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif", "format", "crowd", "skip_bad")
@@ -34,6 +35,10 @@ READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif", "format", "c
 Exif = Literal["upright", "stored"] | None
 Format = Literal["coco", "yolo"]
 Crowd = Literal["coco", "object"]
+ClassNames = Annotated[list[Text | int], named("a list of names of classes", min_length=1)]
+Merged = Annotated[
+    dict[Text | int, ClassNames], named("lists of classes by a new name, as {vehicle: [car,bus]}", min_length=1)
+]
 Void = Values | Literal["auto"] | None
 
 
@@ -58,6 +63,8 @@ class Data(Section):
     keep_empty: bool = False
     mask_resize: Literal["nearest", "nearest-exact"] = "nearest"
     split: Annotated[float, Field(gt=0, lt=1)] | None = None
+    only: ClassNames | None = None
+    merge: Merged | None = None
     format: Format = "coco"
     crowd: Crowd = "coco"
     skip_bad: bool = False
