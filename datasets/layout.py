@@ -25,6 +25,24 @@ _SPLITS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+# Words in the names of folders.
+_PHOTOS = {"images", "image", "imgs", "img", "photos", "photo", "jpegimages", "rgb", "inputs"}
+_MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "annot", "annots", "gt", "groundtruth"}
+_MASKS |= {"segmentation", "segmentations", "seg", "segs", "targets", "target", "segmentationclass"}
+_MOST_FOLDERS = 200
+_CLASS_FILES = (
+    "classes.txt",
+    "classes.json",
+    "labelmap.txt",
+    "class_names.txt",
+    "labels.txt",
+    "codes.txt",
+    "names.txt",
+)
+OWN_DATA = ("coco_instance", "coco_panoptic", "folder_semantic")
+"""The tasks that are for any data set of their form."""
+
+_WAY_OUT = "see docs/own_data.md, or name the files by keys of data.train and data.val"
 _OTHER_JSONS = ("captions", "person_keypoints", "image_info", "stuff")  # of COCO
 SHARE = 0.9
 """The part of the images that is trained on where nothing is set aside for validation."""
@@ -57,28 +75,29 @@ def find_layout(root: Path, task: str | None) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: if no layout fits and no task is typed.
     """
-    folder, looked_for = root, ", ".join(function.__doc__.splitlines()[0].rstrip(".") for function in LAYOUTS)
+    folder: Path = root
     for _ in range(_NESTED):
-        for function in LAYOUTS:
-            layout = function(folder)
-            if layout is None or (task is not None and task not in layout.readings):
-                continue
-            chosen = task or next(iter(layout.readings))
-            others = [f"task={name}" for name in layout.readings if name != chosen]
-            below = folder.relative_to(root).as_posix()
-            keys = {f"data.{key}": _moved(key, value, below) for key, value in layout.readings[chosen].items()}
-            also = f", also for {' or '.join(others)}" if others else ""
-            return layout.what + also, {"task": chosen, **keys}
-        inner = [name for name in names(folder) if not name.startswith(".")]
-        if len(inner) != 1 or not (folder / inner[0]).is_dir():
-            break
-        folder /= inner[0]
-    if task is not None:
+        inner = [name for name in names(folder) if not name.startswith((".", "__MACOSX"))]
+        folder = folder / inner[0] if len(inner) == 1 and (folder / inner[0]).is_dir() else folder
+    found: dict[str, Layout] = {}
+    for layout in (function(folder) for function in LAYOUTS):
+        for name in layout.readings if layout else ():
+            found.setdefault(name, layout)
+    tasks = list(found)
+    if task not in (None, *tasks):
+        if found and task in OWN_DATA:
+            what = f"{found[tasks[0]].what}, for task={' or '.join(tasks)}"
+            raise InputError(f"data.root={root} is {what}, not for task={task}; {_WAY_OUT}")
         return "", {}
-    raise InputError(
-        f"data.root={root} is nothing that is known here: looked for {looked_for}; see docs/own_data.md, or choose "
-        "task= and name the files by keys of data.train and data.val"
-    )
+    if not found:
+        looked_for = ", ".join((function.__doc__ or "").splitlines()[0].rstrip(".") for function in LAYOUTS)
+        raise InputError(f"data.root={root} is nothing that is known here; looked for {looked_for}; {_WAY_OUT}")
+    chosen = task or tasks[0]
+    others = [f"task={name}" for name in tasks if name != chosen]
+    below = folder.relative_to(root).as_posix()
+    keys = {f"data.{key}": _moved(key, value, below) for key, value in found[chosen].readings[chosen].items()}
+    also = f" (also for {' or '.join(others)})" if others else ""
+    return found[chosen].what + also, {"task": chosen, **keys}
 
 
 def names(folder: Path) -> list[str]:
@@ -90,8 +109,13 @@ def names(folder: Path) -> list[str]:
 
 def split_of(name: str) -> str | None:
     """The set for which a file or folder is, "train", "val" or "test", by the words in its name."""
-    found = re.findall("[a-z]+", name.lower())
-    return next((split for split, words in _SPLITS.items() if {*words} & {*found}), None)
+    found = _words(name)
+    return next((split for split, words in _SPLITS.items() if found & {*words}), None)
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name; CamVid's trainannot are two."""
+    return set(re.findall("[a-z]+", re.sub("annots?(?=$|[^a-z])", " annot", name.lower())))
 
 
 def both(splits: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:
@@ -209,16 +233,23 @@ def _is_there(path: Path) -> bool:
 def _holds_photos(folder: Path) -> bool:
     from eomt.photo import IMAGE_SUFFIXES
 
-    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names(folder))
+    return _holds(folder, IMAGE_SUFFIXES)
+
+
+def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
+    """True if files of these endings are in a folder, or in the first one in it."""
+    inside = names(folder)
+    inner = next((folder / name for name in inside if (folder / name).is_dir()), None) if len(inside) < 1000 else None
+    return any(name.lower().endswith(endings) for name in [*inside, *(names(inner) if inner else ())])
 
 
 def _yolo(folder: Path) -> Layout | None:
     """YOLO segmentation (data.yaml)."""
-    from datasets.readers.yolo import description, folders
-
     for name in names(folder):
         if not name.endswith((".yaml", ".yml")):
             continue
+        from datasets.readers.yolo import description, folders
+
         try:
             sets = {split: folders(folder / name, split) for split in ("train", "val", "test")}
             description(folder / name)
@@ -232,5 +263,49 @@ def _yolo(folder: Path) -> Layout | None:
     return None
 
 
-LAYOUTS: list[Callable[[Path], Layout | None]] = [_builtin, _ade20k, _yolo, _coco]
+def _voc(folder: Path) -> Layout | None:
+    """Pascal VOC (SegmentationClass)."""
+    places = [name for name in names(folder) if name in ("SegmentationClass", "SegmentationClassPNG")]
+    if not places:
+        return None
+    from datasets.readers.voc import CLASSES, VOID_COLORS, class_file, folders
+
+    shown, objects = folders(folder)
+    lists = "ImageSets/Segmentation"
+    named = {split_of(name): f"{lists}/{name}" for name in names(folder / lists) if name.endswith(".txt")}
+    labels, images = shown.name, "JPEGImages" if (folder / "JPEGImages").is_dir() else "images"
+    sets = {split: {"images": images, "labels": labels, "names": name} for split, name in named.items()}
+    file = class_file(folder)
+    void = {"color_labels": True, "ignore": VOID_COLORS} if file is not None and file.name == "labelmap.txt" else {}
+    classes = {"classes": file.name if file else [*CLASSES]}
+    readings = {"folder_semantic": {**both(sets or {None: {"images": images, "labels": labels}}), **classes, **void}}
+    if objects.is_dir():
+        truths = {split: {"images": images, "annotations": name} for split, name in named.items()}
+        keys = {"format": "voc", **both(truths or {None: {"images": images, "annotations": labels}})}
+        readings |= {"coco_instance": keys, "coco_panoptic": keys}
+    return Layout("a data set in Pascal VOC's layout", readings)
+
+
+def _masks(folder: Path) -> Layout | None:
+    """images and label PNGs in folders (images and masks, also in train and val)."""
+    below = [name for name in names(folder) if (folder / name).is_dir()][:_MOST_FOLDERS]
+    below += [f"{name}/{inner}" for name in below for inner in names(folder / name) if (folder / name / inner).is_dir()]
+    words = {name: _words(name) for name in below[:_MOST_FOLDERS]}
+    masks = [name for name in words if words[name] & _MASKS and _holds(folder / name, (".png",))]
+    sets: dict[str | None, dict[str, str]] = {}
+    for name in sorted(words, key=lambda name: not words[name] & _PHOTOS) if masks else ():
+        split = split_of(name)
+        is_named = split is not None or words[name] & _PHOTOS
+        of_set = [mask for mask in masks if split_of(mask) == split]
+        if is_named and not words[name] & _MASKS and of_set and _holds_photos(folder / name):
+            sets.setdefault(split, {"images": name, "labels": of_set[0]})
+    if not sets:
+        return None
+    file = next((name for name in _CLASS_FILES if (folder / name).is_file()), None)
+    classes = {} if file is None else {"classes": file}
+    colors = {"color_labels": True} if file == "labelmap.txt" else {}
+    return Layout("a data set of images and label PNGs", {"folder_semantic": {**both(sets), **classes, **colors}})
+
+
+LAYOUTS: list[Callable[[Path], Layout | None]] = [_builtin, _ade20k, _yolo, _coco, _voc, _masks]
 """The layouts, the first that fits counts; the first line of each one's docstring says what is looked for."""

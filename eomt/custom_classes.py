@@ -25,7 +25,7 @@ def read_classes(
 
     Args:
         spec: one of FORMS, or the name of a file: JSON of that content, or with any other suffix than `.json`
-            text, one name a line, the first line for the value 0.
+            text, one name a line, the first line for the value 0; `labelmap.txt` may be CVAT's.
         root: the base of a relative file name.
         need_colors: every class must have a different colour.
         key: the configuration's key, for messages.
@@ -68,6 +68,12 @@ def _read(path: Path, key: str) -> Sequence | Mapping:
         raise InputError(f"{key}: cannot read {path}: {error.strerror}; a relative name counts from {start}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{key}: {path} is no text in UTF-8; save it as that") from error
+    if path.name == "labelmap.txt" and ":" in text:  # CVAT's, of lines name:red,green,blue:parts:actions
+        rows = [line.rsplit(":", 3) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        try:
+            return [{"name": name, "color": [int(part) for part in color.split(",")]} for name, color, *_ in rows]
+        except ValueError as error:
+            raise InputError(f"{path} has a line that is not name:red,green,blue:parts:actions") from error
     if path.suffix.lower() != ".json":
         return text.rstrip().splitlines()
     try:

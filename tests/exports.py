@@ -1,5 +1,6 @@
 """One set of 20 drawn pictures as each annotation tool exports it: a function of `EXPORTS` writes each format."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from tests.label_files import encoded
+from tests.coco_files import id_png
+from tests.label_files import encoded, label_png
 
 CLASSES = ("car", "bus", "traffic cone")
 COLORS = ((200, 30, 30), (30, 160, 60), (40, 60, 220))
@@ -43,6 +45,7 @@ class Picture(NamedTuple):
         return numbers, classes
 
 
+@functools.cache
 def pictures() -> list[Picture]:
     """The set."""
     return [_picture(k, np.random.default_rng(k)) for k in range(20)]
@@ -126,13 +129,80 @@ def yolo(root: Path) -> None:
     for split, numbers in SPLITS.items():
         write_photos(root / folders[split] / "images", numbers)
         for k in numbers:
+            write(root / folders[split] / "labels" / f"{pictures()[k].name}.txt", yolo_rows(pictures()[k]))
+
+
+def yolo_rows(picture: Picture) -> str:
+    """The lines of a picture's label file."""
+    sides = picture.size[::-1]
+    rows = ([label, *(value / sides[n % 2] for n, value in enumerate(points))] for label, points in picture.objects)
+    return "\n".join(" ".join(map(str, row)) for row in rows)
+
+
+def panoptic(root: Path) -> None:
+    """COCO's panoptic form: a JSON beside a folder of PNGs; the background is stuff."""
+    for split, numbers in SPLITS.items():
+        write_photos(root / "images" / split, numbers)
+        document = json.loads(coco_json(numbers))
+        annotations = []
+        for k in numbers:
             picture = pictures()[k]
-            sides = picture.size[::-1]
-            rows = [
-                " ".join(map(str, [label, *(value / sides[n % 2] for n, value in enumerate(polygon))]))
-                for label, polygon in picture.objects
-            ]
-            write(root / folders[split] / "labels" / f"{picture.name}.txt", "\n".join(rows))
+            ids = picture.maps()[0].astype(int) + 1
+            write(root / "annotations" / f"panoptic_{split}" / f"{picture.name}.png", id_png(ids))
+            segments = [{"id": 1, "category_id": 9}]
+            segments += [{"id": n, "category_id": label + 1} for n, (label, _) in enumerate(picture.objects, 2)]
+            annotations.append({"image_id": k, "file_name": f"{picture.name}.png", "segments_info": segments})
+        document["categories"].append({"id": 9, "name": "background", "isthing": 0})
+        write(root / "annotations" / f"panoptic_{split}.json", json.dumps({**document, "annotations": annotations}))
+
+
+def yolo_lists(root: Path) -> None:
+    """YOLO segmentation as ultralytics writes it: lists of images, another machine's path, names by number."""
+    names = "\n".join(f"  {k}: {name}" for k, name in enumerate(CLASSES))
+    write(root / "street.yaml", f"path: /elsewhere/street\ntrain: train.txt\nval: val.txt\ntest:\nnames:\n{names}\n")
+    for split, numbers in SPLITS.items():
+        write(root / f"{split}.txt", "".join(f"./images/{pictures()[k].name}.png\n" for k in numbers))
+    write_photos(root / "images")
+    for picture in pictures():
+        write(root / "labels" / f"{picture.name}.txt", yolo_rows(picture))
+
+
+def voc(root: Path) -> None:
+    """Pascal VOC as it is unpacked: PNGs with a palette, lists of images; and LabelMe's file of classes."""
+    base = root / "VOCdevkit" / "VOC2012"
+    for split, numbers in SPLITS.items():
+        write(base / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{pictures()[k].name}\n" for k in numbers))
+    write(base / "class_names.txt", "\n".join(["background", *CLASSES]))
+    write_photos(base / "JPEGImages")
+    for picture in pictures():
+        for kind, values in zip(("Object", "Class"), picture.maps(), strict=True):
+            png = Image.fromarray(values, "P")
+            png.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+            write(base / f"Segmentation{kind}" / f"{picture.name}.png", encoded(png))
+
+
+def cvat(root: Path) -> None:
+    """CVAT's Segmentation mask 1.1: Pascal VOC's folders, with colours by labelmap.txt and one list."""
+    colors = np.array([(0, 0, 0), *COLORS], dtype=np.uint8)
+    rows = zip(("background", *CLASSES), colors, strict=True)
+    lines = ["# label:color_rgb:parts:actions", *(f"{name}:{','.join(map(str, color))}::" for name, color in rows)]
+    write(root / "labelmap.txt", "\n".join(lines))
+    write(root / "ImageSets" / "Segmentation" / "default.txt", "".join(f"{p.name}\n" for p in pictures()))
+    write_photos(root / "JPEGImages")
+    for picture in pictures():
+        numbers, classes = picture.maps()
+        write(root / "SegmentationClass" / f"{picture.name}.png", encoded(Image.fromarray(colors[classes])))
+        palette = np.array([(0, 0, 0), *((k * 40, 0, 128) for k in range(1, 6))], dtype=np.uint8)
+        write(root / "SegmentationObject" / f"{picture.name}.png", encoded(Image.fromarray(palette[numbers])))
+
+
+def masks(root: Path) -> None:
+    """Images and label PNGs in one folder of each set, and a file of names."""
+    write(root / "classes.txt", "\n".join(["background", *CLASSES]))
+    for split, numbers in SPLITS.items():
+        write_photos(root / split / "images", numbers)
+        for k in numbers:
+            write(root / split / "masks" / f"{pictures()[k].name}.png", label_png(pictures()[k].maps()[1]))
 
 
 class Export(NamedTuple):
@@ -142,9 +212,15 @@ class Export(NamedTuple):
     tasks: tuple[str, ...]
 
 
+INSTANCE, PANOPTIC, SEMANTIC = "coco_instance", "coco_panoptic", "folder_semantic"
 EXPORTS = {
-    "coco": Export(coco, ("coco_instance",)),
-    "roboflow": Export(roboflow, ("coco_instance",)),
-    "one json": Export(one_json, ("coco_instance",)),
-    "yolo": Export(yolo, ("coco_instance",)),
+    "coco": Export(coco, (INSTANCE,)),
+    "roboflow": Export(roboflow, (INSTANCE,)),
+    "one json": Export(one_json, (INSTANCE,)),
+    "panoptic": Export(panoptic, (PANOPTIC,)),
+    "yolo": Export(yolo, (INSTANCE,)),
+    "yolo lists": Export(yolo_lists, (INSTANCE,)),
+    "voc": Export(voc, (SEMANTIC, INSTANCE, PANOPTIC)),
+    "cvat": Export(cvat, (SEMANTIC, INSTANCE, PANOPTIC)),
+    "masks": Export(masks, (SEMANTIC,)),
 }

@@ -21,6 +21,7 @@ from datasets.files.index import text_columns
 from datasets.files.source import Member, Source, file_columns
 from datasets.readers.base import MOST_DETAILS, SKIP_BAD, listed
 from datasets.readers.coco_json import ROW_ERRORS, area, file_name, image_id, run_lengths, side, whole
+from datasets.readers.foreign import BadImage
 from eomt.classes import Classes, flag
 from eomt.errors import InputError
 from eomt.targets import ImageId
@@ -90,6 +91,7 @@ def build_index(
         if key == "annotations" and (other := _other_kind(row, masks is not None)):
             rows.check(other)
         rows.take(add[key], key, row)
+    rows.drop_root()
     try:
         classes = Classes.from_categories(rows.categories)
     except InputError as error:
@@ -150,6 +152,8 @@ class _Rows:
     def take(self, add: Callable[[Mapping], None], key: str, row: object) -> None:
         """Pass an element of the array `key` to `add`, and note a fault if it breaks COCO's format."""
         try:
+            if isinstance(row, BadImage):
+                return self.bad_image(self.index_of[row.image_id], str(row))
             if isinstance(row, InputError):
                 return self.fault(str(row))
             if not isinstance(row, Mapping):
@@ -164,6 +168,15 @@ class _Rows:
         number = row.get("id")
         is_text = isinstance(number, str) and number.isdecimal()
         self.categories.append({**row, "id": int(number) if is_text else number})
+
+    def drop_root(self) -> None:
+        """Leave out the category that Roboflow adds: the others' supercategory, of none itself and without a mask."""
+        used, parents = set(map(str, set(self.category_of))), {str(row.get("supercategory")) for row in self.categories}
+        for row in [row for row in self.categories if row.get("supercategory") == "none"]:
+            if str(row.get("name")) in parents and str(row.get("id")) not in used:
+                self.categories.remove(row)
+                name = repr(str(row["name"])[:60])
+                self.remarks.append(f"the category {name} is left out: the root of others, without an annotation")
 
     def add_image(self, row: Mapping) -> None:
         number, size, name = image_id(row, "id"), (side(row, "height"), side(row, "width")), file_name(row)

@@ -11,6 +11,7 @@ import numpy as np
 from datasets.files.archive import find_source
 from datasets.files.source import IndexedFiles, Source
 from datasets.readers.base import NAMED, listed, open_root
+from datasets.readers.foreign import read_lines
 from datasets.readers.label_maps import VOID, LabelMaps, LabelTable, pair_files
 from eomt.classes import Classes, is_color, is_whole
 from eomt.custom_classes import FORMS, is_list, read_classes
@@ -42,6 +43,7 @@ class FolderSemantic(LabelMaps):
         color_labels: the colours of the label PNGs stand for classes.
         exif: see `Photos`.
         skip_bad: leave out images without a label PNG.
+        names: a text file below `root` with the images that are taken, a relative path without ending a line.
 
     Raises:
         InputError: if a value is missing or not of these forms, a file is missing or damaged, an image has no label
@@ -58,10 +60,12 @@ class FolderSemantic(LabelMaps):
         color_labels: bool = False,
         exif: Form | None = None,
         skip_bad: bool = False,
+        names: str | None = None,
     ):
         root = open_root(root, "folders or archives of images and of label PNGs")
         photos, truth = _find(root, "images", images), _find(root, "labels", labels)
-        files = pair_files(photos, IMAGE_SUFFIXES, [(truth, ".png")], skip_bad)
+        only = None if names is None else read_lines(root / names)
+        files = pair_files(photos, IMAGE_SUFFIXES, [(truth, ".png")], skip_bad, only)
         if classes is None:
             raise InputError(_ask_for_classes(files[1][0], color_labels))
         read = read_classes(classes, root, color_labels)

@@ -16,6 +16,15 @@ from datasets.files.source import Folder, Member, Source
 from eomt.errors import InputError
 from eomt.photo import Form, photo_size
 
+
+class BadImage(InputError):
+    """Why the ground truth of an image cannot be read; `image_id` is its id."""
+
+    def __init__(self, image_id: str, error: InputError):
+        super().__init__(str(error))
+        self.image_id = image_id
+
+
 Row = dict[str, Any] | InputError
 """A row as COCO's JSON has it, or why there is none."""
 
@@ -68,9 +77,16 @@ def read_text(path: Path, most: int = 1 << 24) -> str:
         if len(data) > most:
             raise InputError(f"{path} is larger than {most} bytes: it is no such file")
     try:
+        if b"\0" in data:
+            raise ValueError("a byte that is in no text")
         return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path} is no text in UTF-8; save it as that") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list of files, without those that are empty; see `read_text`."""
+    return [line.strip() for line in read_text(path, 1 << 28).splitlines() if line.strip()]
 
 
 def sized_row(source: Source, name: str, member: Member, form: Form | None) -> Row:

@@ -21,7 +21,7 @@ from eomt.targets import ImageTargets, runs, targets_from_id_map
 VOID = -1
 """Class of a pixel that belongs to no segment."""
 
-_VERSION = 5  # part of the index's key: raise it when the arrays or their meaning change
+_VERSION = 6  # part of the index's key: raise it when the arrays or their meaning change
 
 
 class LabelTable:
@@ -160,6 +160,7 @@ def pair_files(
     image_endings: Sequence[str],
     truths: Sequence[tuple[Source, str]],
     skip_bad: bool | None = None,
+    only: Sequence[str] | None = None,
 ) -> tuple[IndexedFiles, list[IndexedFiles], Index]:
     """Find images, in the order of their names, and the file of each in every source of ground truth.
 
@@ -172,6 +173,7 @@ def pair_files(
         truths: sources of ground truth, each with the ending of its names, likewise.
         skip_bad: True leaves out images that lack a file. Otherwise they are an error, whose message names
             `data.skip_bad` as a way out unless this is None.
+        only: the relative paths, without endings, of the images that are taken; default all.
 
     Returns:
         The images, the files of each source of ground truth, and the index, whose `meta` and texts are as
@@ -181,25 +183,33 @@ def pair_files(
         InputError: if there is no image, two images differ in nothing but their endings, or one lacks a file.
     """
     endings = tuple(image_endings)
-    state = blake2b(repr((endings, [ending for _, ending in truths], skip_bad)).encode(), digest_size=16)
+    settings = (endings, [ending for _, ending in truths], skip_bad, only)
+    state = blake2b(repr(settings).encode("utf-8", "surrogateescape"), digest_size=16)
     for source in (images, *(source for source, _ in truths)):
         state.update(source.fingerprint())
     key = f"pairs-{_VERSION}-{state.hexdigest()}"
-    index = open_index(key, lambda: _pair_columns(images, endings, truths, skip_bad))
+    index = open_index(key, lambda: _pair_columns(images, endings, truths, skip_bad, only))
     found = [IndexedFiles(source, index, f"truth{kind}") for kind, (source, _) in enumerate(truths)]
     return IndexedFiles(images, index, "image"), found, index
 
 
 def _pair_columns(
-    images: Source, endings: Sequence[str], truths: Sequence[tuple[Source, str]], skip_bad: bool | None
+    images: Source,
+    endings: Sequence[str],
+    truths: Sequence[tuple[Source, str]],
+    skip_bad: bool | None,
+    only: Sequence[str] | None,
 ) -> tuple[dict[str, np.ndarray], dict]:
     photos = _by_stem(images, endings)
     if not photos:
         patterns = " or ".join(f"*{ending}" for ending in endings)
         raise InputError(f"there are no images {images.describe(patterns)}{_others(images)}")
-    stems = sorted(photos)
+    stems = sorted(photos if only is None else {*only})
     found = [_by_stem(source, (ending,)) for source, ending in truths]
-    missing: dict[str, str] = {}
+    missing = {stem: f"the image {images.describe(stem)} is missing" for stem in stems if stem not in photos}
+    if only is not None:
+        found = [{stem: file for stem, file in files.items() if stem in stems} for files in found]
+        photos = {stem: photos.get(stem, (stem, Member())) for stem in stems}
     remarks = []
     # An index serves all sets of the same file names, wherever they lie: its texts name no folder.
     for (_, ending), files in zip(truths, found, strict=True):

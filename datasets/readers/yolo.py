@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from datasets.files.source import Source, is_hidden
-from datasets.readers.foreign import Foreign, Row, read_text, sized_row
+from datasets.readers.foreign import BadImage, Foreign, Row, read_lines, read_text, sized_row
 from eomt.errors import InputError
 from eomt.photo import IMAGE_SUFFIXES, Form
 
@@ -49,7 +49,7 @@ def places(path: Path, split: str) -> list[Path]:
     for entry in named:
         # Roboflow writes ../train/images for the folder beside the file, and others the paths of another machine.
         ways = (path.parent / base / entry, path.parent / entry, path.parent / entry.removeprefix("../"))
-        found += [Path(os.path.normpath(way)) for way in ways if "\0" not in str(way) and way.exists()][:1]
+        found += [Path(os.path.normpath(way)) for way in ways if os.path.exists(way)][:1]
     return found
 
 
@@ -76,7 +76,12 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
     """
     _, categories = description(path)
     chosen = places(path, split)
-    listed = {os.path.normpath(entry) for file in chosen if not file.is_dir() for entry in _list(file, path.parent)}
+    listed = {
+        os.path.normpath(os.path.join(file.parent if entry.startswith("./") else path.parent, entry))
+        for file in chosen
+        if not file.is_dir()
+        for entry in read_lines(file)
+    }
     below = tuple(os.path.join(folder, "") for folder in chosen if folder.is_dir())
     members, base = images.members(), os.path.normpath(images.path)
     photos = {
@@ -97,18 +102,18 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
 
     def image(name: str) -> Row:
         row = sized_row(images, name, members[name], form)
-        if isinstance(row, dict) and labels[name].exists():
-            try:
-                read_text(labels[name])
-            except InputError as error:  # an image of unknown ground truth is none without objects
-                return error
         if isinstance(row, dict):
             sizes[name] = row["height"], row["width"]
         return row
 
     def annotations(name: str) -> Iterator[Row]:
         if labels[name].exists():
-            for number, line in enumerate(read_text(labels[name]).splitlines(), 1):
+            try:
+                lines = read_text(labels[name]).splitlines()
+            except InputError as error:  # an image of unknown ground truth is none without objects
+                lines = []
+                yield BadImage(name, error)
+            for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _row(
                         f"{os.path.relpath(labels[name], path.parent)}:{number}", name, line.split(), sizes[name]
@@ -117,12 +122,6 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
     if missing := sum(not file.exists() for file in labels.values()):
         foreign.remarks.append(f"{missing} of {len(labels)} images have no label file: taken to show no object")
     return foreign
-
-
-def _list(file: Path, base: Path) -> Iterator[str]:
-    for line in read_text(file, 1 << 28).splitlines():
-        if line.strip():
-            yield os.path.join(file.parent if line.startswith("./") else base, line.strip())
 
 
 def _label_file(image: str) -> Path:

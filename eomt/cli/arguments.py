@@ -97,6 +97,8 @@ def with_layout(arguments: Sequence[str], find_layout: FindLayout) -> list[str]:
         return [*arguments]
     if task is not None:
         found.pop("task")
+    if "data.split" in typed and _read(typed["data.split"]).value() is not None:  # of one set, that of training
+        found |= {key.replace(".train.", ".val."): value for key, value in found.items() if ".train." in key}
     found = {key: value for key, value in found.items() if key not in typed}
     added = [f"{key}={value if key == 'task' else _in_grammar(value)}" for key, value in found.items()]
     if first_rank() and added:

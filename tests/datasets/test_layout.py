@@ -6,7 +6,7 @@ import pytest
 from datasets.layout import find_layout
 from eomt.cli.arguments import prepared
 from eomt.cli.build import build_data
-from tests.exports import CLASSES, EXPORTS, SPLITS, pictures
+from tests.exports import CLASSES, EXPORTS, INSTANCE, SEMANTIC, SPLITS, pictures
 from tests.running import composed
 
 ALL = [pytest.param(name, task, id=f"{name}-{task}") for name, export in EXPORTS.items() for task in export.tasks]
@@ -30,7 +30,13 @@ def masks_of(reader, index):
 
 
 def expected(picture, task):
+    """The masks that a task has of a picture."""
     masks = [(CLASSES[label], mask) for (label, _), mask in zip(picture.objects, picture.masks(), strict=True)]
+    if task == SEMANTIC:
+        classes = picture.maps()[1]
+        masks = [(name, classes == k) for k, name in enumerate(CLASSES, 1) if (classes == k).any()]
+    if task != INSTANCE:
+        masks.append(("background", picture.maps()[0] == 0))
     return sorted(((name, mask.tobytes()) for name, mask in masks), key=repr)
 
 
