@@ -29,6 +29,7 @@ _SPLITS = {
 _PHOTOS = {"images", "image", "imgs", "img", "photos", "photo", "jpegimages", "rgb", "inputs"}
 _MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "annot", "annots", "gt", "groundtruth"}
 _MASKS |= {"segmentation", "segmentations", "seg", "segs", "targets", "target", "segmentationclass"}
+_NO_MASKS = {"panoptic", "instance", "instances"}  # PNGs of ids
 _MOST_FOLDERS = 200
 _CLASS_FILES = (
     "classes.txt",
@@ -43,6 +44,7 @@ OWN_DATA = ("coco_instance", "coco_panoptic", "folder_semantic")
 """The tasks that are for any data set of their form."""
 
 _WAY_OUT = "see docs/own_data.md, or name the files by keys of data.train and data.val"
+_COCO_WORDS = {"instances", "panoptic", "coco", "annotations", "result"}
 _OTHER_JSONS = ("captions", "person_keypoints", "image_info", "stuff")  # of COCO
 SHARE = 0.9
 """The part of the images that is trained on where nothing is set aside for validation."""
@@ -194,15 +196,23 @@ def _jsons(folder: Path) -> Iterator[Path]:
 
 
 def _first_image(path: Path) -> str | None:
-    """The name of the first image of a JSON of COCO's form; empty if it lies far back, None if it is no such JSON."""
-    from datasets.files.source import Folder
-    from datasets.readers.coco_json import file_name, stream_arrays
+    """The name of the first image of a JSON of COCO's form, None if it is none.
 
-    with suppress(InputError, KeyError, TypeError, ValueError):
+    It is empty if it lies far back, or the JSON is damaged: the reader says so.
+    """
+    from datasets.files.source import Folder
+    from datasets.readers.coco_json import ROW_ERRORS, file_name, stream_arrays
+
+    try:
         chunks = Folder(path.parent).chunks(path.name)
         for _, row in stream_arrays(islice(chunks, _LOOKED_AT), ("images",), str(path)):
             return file_name(row)
-    return "" if path.stat().st_size > _LOOKED_AT << 20 else None
+    except InputError as error:
+        is_cut = error.__cause__ is not None  # not for a JSON without images
+        return "" if is_cut and (split_of(path.stem) or _words(path.stem) & _COCO_WORDS) else None
+    except ROW_ERRORS:
+        return ""
+    return None
 
 
 def _photos_of(path: Path, name: str, folder: Path, split: str | None) -> Path:
@@ -291,7 +301,8 @@ def _masks(folder: Path) -> Layout | None:
     below = [name for name in names(folder) if (folder / name).is_dir()][:_MOST_FOLDERS]
     below += [f"{name}/{inner}" for name in below for inner in names(folder / name) if (folder / name / inner).is_dir()]
     words = {name: _words(name) for name in below[:_MOST_FOLDERS]}
-    masks = [name for name in words if words[name] & _MASKS and _holds(folder / name, (".png",))]
+    masks = [name for name in words if words[name] & _MASKS and not words[name] & _NO_MASKS]
+    masks = [name for name in masks if _holds(folder / name, (".png",))]
     sets: dict[str | None, dict[str, str]] = {}
     for name in sorted(words, key=lambda name: not words[name] & _PHOTOS) if masks else ():
         split = split_of(name)

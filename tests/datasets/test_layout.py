@@ -1,13 +1,18 @@
 """Data sets as tools export them: each is found out, and all give the same masks."""
 
+import json
+
 import numpy as np
 import pytest
 
+import check_data
+import train
 from datasets.layout import find_layout
 from eomt.cli.arguments import prepared
 from eomt.cli.build import build_data
-from tests.exports import CLASSES, EXPORTS, INSTANCE, SEMANTIC, SPLITS, pictures
-from tests.running import composed
+from tests.exports import CLASSES, EXPORTS, INSTANCE, SEMANTIC, SPLITS, pictures, write
+from tests.label_files import fails
+from tests.running import SMALL, composed, logged
 
 ALL = [pytest.param(name, task, id=f"{name}-{task}") for name, export in EXPORTS.items() for task in export.tasks]
 
@@ -55,3 +60,151 @@ def test_all_formats_give_the_same_masks(name, task, tmp_path, capsys):
             seen[name] = split
             np.testing.assert_equal(masks_of(reader, index), expected(drawn[name], task))
     assert sorted(seen) == sorted(drawn)
+
+
+def test_what_a_folder_is_is_said_in_one_line(tmp_path, capsys):
+    EXPORTS["roboflow"].write(tmp_path)
+    data = opened(tmp_path, "data.val.images=train", "data.val.annotations=train/_annotations.coco.json")
+    assert len(data.reader("val")) == len(data.reader("train")) == 16
+    assert capsys.readouterr().err == (
+        f"note: data.root={tmp_path} is a data set with JSONs of COCO's form; taken as task=coco_instance "
+        "data.train.images=train data.train.annotations=train/_annotations.coco.json: typed keys go over these\n"
+    )
+    assert any("'street' is left out: the root of others" in line for line in data.remarks("train"))
+    assert data.classes.names == list(CLASSES)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["ckpt=null", "seed=1"],
+        ["task=coco_instance", "data.train.annotations='a.json'", "data.val.annotations='b.json'"],
+        ["task=cityscapes_semantic"],
+    ],
+    ids=["a run's own settings", "both named", "a task that knows its files"],
+)
+def test_what_is_decided_already_is_left_alone(typed, tmp_path, capsys):
+    EXPORTS["coco"].write(tmp_path)
+    assert prepared("train", [f"data.root={tmp_path}", *typed], find_layout)[1:] == typed
+    assert not capsys.readouterr().err
+
+
+def test_one_set_is_divided_the_same_in_every_run(tmp_path):
+    EXPORTS["one json"].write(tmp_path / "a")
+    first = opened(tmp_path / "a", "data.split=0.75")
+    names = [
+        {data.reader(split).name(k) for k in range(len(data.reader(split)))} for data in (first,) for split in SPLITS
+    ]
+    assert [len(part) for part in names] == [15, 5]
+    (tmp_path / "a").rename(tmp_path / "b")
+    again = opened(tmp_path / "b", "data.split=0.75", "seed=7", "data.max_images=3")
+    assert {again.reader("val").name(k) for k in range(3)} < names[1]
+    both = opened(tmp_path / "b", "data.split=0.75", "data.validate_on_train=true")
+    assert [len(both.reader(split)) for split in SPLITS] == [15, 15]
+    found, _ = both.reader("val").annotated(0)[::2]
+    assert found.shape[1] == 4
+
+
+def test_a_typed_split_divides_the_training_set(tmp_path):
+    EXPORTS["coco"].write(tmp_path)
+    data = opened(tmp_path, "data.split=0.5")
+    assert [len(data.reader(split)) for split in SPLITS] == [8, 8]
+    assert not {*map(data.reader("train").name, range(8))} & {*map(data.reader("val").name, range(8))}
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(f'*{a}' for _ in range(9))}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "match"),
+    [
+        ("yolo", "data.yaml", "!!python/object/apply:os.system [false]", "data.yaml is no YAML of plain values"),
+        ("yolo", "data.yaml", BOMB + "names: *i", "data.yaml: names must be texts by number"),
+        ("yolo", "data.yaml", "train: train/images\nnc: 3", "data.yaml has no 'names'"),
+        ("yolo", "data.yaml", "train: train/images\nnames: [car, no]", "names must be texts by number: quote"),
+        ("yolo", "data.yaml", b"\xff\xfe\x00", "data.yaml is no text in UTF-8"),
+        (
+            "yolo",
+            "train/labels/picture 00.txt",
+            "7 0 0 1 0 1 1",
+            "labels/picture 00.txt:1.* category id 7, which is not",
+        ),
+        (
+            "yolo",
+            "train/labels/picture 00.txt",
+            "1 0.5 0.5 0.2 0.2",
+            "labels/picture 00.txt:1.* a box alone is no mask",
+        ),
+        ("yolo", "train/labels/picture 00.txt", "1 0 0 1 0 1 x", "labels/picture 00.txt:1: expected a class and .* x'"),
+        ("yolo", "train/labels/picture 00.txt", "1 0 0 1 0 1", "picture 00.txt:1.* of 3 corners or more"),
+        ("yolo", "train/labels/picture 00.txt", "1 0 0 320 0 320 240", "lies far off its image"),
+        ("yolo", "train/labels/picture 00.txt", b"\x00\x01", "picture 00.txt is no text in UTF-8"),
+        ("yolo", "train/images/picture 00.png", b"GIF", "picture 00.png is no image that can be read"),
+        ("cvat", "labelmap.txt", "background:black::", "labelmap.txt has a line that is not name:red,green,blue"),
+        ("cvat", "labelmap.txt", "background:0,0,0::\ncar:200,30,30::", "no class for it"),
+        ("cvat", "ImageSets/Segmentation/default.txt", "picture 99", "picture 99.png"),
+        ("coco", "annotations/instances_train.json", "{", "instances_train.json"),
+    ],
+)
+def test_wrong_inputs_end_in_one_line(name, file, content, match, tmp_path):
+    EXPORTS[name].write(tmp_path)
+    write(tmp_path / file, content)
+    task = [f"task={INSTANCE}"] * (name == "cvat" or file.endswith("json"))
+    fails(match, lambda: opened(tmp_path, *task).reader("train"))
+
+
+@pytest.mark.parametrize("name", ["yolo", "cvat"])
+def test_bad_annotations_are_left_out_and_counted(name, tmp_path):
+    EXPORTS[name].write(tmp_path)
+    if name == "yolo":
+        write(tmp_path / "train/labels/picture 00.txt", "1 0.5 0.5 0.2 0.2\n0 0 0 1 0 1 1")
+    else:
+        write(tmp_path / "SegmentationObject/picture 00.png", b"damaged")
+    data = opened(tmp_path, f"task={INSTANCE}", "data.skip_bad=true")
+    reader = data.reader("train")
+    assert any(line.startswith("data.skip_bad=true leaves out 1: ") for line in data.remarks("train"))
+    if name == "yolo":
+        assert len(reader.read(0)[1].labels) == 1
+    else:
+        assert len(reader) + len(data.reader("val")) == 19
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    (tmp_path / "empty").mkdir()
+    fails("known here; looked for .*YOLO.*COCO's JSONs.*Pascal VOC", find_layout, tmp_path / "empty", None)
+    EXPORTS["yolo"].write(tmp_path / "yolo")
+    fails(
+        "is a YOLO data set .*task=coco_instance, not for task=folder_semantic",
+        find_layout,
+        tmp_path / "yolo",
+        SEMANTIC,
+    )
+
+
+@pytest.mark.slow
+def test_all_formats_give_the_same_scores(tmp_path):
+    """Three steps on each format, and a check of it."""
+    scores, losses = {}, {}
+    for name in ("coco", "roboflow", "yolo", "yolo lists", "voc"):
+        root = tmp_path / name
+        EXPORTS[name].write(root)
+        small = [
+            *SMALL,
+            f"data.root={root}",
+            f"task={INSTANCE}",
+            "model=tiny",
+            "trainer.devices=1",
+            "data.num_workers=0",
+        ]
+        steps = ["trainer.max_steps=3", f"run_folder={tmp_path}/run {name}", "trainer.max_epochs=9"]
+        train.main(composed("train", *prepared("train", [*small, *steps], find_layout)))
+        scores[name] = json.loads((tmp_path / f"run {name}" / "metrics.json").read_text())
+        losses[name] = logged(tmp_path / f"run {name}")
+        checked = [*small, f"run_folder={tmp_path}/check {name}", "pictures=1"]
+        check_data.main(composed("check_data", *prepared("check_data", checked, find_layout)))
+    for name in scores:
+        np.testing.assert_equal(losses[name], losses["coco"])
+        assert scores[name] == scores["coco"]
+    assert len(losses["coco"]["loss_class/output_1"]) == 3
