@@ -52,13 +52,21 @@ _PREDICT = {
     "postprocess.overlap_threshold": (SHARE, None, "panoptic: the least share of a mask that is left"),
 }
 _EXPORT = {
-    "format": (TEXT, "eomt", "eomt, hf, original, onnx or torch_export"),
+    "format": (TEXT, "eomt", "eomt, hf, original, onnx, openvino, tensorrt or torch_export"),
     "out": (TEXT, None, "the folder to write"),
     "overwrite": (FLAG, False, "true replaces a previous export there"),
-    "precision": ("32, bf16 or 16", 32, "of the weights; not bf16 for onnx"),
-    "batch_size": (COUNT, 1, "onnx, torch_export: images that the graph takes at a time"),
-    "dynamic_batch": (FLAG, False, "onnx, torch_export: true for any number"),
-    "images": (TEXTS, None, "onnx, torch_export: images to compare the graph on"),
+    "push": (TEXT, None, "a repository USER/NAME of the Hugging Face Hub to upload it to"),
+    "public": (FLAG, False, "true lets all read that repository"),
+    "precision": (
+        "32, bf16, 16 or int8",
+        32,
+        "of the weights; int8 for onnx, openvino and tensorrt, bf16 not for these",
+    ),
+    "batch_size": (COUNT, 1, "graphs: images that they take at a time"),
+    "dynamic_batch": (FLAG, False, "graphs: true for any number"),
+    "postprocess": (FLAG, False, "onnx, openvino, tensorrt: true for labels, scores and masks in place of logits"),
+    "images": (TEXTS, None, "graphs: images to compare them on, and to calibrate int8"),
+    "score": (FLAG, False, "graphs: true scores PyTorch and the graph on the checkpoint's validation set"),
 }
 KEYS = {"predict": _WEIGHTS | _PREDICT, "export": _WEIGHTS | _EXPORT, "info": _WEIGHTS}
 _NEEDED = {"predict": ("ckpt", "images"), "export": ("ckpt", "out"), "info": ()}

@@ -131,7 +131,8 @@ def test_keys_exist(page):
     known = keys_of("train")
     sections = {name.rpartition(".")[0] for name in known}
     # Names of files, keys of the examples' own classes, and Hydra's.
-    other = re.compile(r"model\.(onnx|pt2|safetensors)|model\.backbone_options\..*|loss\.early|.*\._target_|data\.val")
+    files = r"model\.(onnx|pt2|safetensors|xml|bin|engine)"
+    other = re.compile(rf"{files}|model\.backbone_options\..*|loss\.early|.*\._target_|data\.val")
     assert {key for key in keys - known.keys() - sections if not other.fullmatch(key)} == set()
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from eomt.cli.help import unknown
 from eomt.cli.meanings import keys_of
 from eomt.cli.nodes import NODES, Data, FolderReader, Loss, Optim, Reader, SplitReader
-from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, Section
+from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, WITHOUT_RUN, Section
 from eomt.errors import InputError
 
 # The sections of train.py that a class fills: the one that does so unless another is chosen.
@@ -68,7 +68,8 @@ def check_typed(command: str, name: str, value: Any) -> None:
         if _is_closed(section):
             raise InputError(unknown(name, command))
         return
-    keys = [other for other in keys_of("train") | keys_of(command) if other.startswith(f"{name}.")]
+    known = keys_of(command) if command in WITHOUT_RUN else keys_of("train") | keys_of(command)
+    keys = [other for other in known if other.startswith(f"{name}.")]
     if keys and value is not None:
         raise InputError(f"{name}={_shown(value)}: {name} is a section: give its keys, such as {' or '.join(keys[:3])}")
     for line in _value_faults(section, key, value, tuple(path)):

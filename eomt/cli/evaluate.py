@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from eomt.cli.arguments import GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
@@ -25,6 +27,8 @@ from eomt.cli.settings import Scored
 from eomt.cli.trust import check_config
 from eomt.errors import InputError
 from eomt.inference.precision import PRECISIONS, with_cast_weights
+from eomt.model.outputs import Logits
+from eomt.tasks import predict_images, task_of
 from eomt.training.callbacks import (
     Listening,
     MetricsFile,
@@ -133,6 +137,31 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
         log.info("%s", module.task.table(module.scores))
         log.info("scored: %d of %d images", *data.validated())
         log.info("results: %s", cfg.run_folder)
+
+
+def scorer(ckpt: str, delta_base: str | None = None) -> Callable[[Callable[[Tensor], Logits]], dict[str, float]]:
+    """A function that scores another, from inputs to logits, on the validation set of a checkpoint's settings.
+
+    Raises:
+        InputError: see `weights_and_settings`; or if the data are not where the checkpoint says.
+    """
+    carried = {"ckpt": ckpt, "delta_base": delta_base, "trust_code": False, "run_folder": None, "settings": []}
+    weights, settings = weights_and_settings(OmegaConf.create(carried))
+    data, task = build_data(settings), task_of(settings.kind, settings.postprocess)
+    check_same_classes(weights.classes, data.val_classes)
+    data.setup(TrainerFn.VALIDATING)
+
+    def score(run: Callable[[Tensor], Logits]) -> dict[str, float]:
+        metric = task.metric(weights.classes)
+        for batch in data.val_dataloader():
+            size = tuple(batch.inputs.shape[-2:])
+            output = run(batch.inputs)
+            found = predict_images(task, output, batch.counts, batch.placements, size, weights.classes)
+            for prediction, targets, image_id in zip(found, batch.targets, batch.image_ids, strict=True):
+                metric.update(prediction, targets, image_id)
+        return {name: float(value) for name, value in metric.compute().items()}
+
+    return score
 
 
 def _class_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -292,11 +292,15 @@ class Predict(Inference):
 
 
 class Export(Weights):
-    format: Literal["eomt", "hf", "original", "onnx", "torch_export"]
+    format: Literal["eomt", "hf", "original", "onnx", "openvino", "tensorrt", "torch_export"]
     out: Folder = Field(examples=["DIR"])
     overwrite: bool
+    push: Annotated[str, named("a repository USER/NAME", pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")] | None
+    public: bool
     batch_size: Side
-    precision: Precision
+    precision: Precision | Literal["int8"]
+    postprocess: bool
+    score: bool
     dynamic_batch: bool
     images: Paths | None
 

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from eomt.errors import InputError
-from eomt.export.graph import Check, check_graph, write_onnx, write_torch_export
+from eomt.export import graph, runtimes
+from eomt.export.graph import Check, Run
 from eomt.export.model_card import model_card
+from eomt.export.postprocess import output_of
 from eomt.export.redact import redact
 from eomt.files import ArchiveFile, replacing_folder, write_json
 from eomt.model.eomt import EoMT
+from eomt.model.outputs import Logits
 from eomt.photo import load_image
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
+from eomt.tasks import task_of
 from eomt.weights.huggingface import to_huggingface
 from eomt.weights.original import to_original
 from eomt.weights.safe_load import CONFIG, EXPORT, PROCESSOR, WHOLE, read_json
 from eomt.weights.spec import Weights
 
-FORMATS = ("eomt", "hf", "original", "onnx", "torch_export")
-_DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
+_ONNX = ("onnx", "openvino", "tensorrt")
+FORMATS = ("eomt", "hf", "original", *_ONNX, "torch_export")
+_DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 _CARD = "README.md"
-_GRAPHS = {"onnx": "model.onnx", "torch_export": "model.pt2"}
-# Files of exports; a folder that holds anything else is not replaced.
-_FILES = {*WHOLE, *_GRAPHS.values(), "model.onnx.data", EXPORT, CONFIG, PROCESSOR, _CARD}
+_GRAPHS = ("model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.engine", "model.pt2")
+FILES = {*WHOLE, *_GRAPHS, EXPORT, CONFIG, PROCESSOR, _CARD}
+"""Files of exports; a folder that holds anything else is not replaced."""
 
 
 def export(
@@ -43,6 +48,9 @@ def export(
     images: Sequence[Path] = (),
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    postprocess: bool = False,
+    score: Callable[[Run], Mapping[str, float]] | None = None,
+    name: str | None = None,
 ) -> Check | None:
     """Write a folder with weights and a model card, whole or not at all.
 
@@ -54,11 +62,17 @@ def export(
               not, such as the number of heads.
             - "onnx" and "torch_export": graphs of the mask-free network, `model.onnx` and `model.pt2`, from
               uint8 images to float32 logits, each compared with PyTorch; with `eomt.json`.
+            - "openvino" and "tensorrt": the ONNX graph as `model.xml` and `model.bin`, or beside its `model.engine`.
         out: the folder; a previous export there is replaced if `overwrite` is set.
-        precision: the precision of the weights: "32", "16" or "bf16" (not for ONNX).
+        precision: the precision of the weights: "32", "16", "bf16" (not for ONNX and what comes of it), or "int8" (for
+            these alone), see `runtimes.quantize`.
         batch: the number of images that a graph takes at a time; None for any number.
-        images: files on which a graph is compared, beside noise.
+        images: files on which a graph is compared, beside noise, and "int8" is calibrated.
         metrics: contents of a run's `metrics.json`, for the card.
+        postprocess: append post-processing to the graph, see `eomt.export.postprocess`; for "onnx" and what comes of
+            it.
+        score: scores a function from inputs to logits; for the card, which then has the scores of PyTorch and graph.
+        name: what the card calls the export; default the folder's name.
 
     Returns:
         The difference between a graph and PyTorch; None for the other formats.
@@ -67,7 +81,7 @@ def export(
         InputError: if an argument is none of these, `out` is taken or cannot be written, or a graph differs from
             PyTorch.
     """
-    path = check_request(format, precision, images, out, overwrite)
+    path = check_request(format, precision, images, out, overwrite, postprocess)
     config = redact(weights.config, weights.environment)
     metrics = dict(metrics or {})
     state = _rounded(weights.state, _DTYPES[precision])
@@ -79,7 +93,7 @@ def export(
         "step": weights.step,
         "metrics": metrics,
     }
-    check = None
+    check, compared = None, {}
     try:
         with replacing_folder(path, overwrite) as folder:
             if format == "eomt":
@@ -93,10 +107,14 @@ def export(
                 with ArchiveFile(folder / WHOLE[1]) as file:
                     torch.save(_own_memory(to_original(state, weights.network)), file)
             else:
-                check = _write_graph(folder / _GRAPHS[format], weights, state, precision, batch, images)
+                check, compared = _write_graph(
+                    folder, weights, state, format, precision, batch, images, postprocess, score
+                )
             if format != "hf":
                 write_json(folder / EXPORT, description)
-            card = model_card(weights, config, metrics, format, precision, batch, path.name)
+            card = model_card(
+                weights, config, metrics, format, precision, batch, name or path.name, postprocess, compared
+            )
             (folder / _CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         fault = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -104,30 +122,39 @@ def export(
     return check
 
 
-def check_request(format: str, precision: str, images: Sequence[Path], out: str | Path, overwrite: bool) -> Path:
+def check_request(
+    format: str, precision: str, images: Sequence[Path], out: str | Path, overwrite: bool, postprocess: bool = False
+) -> Path:
     """Check the arguments of `export` that do not depend on the weights.
 
     Returns:
         The folder to write, as an absolute path.
 
     Raises:
-        InputError: if `export` does not take them, or `out` is a file, or holds anything but an export, or holds one
-            and `overwrite` is not set.
+        InputError: if `export` does not take them, or the format's package is missing, or `out` is a file, or holds
+            anything but an export, or holds one and `overwrite` is not set.
     """
     if format not in FORMATS:
         raise InputError(f"format={format} is none of {', '.join(FORMATS)}")
-    if precision not in _DTYPES or (format, precision) == ("onnx", "bf16"):
-        raise InputError(f"precision={precision} cannot be had in format={format}: choose 32 or 16")
-    if images and format not in _GRAPHS:
+    known = ("32", "16", "int8") if format in _ONNX else ("32", "16", "bf16")
+    if precision not in known:
+        raise InputError(f"precision={precision} cannot be had in format={format}: choose {', '.join(known)}")
+    if images and format not in (*_ONNX, "torch_export"):
         raise InputError(
-            f"images= are for format=onnx and torch_export, whose graphs are compared on them, not {format}"
+            f"images= are for format={', '.join(_ONNX)} and torch_export, whose graphs are compared on them, "
+            f"not {format}"
         )
+    if precision == "int8" and not images:
+        raise InputError("precision=int8 is calibrated on photos like those it will see: give some 100 by images=")
+    if postprocess and format not in _ONNX:
+        raise InputError(f"postprocess=true is for format={', '.join(_ONNX)}, not {format}")
+    runtimes.check_runtime(format)
     # Links are followed: renaming would otherwise replace the link.
     path = Path(out).expanduser().resolve()
     if path.exists() and not path.is_dir():
         raise InputError(f"out={out} is a file: give a folder")
     names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-    foreign = [name for name in names if name not in _FILES]
+    foreign = [name for name in names if name not in FILES]
     if foreign:
         raise InputError(f"out={out} holds {foreign[0]}, which no export wrote: choose another folder")
     if names and overwrite is not True:
@@ -156,22 +183,59 @@ def _scores(path: Path) -> dict[str, Any]:
 
 
 def _write_graph(
-    path: Path,
+    folder: Path,
     weights: Weights,
     state: dict[str, Tensor],
+    format: str,
     precision: str,
     batch: int | None,
-    images: Iterable[Path],
-) -> Check:
+    images: Sequence[Path],
+    postprocess: bool,
+    score: Callable[[Run], Mapping[str, float]] | None,
+) -> tuple[Check, dict[str, tuple[float, float]]]:
+    """Write a graph and check it: the check, and the scores of network and graph."""
     network = EoMT(**weights.network).eval()
     network.load_state_dict(state)
-    written = network if precision == "32" else copy.deepcopy(network).to(_DTYPES[precision])
+    written = network if precision in ("32", "int8") else copy.deepcopy(network).to(_DTYPES[precision])
     # Not by the task, which may be code that the weights name.
     geometry = WINDOWS if weights.kind == "semantic" else FIT_AND_PAD
-    inputs = (geometry.prepare(load_image(image), network.image_size)[0] for image in images)
-    if path.suffix == ".onnx":
-        return check_graph(network, write_onnx(written, path, batch), batch, inputs, half=precision == "16")
-    return check_graph(written, write_torch_export(written, path, batch), batch, inputs, half=precision != "32")
+    inputs = [geometry.prepare(load_image(image), network.image_size)[0] for image in images]
+    path = folder / "model.onnx"
+    if format == "torch_export":
+        run = graph.write_torch_export(written, folder / "model.pt2", batch)
+        network = written
+    else:
+        run = graph.write_onnx(written, path, batch)
+        if precision == "int8":
+            layers = sum(isinstance(layer, nn.Linear) for layer in written.backbone.blocks.modules())
+            runtimes.quantize(path, inputs, batch, layers)
+        run = _load(path, format)
+    check = graph.check_graph(network, run, batch, inputs, precision)
+    scores = {}
+    if score is not None:
+        before = score(lambda images: network(images)[-1].logits())
+        after = score(lambda images: graph.run_in_batches(run, images, batch))
+        # No number where there is nothing to score, such as large objects.
+        scores = {name: (value, after[name]) for name, value in before.items() if value == value}
+    if postprocess:
+        task = task_of(str(weights.kind), weights.config.get("postprocess"))
+        output = output_of(task, weights.classes, network.image_size)
+        noise = graph.noise(network, batch or 2)
+        graph.add_postprocess(path, output, run(noise), batch)
+        whole = _load(path, format, logits=False)
+        graph.check_postprocess(output, run, whole, batch, inputs or [noise])
+    if format == "tensorrt":
+        runtimes.write_engine(path, batch)
+    if format == "openvino":
+        path.unlink()
+        path.with_name("model.onnx.data").unlink(missing_ok=True)
+    return check, scores
+
+
+def _load(path: Path, format: str, logits: bool = True) -> Callable[..., Any]:
+    """A function that runs an ONNX graph, or what OpenVINO makes of it."""
+    run = runtimes.load_openvino(runtimes.write_openvino(path)) if format == "openvino" else graph.load_onnx(path)
+    return (lambda images: Logits(*run(images))) if logits else run
 
 
 def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ _DATA_TERMS = {
     "shapes": "drawn by this project, Apache-2.0",
 }
 
+_INT8 = "int8 in the blocks' linear layers, float32 elsewhere"
+
 
 def model_card(
     weights: Weights,
@@ -32,6 +34,8 @@ def model_card(
     precision: str,
     batch: int | None = None,
     name: str = "",
+    postprocess: bool = False,
+    compared: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
     """Markdown with a YAML head: task, data, metrics, configuration, use and licences.
 
@@ -41,7 +45,9 @@ def model_card(
         metrics: contents of a run's `metrics.json`, may be empty.
         format, precision: the form of the export.
         batch: images that an exported graph takes at a time; None for any number.
-        name: the name of the exported folder.
+        name: the name of the exported folder, or of its repository.
+        postprocess: whether a graph ends in post-processing.
+        compared: scores of PyTorch in float32 and of the graph, by name.
     """
     network, classes, task = weights.network, weights.classes, str(config.get("task_name") or weights.kind)
     height, width = network["image_size"]
@@ -49,9 +55,10 @@ def model_card(
     licence, words = _licence(network["backbone"], config)
     # Scores of another step are shown, but they are not results of these weights.
     own = {key: value for key, value in scores.items() if isinstance(value, int | float)}
-    own = own if metrics.get("step") == weights.step else {}
+    own = own if metrics.get("step") == weights.step and precision != "int8" else {}
+    own = {key: after for key, (_, after) in (compared or {}).items()} or own
     data = ModelCardData(
-        model_name=(name or "eomt") if own else None,
+        model_name=(name.rpartition("/")[2] or "eomt") if own else None,
         pipeline_tag="image-segmentation",
         library_name="transformers" if format == "hf" else None,
         tags=["eomt", f"{weights.kind}-segmentation"],
@@ -71,7 +78,7 @@ def model_card(
         "image size": f"{height} x {width}",
         "queries": f"{network['num_queries']}, in the last {network['num_masked_blocks']} blocks",
         "training": training if config or weights.step else "unknown",
-        "weights": {"32": "float32", "16": "float16", "bf16": "bfloat16"}[precision],
+        "weights": {"32": "float32", "16": "float16", "bf16": "bfloat16", "int8": _INT8}[precision],
     }
     card = ModelCard.from_template(
         data,
@@ -85,6 +92,9 @@ def model_card(
         height=height,
         width=width,
         scores=scores,
+        compared=compared,
+        int8=precision == "int8",
+        postprocess=postprocess,
         mask_free=metrics.get("mask_free"),
         scored_step=metrics.get("step"),
         step=weights.step,

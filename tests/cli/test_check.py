@@ -125,7 +125,7 @@ def test_a_wrong_value_is_named_with_what_is_wanted(typed, expected):
         ("predict", ["overwrite=no"], "overwrite=no must be true or false"),
         ("predict", ["network.image_size=a"], "network.image_size=a must be a whole number"),
         ("export", ["out=null"], "out is not set: give a folder to write to, as in out=DIR"),
-        ("export", ["format=zip"], "format=zip must be eomt, hf, original, onnx or torch_export"),
+        ("export", ["format=zip"], "format=zip must be eomt, hf, original, onnx, openvino, tensorrt or torch_export"),
         ("check_data", ["split=test"], "split=test must be train, val or null"),
         ("eval", ["unpadded=1"], "unpadded=1 must be true or false"),
     ],
