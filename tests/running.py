@@ -8,7 +8,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from eomt.cli.arguments import quote_paths, split_for_eval
+from datasets.layout import find_layout
+from eomt.cli.arguments import quote_paths, split_for_eval, with_layout
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = str(ROOT / "configs")
@@ -46,6 +47,8 @@ def configured(folder: Path, *overrides: str, name: str = "train") -> DictConfig
 def typed(name: str, *arguments: object) -> None:
     """Call an entry point's `main` with arguments as a user types them; its errors are raised."""
     overrides = quote_paths([str(argument) for argument in arguments])
+    if name in ("train", "check_data"):
+        overrides = with_layout(overrides, find_layout)
     importlib.import_module(name).main(composed(name, *overrides))
 
 

@@ -131,7 +131,7 @@ def test_keys_exist(page):
     known = keys_of("train")
     sections = {name.rpartition(".")[0] for name in known}
     # Names of files, keys of the examples' own classes, and Hydra's.
-    files = r"model\.(onnx|pt2|safetensors|xml|bin|engine)"
+    files = r"model\.(onnx|pt2|safetensors|xml|bin|engine)|data\.yaml"
     other = re.compile(rf"{files}|model\.backbone_options\..*|loss\.early|.*\._target_|data\.val")
     assert {key for key in keys - known.keys() - sections if not other.fullmatch(key)} == set()
 
