@@ -240,16 +240,24 @@ def _is_there(path: Path) -> bool:
     return path.is_dir() or path.with_name(f"{path.name}.zip").is_file()
 
 
-def _holds_photos(folder: Path) -> bool:
+def _below(folder: Path) -> list[str]:
+    """Folders in a folder, and those in them."""
+    below = [name for name in names(folder) if name[0] != "." and (folder / name).is_dir()][:_MOST_FOLDERS]
+    below += [f"{name}/{inner}" for name in below for inner in names(folder / name) if (folder / name / inner).is_dir()]
+    return below[:_MOST_FOLDERS]
+
+
+def _holds_photos(folder: Path, deeper: bool = True) -> bool:
     from eomt.photo import IMAGE_SUFFIXES
 
-    return _holds(folder, IMAGE_SUFFIXES)
+    return _holds(folder, IMAGE_SUFFIXES, deeper)
 
 
-def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
-    """True if files of these endings are in a folder, or in the first one in it."""
+def _holds(folder: Path, endings: tuple[str, ...], deeper: bool = True) -> bool:
+    """True if files of these endings are in a folder or, if `deeper`, in the first one in it."""
     inside = names(folder)
-    inner = next((folder / name for name in inside if (folder / name).is_dir()), None) if len(inside) < 1000 else None
+    few = deeper and len(inside) < 1000
+    inner = next((folder / name for name in inside if (folder / name).is_dir()), None) if few else None
     return any(name.lower().endswith(endings) for name in [*inside, *(names(inner) if inner else ())])
 
 
@@ -296,11 +304,26 @@ def _voc(folder: Path) -> Layout | None:
     return Layout("a data set in Pascal VOC's layout", readings)
 
 
+def _labelme(folder: Path) -> Layout | None:
+    """LabelMe's JSONs."""
+    from datasets.readers.labelme import is_labelme
+
+    below = [".", *_below(folder)]
+    jsons = (folder / name / file for name in below for file in names(folder / name) if file.endswith(".json"))
+    if not any(map(is_labelme, islice(jsons, _MOST_JSONS))):
+        return None
+    sets: dict[str | None, dict[str, str]] = {}
+    for name in below:
+        if _holds_photos(folder / name, False):
+            split = split_of(name)
+            sets.setdefault(split, {"images": name if split else ".", "annotations": "."})
+    readings = {"coco_instance": {"format": "labelme", **both(sets)}}
+    return Layout("a folder of LabelMe's JSONs", readings) if sets else None
+
+
 def _masks(folder: Path) -> Layout | None:
     """images and label PNGs in folders (images and masks, also in train and val)."""
-    below = [name for name in names(folder) if (folder / name).is_dir()][:_MOST_FOLDERS]
-    below += [f"{name}/{inner}" for name in below for inner in names(folder / name) if (folder / name / inner).is_dir()]
-    words = {name: _words(name) for name in below[:_MOST_FOLDERS]}
+    words = {name: _words(name) for name in _below(folder)}
     masks = [name for name in words if words[name] & _MASKS and not words[name] & _NO_MASKS]
     masks = [name for name in masks if _holds(folder / name, (".png",))]
     sets: dict[str | None, dict[str, str]] = {}
@@ -318,5 +341,5 @@ def _masks(folder: Path) -> Layout | None:
     return Layout("a data set of images and label PNGs", {"folder_semantic": {**both(sets), **classes, **colors}})
 
 
-LAYOUTS: list[Callable[[Path], Layout | None]] = [_builtin, _ade20k, _yolo, _coco, _voc, _masks]
+LAYOUTS: list[Callable[[Path], Layout | None]] = [_builtin, _ade20k, _yolo, _coco, _labelme, _voc, _masks]
 """The layouts, the first that fits counts; the first line of each one's docstring says what is looked for."""

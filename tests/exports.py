@@ -1,5 +1,6 @@
 """One set of 20 drawn pictures as each annotation tool exports it: a function of `EXPORTS` writes each format."""
 
+import base64
 import functools
 import json
 from collections.abc import Callable
@@ -205,6 +206,43 @@ def masks(root: Path) -> None:
             write(root / split / "masks" / f"{pictures()[k].name}.png", label_png(pictures()[k].maps()[1]))
 
 
+def labelme_json(picture: Picture, path: str, shapes: list[dict]) -> str:
+    """A JSON as LabelMe 5 writes it."""
+    shapes = [{"group_id": None, "description": "", "flags": {}, "mask": None, **shape} for shape in shapes]
+    size = dict(zip(("imageHeight", "imageWidth"), picture.size, strict=True))
+    return json.dumps({"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": path, "imageData": None, **size})
+
+
+def labelme(root: Path) -> None:
+    """LabelMe: a JSON of polygons beside each image."""
+    for split, numbers in SPLITS.items():
+        write_photos(root / split, numbers)
+        for k in numbers:
+            picture = pictures()[k]
+            rows = ((CLASSES[label], np.reshape(points, (-1, 2)).tolist()) for label, points in picture.objects)
+            shapes = [{"label": name, "points": points, "shape_type": "polygon"} for name, points in rows]
+            write(root / split / f"{picture.name}.json", labelme_json(picture, f"{picture.name}.png", shapes))
+
+
+def labelme_masks(root: Path) -> None:
+    """LabelMe: masks, with another machine's paths, and the JSONs in a folder of their own."""
+    write_photos(root / "images")
+    for picture in pictures():
+        shapes = []
+        for (label, _), mask in zip(picture.objects, picture.masks(), strict=True):
+            (top, *_, bottom), (left, *_, right) = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            # In two halves of one group.
+            middle = (top + bottom) // 2
+            for first, last in ((top, middle), (middle + 1, bottom)):
+                code = base64.b64encode(label_png(mask[first : last + 1, left : right + 1])).decode()
+                points = [[float(left), float(first)], [float(right), float(last)]]
+                shape = {"label": CLASSES[label], "points": points, "shape_type": "mask", "mask": code}
+                shapes.append({**shape, "group_id": int(top * 100 + left)})
+        shapes.append({"label": "note", "points": [[1.0, 1.0]], "shape_type": "point"})
+        text = labelme_json(picture, rf"C:\photos\{picture.name}.png", shapes)
+        write(root / "annotations" / f"{picture.name}.json", text)
+
+
 class Export(NamedTuple):
     """A format: the function that writes it, and the tasks that it can be trained for, the default first."""
 
@@ -220,6 +258,8 @@ EXPORTS = {
     "panoptic": Export(panoptic, (PANOPTIC,)),
     "yolo": Export(yolo, (INSTANCE,)),
     "yolo lists": Export(yolo_lists, (INSTANCE,)),
+    "labelme": Export(labelme, (INSTANCE,)),
+    "labelme masks": Export(labelme_masks, (INSTANCE,)),
     "voc": Export(voc, (SEMANTIC, INSTANCE, PANOPTIC)),
     "cvat": Export(cvat, (SEMANTIC, INSTANCE, PANOPTIC)),
     "masks": Export(masks, (SEMANTIC,)),

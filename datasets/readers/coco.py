@@ -19,6 +19,7 @@ from datasets.readers.base import check_size, index_remarks, left_out, listed, o
 from datasets.readers.coco_index import VERSION, build_index
 from datasets.readers.coco_json import stream_arrays
 from datasets.readers.foreign import Opener
+from datasets.readers.labelme import open_labelme
 from datasets.readers.voc import open_voc
 from datasets.readers.yolo import open_yolo
 from eomt.classes import Classes
@@ -26,7 +27,7 @@ from eomt.errors import InputError
 from eomt.photo import Form
 from eomt.targets import ImageId, ImageTargets, runs, targets_from_id_map, targets_from_rles
 
-FORMATS: dict[str, Opener] = {"yolo": open_yolo, "voc": open_voc}
+FORMATS: dict[str, Opener] = {"labelme": open_labelme, "voc": open_voc, "yolo": open_yolo}
 """Formats whose rows are read as a JSON's are, by the value of `data.format` that chooses each."""
 
 _PUBLISHED = ("train2017", "val2017")  # folders and archives of COCO's own photos

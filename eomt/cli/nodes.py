@@ -33,7 +33,7 @@ READER_KEYS = ("root", "classes", "ignore", "color_labels", "exif", "format", "c
 """Keys of `data` that are there for both readers, under `data.train` and `data.val`, to refer to."""
 
 Exif = Literal["upright", "stored"] | None
-Format = Literal["coco", "yolo", "voc"]
+Format = Literal["coco", "labelme", "voc", "yolo"]
 Crowd = Literal["coco", "object"]
 ClassNames = Annotated[list[Text | int], named("a list of names of classes", min_length=1)]
 Merged = Annotated[

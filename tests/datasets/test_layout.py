@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_said(tmp_path):
 def test_all_formats_give_the_same_scores(tmp_path):
     """Three steps on each format, and a check of it."""
     scores, losses = {}, {}
-    for name in ("coco", "roboflow", "yolo", "yolo lists", "voc"):
+    for name in ("coco", "roboflow", "yolo", "yolo lists", "labelme", "voc"):
         root = tmp_path / name
         EXPORTS[name].write(root)
         small = [
