@@ -7,6 +7,7 @@ embed an image into [prefix, patch] tokens and run a list of blocks on them.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
@@ -14,6 +15,7 @@ from types import MethodType
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Mlp, apply_rot_embed_cat, resample_abs_pos_embed
 from timm.models import Eva, VisionTransformer
 from timm.models.eva import EvaBlock
@@ -22,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from eomt.errors import InputError
 from eomt.model.lora import LoRALinear
+
+log = logging.getLogger("eomt")
 
 OPTIONS = frozenset().union(*(inspect.signature(vit.__init__).parameters for vit in (VisionTransformer, Eva)))
 OPTIONS -= {"self", "device", "dtype"}
@@ -64,6 +68,7 @@ class Backbone(nn.Module):
         self.options = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0, **(options or {})}
         self.vit = _create(name, self.options)
         _check_supported(name, self.vit)
+        self.vit.attn_pool = None  # a classifier's, as of SigLIP: nothing here would train it
         for block in self.vit.blocks:
             # A method of the block itself: FSDP2 gathers a block's weights around the block's own methods.
             block.run = MethodType(_run, block)
@@ -134,6 +139,8 @@ class Backbone(nn.Module):
     def load_pretrained(self, source: bool | str) -> None:
         """Load pretrained weights; patch and position embeddings of another size are resampled by timm.
 
+        The patch embedding is changed so that it takes pixels by ImageNet's statistics, whatever it was trained on.
+
         Args:
             source: True for timm's own weights of this model, from its cache or by download; or the path
                 of a file with weights in timm's format.
@@ -157,6 +164,8 @@ class Backbone(nn.Module):
                 "model.pretrained=FILE, fetch them with internet by this command with prefetch=true, "
                 "or start from random weights by model.pretrained=false"
             ) from error
+        vit.attn_pool = None
+        _fold_statistics(vit)
         self.vit.load_state_dict(vit.state_dict())
 
     def _position_embedding(self, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
@@ -252,6 +261,25 @@ def _rotate(x: Tensor, rope: Tensor, num_unrotated: int, half: bool) -> Tensor:
     return torch.cat((x[:, :, :num_unrotated], apply_rot_embed_cat(x[:, :, num_unrotated:], rope, half=half)), dim=2)
 
 
+def _fold_statistics(vit: VisionTransformer | Eva) -> None:
+    """Fold the difference between a model's own pixel mean and deviation and ImageNet's into its patch embedding."""
+    proj, given = vit.patch_embed.proj, vit.pretrained_cfg
+    if tuple(given["mean"]) == IMAGENET_DEFAULT_MEAN and tuple(given["std"]) == IMAGENET_DEFAULT_STD:
+        return
+    if proj.bias is None:
+        told = (given["architecture"], *([round(value, 3) for value in given[key]] for key in ("mean", "std")))
+        log.warning("note: %s was trained on pixels by mean %s and deviation %s; it gets them by ImageNet's", *told)
+        return
+    mean, std, own_mean, own_std = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None]
+        for values in (given["mean"], given["std"], IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    weight = proj.weight.detach().double()
+    with torch.no_grad():
+        proj.bias += (weight * ((own_mean - mean) / std)).sum((1, 2, 3)).to(proj.bias)
+        proj.weight.copy_(weight * (own_std / std))
+
+
 def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
 
@@ -276,7 +304,8 @@ def _create(name: str, options: dict) -> VisionTransformer | Eva:
 
 
 def _check_supported(name: str, vit: nn.Module) -> None:
-    attn = vit.blocks[0].attn if isinstance(vit, VisionTransformer | Eva) and len(vit.blocks) else None
+    block = vit.blocks[0] if isinstance(vit, VisionTransformer | Eva) and len(vit.blocks) else None
+    attn = getattr(block, "attn", None)  # blocks that run in parallel have several
     plain = attn is not None and getattr(attn, "qkv", None) is not None and getattr(attn, "gate", None) is None
     if not plain or isinstance(vit.norm, nn.Identity) or getattr(vit, "rope_mixed", False):
         raise InputError(_NO_VIT.format(name))

@@ -30,7 +30,8 @@ from eomt.weights.spec import (
 
 log = logging.getLogger("eomt")
 
-_SIZES = {"small_plus": "S+", "small": "S", "base": "B", "large": "L", "huge_plus": "H+", "giant": "g"}
+_SIZES = {"tiny": "Ti", "small_plus": "S+", "small": "S", "base": "B", "large": "L"}
+_SIZES |= {"huge_plus": "H+", "giant": "g", "7b": "7B"}
 
 
 def read_weights(
@@ -154,11 +155,12 @@ def _summary(weights: Weights) -> str:
     backbone, count = weights.network["backbone"], f"{weights.network['num_classes']} classes"
     size = next((letter for word, letter in _SIZES.items() if word in backbone), None)
     family = next((f"DINOv{version}" for version in (2, 3) if f"dinov{version}" in backbone), None)
-    published = size and family and not weights.network["backbone_options"]
+    options = weights.network["backbone_options"]
+    published = size and family and not options
     if "classes" in weights.guessed:
         count += f", taken for {dataset_of(weights.classes)}'s by their number"
     parts = [
-        f"EoMT-{size} {family}" if published else f"EoMT on {backbone} of other sizes",
+        f"EoMT-{size} {family}" if published else f"EoMT on {backbone}{' of other sizes' * bool(options)}",
         weights.kind,
         count,
         "x".join(map(str, weights.network["image_size"])),

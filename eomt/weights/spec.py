@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ DEFAULT_IMAGE_SIZE = 640
 POSITION = "backbone.vit.pos_embed"
 _BLOCKS = "backbone.vit.blocks."
 # Masked blocks of the published sizes that do not have 3.
-_MASKED_BLOCKS = {"large": 4, "giant": 5}
+_MASKED_BLOCKS = {"large": 4, "giant": 5, "huge_plus": 5, "7b": 5}
 # Rotary embeddings and inputs are as large as the image size, which no weight of a DINOv3 shows.
 _MAX_PATCHES, _MAX_PIXELS = 2**20, 2**28
 
@@ -69,9 +70,10 @@ class _Size(NamedTuple):
     mlp_ratio: float = 4.0
 
 
+_TINY = _Size("tiny", 192, 12, 3)  # of DINOv3 alone
 _PLAIN = (_Size("small", 384, 12, 6), _Size("base", 768, 12, 12), _Size("large", 1024, 24, 16))
 _DINOV2_GATED = (_Size("giant", 1536, 40, 24, 2.66667 * 2),)
-_DINOV3_GATED = (_Size("small_plus", 384, 12, 6), _Size("huge_plus", 1280, 32, 20))
+_DINOV3_GATED = (_Size("small_plus", 384, 12, 6), _Size("huge_plus", 1280, 32, 20), _Size("7b", 4096, 40, 32, 2.0))
 
 
 def network_of(
@@ -103,6 +105,8 @@ def network_of(
     dinov3, registers = "gamma_1" in block, state.get("backbone.vit.reg_token")
     sizes = _PLAIN if not is_gated(block) else _DINOV3_GATED if dinov3 else _DINOV2_GATED
     size = min(sizes, key=lambda size: (abs(size.dim - dim), abs(size.depth - depth)))
+    if dinov3 and not is_gated(block) and (dim, depth) == (_TINY.dim, _TINY.depth):
+        size = _TINY
     heads = (known.get("backbone_options") or {}).get("num_heads")
     if heads is None:
         heads = size.heads if (dim, depth) == (size.dim, size.depth) else None if complete else 1
@@ -123,7 +127,11 @@ def network_of(
     if registers is not None and registers.shape[1] != 4:
         options["num_reg_tokens" if dinov3 else "reg_tokens"] = registers.shape[1]
     if dinov3:
-        name = f"vit_{size.name}_patch16_dinov3" + ("_qkvb" if "attn.q_bias" in block else "")
+        name, biased = f"vit_{size.name}_patch16_dinov3", "attn.q_bias" in block
+        if biased and timm.is_model(f"{name}_qkvb"):
+            name = f"{name}_qkvb"
+        elif biased:
+            options["qkv_bias"] = True
     else:
         name = f"vit_{size.name}_patch14_" + ("reg4_dinov2" if registers is not None else "dinov2")
     return {
