@@ -27,10 +27,10 @@ _SPLITS = {
 }
 # Words in the names of folders.
 _PHOTOS = {"images", "image", "imgs", "img", "photos", "photo", "jpegimages", "rgb", "inputs"}
-_MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "annot", "annots", "gt", "groundtruth"}
+_MASKS = {"masks", "mask", "labels", "label", "annotations", "annotation", "annot", "annots", "ann", "anns", "gt"}
 _MASKS |= {"segmentation", "segmentations", "seg", "segs", "targets", "target", "segmentationclass"}
 _NO_MASKS = {"panoptic", "instance", "instances"}  # PNGs of ids
-_MOST_FOLDERS = 200
+_MOST_FOLDERS, _MOST_INSIDE = 200, 50
 _CLASS_FILES = (
     "classes.txt",
     "classes.json",
@@ -105,7 +105,8 @@ def find_layout(root: Path, task: str | None) -> tuple[str, dict[str, Any]]:
 def names(folder: Path) -> list[str]:
     """The first names in a folder, sorted; none if it is no folder that can be read."""
     with suppress(OSError), os.scandir(folder) as entries:
-        return sorted(entry.name for entry in islice(entries, _MOST_NAMES))
+        found = sorted(entry.name for entry in islice(entries, _MOST_NAMES))
+        return [name for name in found if name.isprintable()]
     return []
 
 
@@ -168,10 +169,10 @@ def _coco(folder: Path) -> Layout | None:
     found: dict[str, dict[str | None, dict[str, str]]] = {}
     several = set()
     for path in _jsons(folder):
-        first = _first_image(path)
-        if first is None:
+        seen = _peek(path)
+        if seen is None:
             continue
-        panoptic = _is_there(path.with_suffix(""))
+        first, panoptic = seen
         task, name = f"coco_{'panoptic' if panoptic else 'instance'}", path.relative_to(folder).as_posix()
         split = split_of(path.stem) or split_of(path.parent.relative_to(folder).as_posix())
         sets = found.setdefault(task, {})
@@ -189,62 +190,77 @@ def _coco(folder: Path) -> Layout | None:
 
 def _jsons(folder: Path) -> Iterator[Path]:
     """JSONs that may be of COCO's form, in the folders where tools put them."""
-    splits = [name for name in names(folder) if split_of(name) and (folder / name).is_dir()]
+    splits = [name for name in _below(folder) if split_of(name) and "/" not in name]
     for place in (folder / "annotations", folder, *(folder / name for name in splits)):
         files = [name for name in names(place) if name.endswith(".json") and not name.startswith((".", *_OTHER_JSONS))]
-        yield from (place / name for name in sorted(files, key=lambda name: "coco" not in name)[:_MOST_JSONS])
+        # Beyond the first names of a large folder, too.
+        files += ["_annotations.coco.json"] * (place / "_annotations.coco.json").is_file()
+        yield from (
+            place / name for name in sorted({*files}, key=lambda name: ("coco" not in name, name))[:_MOST_JSONS]
+        )
 
 
-def _first_image(path: Path) -> str | None:
-    """The name of the first image of a JSON of COCO's form, None if it is none.
+def _peek(path: Path) -> tuple[str, bool] | None:
+    """The name of the first image of a JSON of COCO's form, and whether it is panoptic; None if it is none.
 
-    It is empty if it lies far back, or the JSON is damaged: the reader says so.
+    The name is empty if it lies far back, or the JSON is damaged: the reader says so.
     """
     from datasets.files.source import Folder
     from datasets.readers.coco_json import ROW_ERRORS, file_name, stream_arrays
 
+    has_pngs, words = _is_there(path.with_suffix("")), _words(path.stem)
+    image, panoptic = None, has_pngs and "panoptic" in words
     try:
-        chunks = Folder(path.parent).chunks(path.name)
-        for _, row in stream_arrays(islice(chunks, _LOOKED_AT), ("images",), str(path)):
-            return file_name(row)
+        chunks = islice(Folder(path.parent).chunks(path.name), _LOOKED_AT)
+        keys = ("images", "annotations") if has_pngs else ("images",)
+        for key, row in stream_arrays(chunks, keys, str(path)):
+            if key == "images" and image is None:
+                image = file_name(row)
+            elif key == "annotations":
+                panoptic = "segments_info" in row
+            if image is not None and (key == "annotations" or not has_pngs):
+                break
     except InputError as error:
         is_cut = error.__cause__ is not None  # not for a JSON without images
-        return "" if is_cut and (split_of(path.stem) or _words(path.stem) & _COCO_WORDS) else None
+        if image is None and is_cut and (split_of(path.stem) or words & _COCO_WORDS):
+            image = ""
     except ROW_ERRORS:
-        return ""
-    return None
+        image = image or ""
+    return None if image is None else (image, panoptic)
 
 
 def _photos_of(path: Path, name: str, folder: Path, split: str | None) -> Path:
     """The folder, or the archive without its `.zip`, with the images of a JSON."""
-    below = [f"images/{split}", f"{split}/images", f"images/{path.stem}", *(f"{split}{end}" for end in ("", "2017"))]
-    if split:
-        below += [f"images/{word}" for word in _SPLITS[split]] + list(_SPLITS[split])
-    places = [path.parent, *(folder / part for part in (*below, "images/default", "images", "JPEGImages", "."))]
-    places += [path.parent / "images", path.parent.parent / "images"]
-    places = [place for place in places if place == folder or folder in place.parents]
+    below = [place for place in _below(folder) if not _words(place) & (_MASKS | _NO_MASKS)]
+    below.sort(key=lambda place: (split_of(place) != split, not _words(place) & _PHOTOS, place.count("/")))
+    places = [path.parent, *(folder / place for place in below)]
     slashed = name.strip().replace("\\", "/")
-    for part in (slashed, slashed.rpartition("/")[2]):
-        for place in places:
-            if name and (place / part).is_file():
-                # A name such as images/train/1.jpg counts from above.
+    for part in (slashed, slashed.rpartition("/")[2]) if name else ():
+        for place in (*places, folder):  # a name such as images/train/1.jpg counts from above
+            if (place / part).is_file():
                 return place
-    for place in places:
-        if place.with_name(f"{place.name}.zip").is_file() or (place != folder and _holds_photos(place)):
-            return place
-    return path.parent
+    return next((place for place in places[1:] if not place.is_dir() or _holds_photos(place)), path.parent)
+
+
+def _below(folder: Path) -> list[str]:
+    """Folders in a folder and in these, some hundred at most, and archives without their `.zip`."""
+    found: list[str] = []
+    for parent in ("", *_folders_in(folder)):
+        found += (f"{parent}{name}" for name in _folders_in(folder / parent))
+    return [name.rstrip("/") for name in found[:_MOST_FOLDERS]]
+
+
+def _folders_in(folder: Path) -> list[str]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        first = islice((e for e in entries if e.name.isprintable() and e.name[0] != "."), _MOST_NAMES)
+        found = [f"{e.name.removesuffix('.zip')}/" for e in first if e.name.endswith(".zip") or e.is_dir()]
+        return sorted(found)[:_MOST_INSIDE]
+    return []
 
 
 def _is_there(path: Path) -> bool:
     """True for a folder, or an archive of that name."""
     return path.is_dir() or path.with_name(f"{path.name}.zip").is_file()
-
-
-def _below(folder: Path) -> list[str]:
-    """Folders in a folder, and those in them."""
-    below = [name for name in names(folder) if name[0] != "." and (folder / name).is_dir()][:_MOST_FOLDERS]
-    below += [f"{name}/{inner}" for name in below for inner in names(folder / name) if (folder / name / inner).is_dir()]
-    return below[:_MOST_FOLDERS]
 
 
 def _holds_photos(folder: Path, deeper: bool = True) -> bool:
@@ -264,17 +280,21 @@ def _holds(folder: Path, endings: tuple[str, ...], deeper: bool = True) -> bool:
 def _yolo(folder: Path) -> Layout | None:
     """YOLO segmentation (data.yaml)."""
     for name in names(folder):
-        if not name.endswith((".yaml", ".yml")):
+        has_no_yaml = name == "classes.txt" and _holds(folder / "labels", (".txt",))  # Label Studio's
+        if not (name.endswith((".yaml", ".yml")) or has_no_yaml):
             continue
         from datasets.readers.yolo import description, folders
 
         try:
-            sets = {split: folders(folder / name, split) for split in ("train", "val", "test")}
+            sets: dict[str | None, str | None] = {split: folders(folder / name, split) for split in _SPLITS}
             description(folder / name)
         except InputError:
             if name == "data.yaml":
                 raise
             continue
+        if has_no_yaml:
+            inner = {split_of(place): f"images/{place}" for place in names(folder / "images") if split_of(place)}
+            sets = inner or {None: "images"}
         found = {split: {"images": images, "annotations": name} for split, images in sets.items() if images is not None}
         if found:
             return Layout(f"a YOLO data set ({name})", {"coco_instance": {"format": "yolo", **both(found)}})
@@ -306,11 +326,14 @@ def _voc(folder: Path) -> Layout | None:
 
 def _labelme(folder: Path) -> Layout | None:
     """LabelMe's JSONs."""
-    from datasets.readers.labelme import is_labelme
-
     below = [".", *_below(folder)]
     jsons = (folder / name / file for name in below for file in names(folder / name) if file.endswith(".json"))
-    if not any(map(is_labelme, islice(jsons, _MOST_JSONS))):
+    first = list(islice(jsons, _MOST_JSONS))
+    if not first:
+        return None
+    from datasets.readers.labelme import is_labelme
+
+    if not any(map(is_labelme, first)):
         return None
     sets: dict[str | None, dict[str, str]] = {}
     for name in below:

@@ -116,6 +116,7 @@ class SegmentationData(LightningDataModule):
                 reader = ChosenClasses(reader, **self._chosen)
             if self.split is not None:
                 reader = Subset(reader, divided(reader, self.split, self._parts[split]))
+                _check_one_set(reader, *self._readers.values())
             self._sizes[split] = len(reader)
             self._readers[split] = reader if self.max_images is None else Subset(reader, range(self.max_images))
         return self._readers[split]
@@ -266,3 +267,14 @@ def check_same_classes(train: Classes, val: Classes) -> None:
     if found is not None:
         here, there = found
         raise InputError(f"data.val has {here} where data.train has {there}: give both the same categories")
+
+
+def _check_one_set(*readers: Reader) -> None:
+    """Raise InputError if parts by `data.split` are of different sets, as far as a few names tell."""
+    wholes = [reader.whole for reader in readers if isinstance(reader, Subset)]
+    names = [[len(whole), *(whole.name(k) for k in (0, len(whole) // 2, len(whole) - 1))] for whole in wholes]
+    if any(other != names[0] for other in names):
+        raise InputError(
+            "data.split divides one set, but data.train and data.val are different ones: name the same files for both, "
+            "or set data.split=null"
+        )

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from datasets.files.finder import FileFinder
 from datasets.files.source import Source, is_hidden
 from datasets.readers.foreign import BadImage, Foreign, Row, read_lines, read_text, sized_row
 from eomt.errors import InputError
 from eomt.photo import IMAGE_SUFFIXES, Form
 
 _LARGEST = 1 << 20  # bytes of a YAML file
+_ELSEWHERE = re.compile("/|[A-Za-z]:/")
+_INSTEAD = {"train": ("train", "val", "test"), "val": ("val", "test", "train")}  # as `datasets.layout.both`
 
 
 def description(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The entries of a data.yaml, and its classes as categories.
+    """The entries of a data.yaml, none of a text file of names, and the classes as categories.
 
     Raises:
         InputError: if it cannot be read, is no YAML of plain values, or lacks names.
     """
+    text = read_text(path, _LARGEST)
     try:
-        entries = yaml.safe_load(read_text(path, _LARGEST))
+        entries = {"names": text.rstrip().splitlines()} if path.suffix == ".txt" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise InputError(f"{path} is no YAML of plain values: {' '.join(str(error).split())[:200]}") from error
     # Values are not repeated in messages: aliases make some of any length.
@@ -46,9 +52,12 @@ def places(path: Path, split: str) -> list[Path]:
     named = [entry for entry in (named if isinstance(named, list) else [named]) if isinstance(entry, str)]
     base = entries.get("path") if isinstance(entries.get("path"), str) else ""
     found = []
-    for entry in named:
-        # Roboflow writes ../train/images for the folder beside the file, and others the paths of another machine.
-        ways = (path.parent / base / entry, path.parent / entry, path.parent / entry.removeprefix("../"))
+    for entry in (entry.strip().replace("\\", "/") for entry in named):
+        ways = [path.parent / base / entry, path.parent / entry]
+        # Roboflow writes ../train/images for the folder beside the file, other tools the path on another machine.
+        parts = entry.split("/")
+        foreign = range(len(parts)) if _ELSEWHERE.match(entry) else range(parts[:1] == [".."], 2)
+        ways += [path.parent.joinpath(*parts[k:]) for k in foreign]
         found += [Path(os.path.normpath(way)) for way in ways if os.path.exists(way)][:1]
     return found
 
@@ -68,34 +77,38 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
     its polygon, in parts of the image's width and height. An image without a label file has no object.
 
     Args:
-        path: the data.yaml. Where it names lists or several folders for the set, images of no other are taken.
+        path: the data.yaml, or a text file of names. Where the first names lists or several folders for the set, images
+            of no other are taken.
         images: the source of images.
         split: "train" or "val".
         things: not used: all classes are things.
         form: the form in which photos are taken.
     """
     _, categories = description(path)
-    chosen = places(path, split)
-    listed = {
-        os.path.normpath(os.path.join(file.parent if entry.startswith("./") else path.parent, entry))
-        for file in chosen
-        if not file.is_dir()
-        for entry in read_lines(file)
-    }
-    below = tuple(os.path.join(folder, "") for folder in chosen if folder.is_dir())
+    chosen = next(filter(None, (places(path, part) for part in _INSTEAD[split])), [])
     members, base = images.members(), os.path.normpath(images.path)
     photos = {
         name: os.path.join(base, name)
         for name in sorted(members)
         if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
     }
-    if listed or len(below) > 1:
-        photos = {name: file for name, file in photos.items() if file in listed or file.startswith(below)}
+    faults: list[Row] = []
+    if len(chosen) > 1 or not all(place.is_dir() for place in chosen):
+        below = tuple(os.path.join(place, "") for place in chosen if place.is_dir())
+        taken = {name for name, file in photos.items() if below and file.startswith(below)}
+        finder = FileFinder(images, [path.parent])
+        for file in (place for place in chosen if not place.is_dir()):
+            for entry in read_lines(file):
+                try:
+                    taken.add(finder.find(os.path.join(file.parent, entry[2:]) if entry.startswith("./") else entry))
+                except ValueError as error:
+                    faults.append(InputError(f"{file.name}: {error}"))
+        photos = {name: file for name, file in photos.items() if name in taken}
     labels = {name: _label_file(file) for name, file in photos.items()}
     sizes: dict[str, tuple[int, int]] = {}
     foreign = Foreign(
         lambda: [path, *map(Path, photos.values()), *labels.values()],
-        lambda: map(image, photos),
+        lambda: chain(faults, map(image, photos)),
         lambda: categories,
         lambda: (row for name in sizes for row in annotations(name)),
     )
@@ -115,9 +128,8 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
                 yield BadImage(name, error)
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _row(
-                        f"{os.path.relpath(labels[name], path.parent)}:{number}", name, line.split(), sizes[name]
-                    )
+                    where = f"{os.path.relpath(labels[name], path.parent)}:{number}"
+                    yield _row(where, name, line.split(), sizes[name])
 
     if missing := sum(not file.exists() for file in labels.values()):
         foreign.remarks.append(f"{missing} of {len(labels)} images have no label file: taken to show no object")

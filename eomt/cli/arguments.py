@@ -69,11 +69,11 @@ def prepared(command: str, arguments: Sequence[str], find_layout: FindLayout | N
         if not (argument.startswith("-") or (ready and ready[-1] in _VALUE_FLAGS)):
             argument = _with_options(_checked(command, argument, sweep, chosen))
         ready.append(argument)
-    ready = ready if find_layout is None or sweep else with_layout(ready, find_layout)
+    ready = ready if find_layout is None or sweep else with_layout(ready, find_layout, command == "eval")
     return split_for_eval(ready) if command == "eval" else ready
 
 
-def with_layout(arguments: Sequence[str], find_layout: FindLayout) -> list[str]:
+def with_layout(arguments: Sequence[str], find_layout: FindLayout, scores: bool = False) -> list[str]:
     """Put the task and the keys by which `data.root` is read in front of what is typed, which goes over them.
 
     That is left alone where a run's own settings are taken, or the annotations of both sets are typed.
@@ -81,9 +81,10 @@ def with_layout(arguments: Sequence[str], find_layout: FindLayout) -> list[str]:
     Args:
         arguments: checked, with quoted paths.
         find_layout: from the folder and the task that is typed, or None, what the folder is in words, and the keys.
+        scores: the folder is to be scored whole, not divided.
 
     Raises:
-        InputError: if the folder is nothing that is known.
+        InputError: if the folder is nothing that is known, or a name in it holds what Hydra would resolve.
     """
     typed = {key_of(argument): argument for argument in arguments if "=" in argument and argument[0] != "-"}
     truths = [f"data.{split}.{key}" for key in ("annotations", "labels") for split in ("train", "val")]
@@ -99,10 +100,12 @@ def with_layout(arguments: Sequence[str], find_layout: FindLayout) -> list[str]:
         found.pop("task")
     if "data.split" in typed and _read(typed["data.split"]).value() is not None:  # of one set, that of training
         found |= {key.replace(".train.", ".val."): value for key, value in found.items() if ".train." in key}
-    found = {key: value for key, value in found.items() if key not in typed}
+    found = {key: value for key, value in found.items() if key not in typed and not (scores and key == "data.split")}
+    if foreign := next((value for value in found.values() if "${" in str(value)), None):
+        raise InputError(f"data.root={root}: rename {foreign}: ${{ in a name has a meaning of its own")
     added = [f"{key}={value if key == 'task' else _in_grammar(value)}" for key, value in found.items()]
     if first_rank() and added:
-        keys = " ".join(added).replace("'", "")
+        keys = "".join(mark if mark.isprintable() else "?" for mark in " ".join(added)).replace("'", "")
         print(f"note: data.root={root} is {what}; taken as {keys}: typed keys go over these", file=sys.stderr)
     return [*added, *arguments]
 

@@ -1,6 +1,7 @@
 """Data sets as tools export them: each is found out, and all give the same masks."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -60,6 +61,106 @@ def test_all_formats_give_the_same_masks(name, task, tmp_path, capsys):
             seen[name] = split
             np.testing.assert_equal(masks_of(reader, index), expected(drawn[name], task))
     assert sorted(seen) == sorted(drawn)
+
+
+def moved(root, *moves):
+    for before, after in moves:
+        (root / after).parent.mkdir(parents=True, exist_ok=True)
+        (root / before).rename(root / after)
+
+
+def renamed_lists(root):
+    for split in SPLITS:
+        text = (root / f"{split}.txt").read_text().replace("./images", "data/images")
+        write(root / f"{split}.txt", text)
+
+
+VARIANTS = {
+    "a JSON beside the folder of its images": (
+        "coco",
+        lambda root: moved(
+            root,
+            *[(f"images/{split}", split) for split in SPLITS],
+            *[(f"annotations/instances_{split}.json", f"{split}.json") for split in SPLITS],
+        ),
+        {"train.images": "train", "val.annotations": "val.json"},
+    ),
+    "a set alone": ("roboflow", lambda root: shutil.rmtree(root / "valid"), {"split": 0.9, "val.images": "train"}),
+    "a test set alone": (
+        "roboflow",
+        lambda root: moved(root, ("valid", "test")),
+        {"val.images": "test", "split": None},
+    ),
+    "CVAT's folders": (
+        "one json",
+        lambda root: moved(
+            root, ("images", "a"), ("a", "images/default"), ("result.json", "annotations/instances_default.json")
+        ),
+        {"train.images": "images/default", "split": 0.9},
+    ),
+    "Label Studio's YOLO": (
+        "yolo lists",
+        lambda root: [
+            write(root / "classes.txt", "\n".join(CLASSES)),
+            *((root / name).unlink() for name in ("street.yaml", "train.txt", "val.txt")),
+        ],
+        {"train.images": "images", "train.annotations": "classes.txt", "split": 0.9},
+    ),
+    "CVAT's YOLO": ("yolo lists", renamed_lists, {"train.images": ".", "split": None}),
+    "YOLO of another machine": (
+        "yolo",
+        lambda root: write(
+            root / "data.yaml",
+            "train: C:\\\\me\\\\train\\\\images\nval: /home/me/set/valid/images\nnames: [car, bus, traffic cone]",
+        ),
+        {"train.images": "train/images", "val.images": "valid/images"},
+    ),
+    "CamVid's folders": (
+        "masks",
+        lambda root: moved(
+            root,
+            *[(f"{split}/{kind}", f"{split}{end}") for split in ("train",) for kind, end in [("masks", "annot")]],
+            ("val/masks", "valannot"),
+        ),
+        {"train.labels": "trainannot", "val.labels": "valannot"},
+    ),
+    "mmsegmentation's folders": (
+        "masks",
+        lambda root: moved(
+            root,
+            *[
+                (f"{s}/{kind}", f"{end}/{s}")
+                for s in SPLITS
+                for kind, end in (("masks", "ann_dir"), ("images", "img_dir"))
+            ],
+        ),
+        {"train.images": "img_dir/train", "val.labels": "ann_dir/val"},
+    ),
+    "nested as it was packed": (
+        "yolo",
+        lambda root: [moved(root, (name, f"packed/set/{name}")) for name in ("train", "valid", "data.yaml")],
+        {"train.images": "packed/set/train/images", "train.annotations": "packed/set/data.yaml"},
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_names_of_files_and_folders(variant, tmp_path):
+    name, change, expected = VARIANTS[variant]
+    EXPORTS[name].write(tmp_path)
+    change(tmp_path)
+    _, keys = find_layout(tmp_path, None)
+    assert {key: keys.get(f"data.{key}") for key in expected} == expected
+    data = opened(tmp_path)
+    counts = [len(data.reader(split)) for split in SPLITS]
+    assert sum(counts) == 16 if variant == "a set alone" else counts in ([16, 4], [18, 2])
+
+
+def test_an_evaluation_scores_the_whole_folder(tmp_path):
+    EXPORTS["one json"].write(tmp_path)
+    typed = prepared("eval", ["ckpt=tue-mps/x", f"data.root={tmp_path}", f"task={INSTANCE}"], find_layout)
+    assert "result.json" in typed[-1]
+    assert "split" not in typed[-1]
 
 
 def test_what_a_folder_is_is_said_in_one_line(tmp_path, capsys):
