@@ -153,6 +153,22 @@ def _ade20k(folder: Path) -> Layout | None:
     return Layout("ADE20K as downloaded", {"ade20k_semantic": {}, "ade20k_panoptic": {}})
 
 
+def _cityscapes(folder: Path) -> Layout | None:
+    """Cityscapes (leftImg8bit, gtFine)."""
+    if not all(
+        _is_there(folder / name) or _is_there(folder / f"{name}_trainvaltest") for name in ("leftImg8bit", "gtFine")
+    ):
+        return None
+    readings: dict[str, dict[str, Any]] = {f"cityscapes_{kind}": {} for kind in ("semantic", "panoptic", "instance")}
+    # As the official scripts write them.
+    for end in ("", "_trainId"):
+        jsons = {split: f"gtFine/cityscapes_panoptic_{split}{end}.json" for split in ("train", "val")}
+        if all((folder / name).is_file() for name in jsons.values()):
+            sets = {split: {"images": f"leftImg8bit/{split}", "annotations": name} for split, name in jsons.items()}
+            readings["coco_panoptic"] = both(sets)
+    return Layout("Cityscapes as downloaded", readings)
+
+
 def _coco(folder: Path) -> Layout | None:
     """COCO's JSONs (annotations/*.json, train/_annotations.coco.json, one JSON)."""
     if all(_is_there(folder / f"{split}2017") for split in ("train", "val")):
@@ -364,5 +380,5 @@ def _masks(folder: Path) -> Layout | None:
     return Layout("a data set of images and label PNGs", {"folder_semantic": {**both(sets), **classes, **colors}})
 
 
-LAYOUTS: list[Callable[[Path], Layout | None]] = [_builtin, _ade20k, _yolo, _coco, _labelme, _voc, _masks]
+LAYOUTS: list[Callable[[Path], Layout | None]] = [_builtin, _ade20k, _cityscapes, _yolo, _coco, _labelme, _voc, _masks]
 """The layouts, the first that fits counts; the first line of each one's docstring says what is looked for."""

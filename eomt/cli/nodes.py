@@ -199,6 +199,8 @@ NODES: dict[str, type[Section]] = {
     "datasets.module.SegmentationData": Data,
     f"{_READERS}ade20k.Ade20kPanoptic": SplitReader,
     f"{_READERS}ade20k.Ade20kSemantic": SplitReader,
+    f"{_READERS}cityscapes.CityscapesInstance": SplitReader,
+    f"{_READERS}cityscapes.CityscapesPanoptic": SplitReader,
     f"{_READERS}cityscapes.CityscapesSemantic": SplitReader,
     f"{_READERS}coco.CocoInstance": CocoReader,
     f"{_READERS}coco.CocoPanoptic": CocoReader,
