@@ -60,6 +60,7 @@ class EvalItem(NamedTuple):
     targets: ImageTargets | None
     name: str
     image_id: ImageId
+    shown: tuple[ImageTargets, ...] = ()
 
 
 class EvalBatch(NamedTuple):
@@ -74,6 +75,7 @@ class EvalBatch(NamedTuple):
         targets: the segments at the image's original size, crowds included.
         names: B names.
         image_ids: B ids of the dataset.
+        shown: the segments that each input shows, at its size, without crowds, for a loss; None where none is wanted.
     """
 
     inputs: Tensor
@@ -82,6 +84,7 @@ class EvalBatch(NamedTuple):
     targets: tuple[ImageTargets, ...]
     names: tuple[str, ...]
     image_ids: tuple[ImageId, ...]
+    shown: BatchTargets | None = None
 
 
 def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
@@ -96,4 +99,6 @@ def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:
     inputs, placements, *_ = zip(*items, strict=True)
     scored = [(i.targets, i.name, i.image_id) for i in items if i.targets is not None]
     targets, names, image_ids = zip(*scored, strict=True) if scored else ((), (), ())
-    return EvalBatch(torch.cat(inputs), tuple(len(i) for i in inputs), placements, targets, names, image_ids)
+    shown = [part for item in items for part in item.shown]
+    joined = collate_targets(shown) if shown else None
+    return EvalBatch(torch.cat(inputs), tuple(len(i) for i in inputs), placements, targets, names, image_ids, joined)

@@ -28,7 +28,7 @@ from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_e
 from datasets.files.source import read_with_retry
 from datasets.readers.base import NOTES, Reader, listed
 from datasets.sampler import EpochBatchSampler, SampleKey
-from datasets.transforms import TrainTransform, has_segment
+from datasets.transforms import TrainTransform, has_segment, shown_targets
 from eomt.errors import InputError, worker_failure
 from eomt.postprocess.geometry import Geometry, is_reduced
 
@@ -117,12 +117,22 @@ class EvaluationSet(Dataset):
         geometry: how an image becomes inputs of the network.
         size: (height, width) of an input.
         rank, world_size: this process among those that evaluate together.
+        with_shown: also give the segments that each input shows, for a loss.
 
     Attributes:
         most: the largest number of images of a rank.
     """
 
-    def __init__(self, reader: Reader, geometry: Geometry, size: tuple[int, int], rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        reader: Reader,
+        geometry: Geometry,
+        size: tuple[int, int],
+        rank: int = 0,
+        world_size: int = 1,
+        with_shown: bool = False,
+    ):
+        self.with_shown = with_shown
         self.reader = reader
         self.geometry = geometry
         self.size = size
@@ -143,7 +153,10 @@ class EvaluationSet(Dataset):
         except InputError as error:
             return InputError(_with_name(name, error))
         inputs, placement = self.geometry.prepare(image, self.size)
-        return EvalItem(inputs, placement, None if again else targets, name, self.reader.image_id(index))
+        if again:
+            return EvalItem(inputs, placement, None, name, self.reader.image_id(index))
+        shown = shown_targets(targets, placement, self.size) if self.with_shown else ()
+        return EvalItem(inputs, placement, targets, name, self.reader.image_id(index), shown)
 
 
 class BatchLoader(DataLoader):

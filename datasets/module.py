@@ -58,6 +58,7 @@ class SegmentationData(LightningDataModule):
         split: the part of the images that is trained on, chosen by a digest of their names: the same in every run. The
             others are validated on. `train` and `val` then open the same images.
         validate_on_train: validate on the training images.
+        validation_loss: validation batches have what a loss takes.
         only, merge: chosen and merged classes of both sets, see `ChosenClasses`.
     """
 
@@ -81,6 +82,7 @@ class SegmentationData(LightningDataModule):
         mask_resize: str = "nearest",
         split: float | None = None,
         validate_on_train: bool = False,
+        validation_loss: bool = False,
         only: Sequence[object] | None = None,
         merge: Mapping[object, Sequence[object]] | None = None,
     ):
@@ -99,6 +101,7 @@ class SegmentationData(LightningDataModule):
         self.timeout = timeout
         self.keep_empty = keep_empty
         self.mask_resize = mask_resize
+        self.validation_loss = validation_loss
         self._chosen = {key: value for key, value in (("only", only), ("merge", merge)) if value}
         self._said: set[str] = set()
         self.split = split
@@ -243,7 +246,8 @@ class SegmentationData(LightningDataModule):
 
     def val_dataloader(self) -> EvaluationLoader:
         """Loader of `EvalBatch`."""
-        images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *self._rank_and_size())
+        ranks, loss = self._rank_and_size(), self.validation_loss
+        images = EvaluationSet(self.reader("val"), self.geometry, self.image_size, *ranks, loss)
         limit = self._limit(-(-images.most // self.eval_batch_size), "limit_val_batches")
         return EvaluationLoader(images, self.eval_batch_size, self.num_workers, self.timeout, limit)
 
@@ -257,7 +261,8 @@ class SegmentationData(LightningDataModule):
     def transfer_batch_to_device(self, batch: TrainBatch | EvalBatch, device: torch.device, dataloader_idx: int):
         """Move a training batch, or the inputs of a validation batch: its ground truth is compared on the host."""
         if isinstance(batch, EvalBatch):
-            return batch._replace(inputs=batch.inputs.to(device, non_blocking=True))
+            shown = batch.shown and super().transfer_batch_to_device(batch.shown, device, dataloader_idx)
+            return batch._replace(inputs=batch.inputs.to(device, non_blocking=True), shown=shown)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from eomt.errors import InputError
+from eomt.postprocess.geometry import Placement, windows_of
 from eomt.targets import ImageTargets, id_type, runs
 
 if TYPE_CHECKING:
@@ -239,6 +240,21 @@ def crop_targets(targets: ImageTargets, crop: Crop, mode: str = "nearest") -> Im
     labels = torch.from_numpy(targets.labels.numpy()[keep])
     crowd = torch.zeros(len(labels), dtype=torch.bool)
     return ImageTargets(torch.from_numpy(canvas), labels, torch.from_numpy(planes.astype(np.int64)), crowd)
+
+
+def shown_targets(targets: ImageTargets, placement: Placement, size: tuple[int, int]) -> tuple[ImageTargets, ...]:
+    """The targets that each input of an image in validation shows, see `crop_targets`.
+
+    Args:
+        targets: the segments of the image.
+        placement, size: see `eomt.postprocess.geometry.Geometry`.
+    """
+    old, scaled = placement[:2], placement[2:]
+    parts = [
+        tuple((part.start, min(part.stop, side)) for part, side in zip(window, scaled, strict=True))
+        for window in windows_of(placement, size)
+    ]
+    return tuple(crop_targets(targets, Crop(False, old, scaled, part, size), "nearest-exact") for part in parts)
 
 
 def nearest_pixels(old: int, new: int, window: tuple[int, int], mode: str = "nearest") -> np.ndarray:

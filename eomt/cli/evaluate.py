@@ -44,7 +44,7 @@ from eomt.weights.load import read_weights
 from eomt.weights.spec import Weights, check_same_classes
 
 # An evaluation scores all images, also after a limited training.
-_NOT_INHERITED = {"data": {"max_images": None, "validate_on_train": False}}
+_NOT_INHERITED = {"data": {"max_images": None, "validate_on_train": False, "validation_loss": False}}
 # What it takes of the trainer: it may run on other devices, and writes into a folder of its own.
 _OF_TRAINER = ("precision", "deterministic", "benchmark", "inference_mode", "enable_progress_bar")
 # Arguments of the network that a chosen model sets.

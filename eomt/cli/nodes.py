@@ -60,6 +60,7 @@ class Data(Section):
     timeout: Annotated[float, Field(gt=0, le=10**6)]
     seed: Seed
     validate_on_train: bool
+    validation_loss: bool = False
     keep_empty: bool = False
     mask_resize: Literal["nearest", "nearest-exact"] = "nearest"
     split: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -221,7 +221,7 @@ def cut_windows(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
     scaled, placement = _resize(image, size, cover_size)
     height, width = (max(own, side) for own, side in zip(placement[2:], size, strict=True))
     scaled = F.pad(scaled, (0, width - placement.scaled_width, 0, height - placement.scaled_height))
-    return torch.stack([scaled[:, rows, columns] for rows, columns in _windows(placement, size)]), placement
+    return torch.stack([scaled[:, rows, columns] for rows, columns in windows_of(placement, size)]), placement
 
 
 def merge_windows(score: Callable[[int], Tensor], placement: Placement, size: tuple[int, int]) -> Tensor:
@@ -236,7 +236,7 @@ def merge_windows(score: Callable[[int], Tensor], placement: Placement, size: tu
         float [C, placement.scaled_height, placement.scaled_width].
     """
     total = covered = None
-    for number, (rows, columns) in enumerate(_windows(placement, size)):
+    for number, (rows, columns) in enumerate(windows_of(placement, size)):
         scores = score(number)
         if total is None:
             total = scores.new_zeros(len(scores), *placement[2:])
@@ -302,7 +302,7 @@ def _view_one(inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Te
 
 def _view_windows(inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     view = inputs.new_empty(3, placement.scaled_height, placement.scaled_width)
-    for window, (rows, columns) in zip(inputs, _windows(placement, size), strict=True):
+    for window, (rows, columns) in zip(inputs, windows_of(placement, size), strict=True):
         part = view[:, rows, columns]
         part.copy_(window[:, : part.shape[1], : part.shape[2]])
     return view
@@ -312,8 +312,8 @@ FIT_AND_PAD = Geometry(fit_and_pad, _view_one)
 WINDOWS = Geometry(cut_windows, _view_windows)
 
 
-def _windows(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Rows and columns of each window in the scaled image."""
+def windows_of(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of each input in the scaled image, some perhaps beyond it: of windows, and of a fitted image."""
     return [
         (slice(top, top + size[0]), slice(left, left + size[1]))
         for top in window_starts(max(placement.scaled_height, size[0]), size[0])

@@ -23,7 +23,7 @@ from eomt.inference.graphs import FixedBatches
 from eomt.loss.mask_classification import MaskClassificationLoss, num_matched
 from eomt.model.eomt import EoMT
 from eomt.model.lora import add_lora
-from eomt.model.outputs import Logits
+from eomt.model.outputs import Logits, QueryOutput
 from eomt.postprocess.geometry import Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.targets import ImageId
@@ -127,6 +127,8 @@ class EoMTModule(lightning.LightningModule):
         self._batches: FixedBatches | None = None
         self._at_once = 0
         self._unscored: deque[Future] = deque()
+        self._losses: dict[str, Tensor] = {}
+        self._inputs = 0
         # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
         # The same on the host, so that no step waits for the device.
@@ -303,6 +305,7 @@ class EoMTModule(lightning.LightningModule):
         self._at_once = 0
         self._unscored.clear()
         self.image_scores = {}
+        self._losses, self._inputs = {}, 0
         self._background = Background(self.device, threads=1)
 
     def on_validation_end(self) -> None:
@@ -321,6 +324,8 @@ class EoMTModule(lightning.LightningModule):
             size = self.trainer.datamodule.eval_batch_size
             keys = validation_keys(self.trainer, self.step, batch_idx, size, batch.counts)
         output = self.predict_inputs(batch.inputs, batch.placements, batch.counts, keys)
+        if batch.shown is not None:
+            self._add_validation_loss(output, batch.shown, batch_idx)
         if not batch.targets:
             # An image that another rank counts: this one had none left, but computes as often.
             return self._background.submit(list)
@@ -330,6 +335,20 @@ class EoMTModule(lightning.LightningModule):
         if len(self._unscored) > 1:
             self._unscored.popleft().result()
         return self._unscored[-1]
+
+    def _add_validation_loss(self, output: Logits, targets: Any, batch_idx: int) -> None:
+        """Add the loss of a batch's inputs, but for those that fill it up, to the validation's."""
+        count, queries = len(targets.counts), self.network.num_queries
+        masks, classes = (logits[:count].float() for logits in output)
+        # Masks that are multiplied out: their features are the masks themselves.
+        same = torch.eye(queries, device=masks.device).expand(count, -1, -1)
+        keys = [(batch_idx, self.trainer.global_rank, k) for k in range(count)]
+        points = self.loss.draw(1, queries, targets.counts, point_seeds(self.seed, keys), self.device)
+        terms = self.loss([QueryOutput(same, masks.permute(0, 2, 3, 1), classes)], targets, points)
+        values = {"val/loss": self.loss.total(terms), **{f"val/loss_{name}": value for name, value in terms.items()}}
+        for name, value in values.items():
+            self._losses[name] = self._losses.get(name, 0) + count * value.sum()
+        self._inputs += count
 
     def _score(self, batch: Any, predictions: list[Segmentation | Instances]) -> list[Segmentation | Instances]:
         for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
@@ -345,6 +364,11 @@ class EoMTModule(lightning.LightningModule):
         self.scores_per_class = self.metric.per_class()
         self.confusion = self.metric.confusion() if hasattr(self.metric, "confusion") else None
         self.metric.reset()
+        if getattr(self.trainer.datamodule, "validation_loss", False):
+            names = ["val/loss", *(f"val/loss_{name}" for name in self.loss.weights)]
+            sums = torch.tensor([*(float(self._losses.get(name, 0)) for name in names), self._inputs])
+            *sums, inputs = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").tolist()
+            self.log_dict({name: value / max(1, inputs) for name, value in zip(names, sums, strict=True)})
         if not self.trainer.sanity_checking:
             self.validated_at = self.step
         for name, value in self.scores.items():
