@@ -75,16 +75,24 @@ def find_layout(root: Path, task: str | None) -> tuple[str, dict[str, Any]]:
         and keys of `data`, with their values. A typed task that the folder is not for gives no keys.
 
     Raises:
-        InputError: if no layout fits and no task is typed.
+        InputError: if no layout fits and no task is typed, or if the file that describes the folder is damaged.
     """
     folder: Path = root
     for _ in range(_NESTED):
         inner = [name for name in names(folder) if not name.startswith((".", "__MACOSX"))]
         folder = folder / inner[0] if len(inner) == 1 and (folder / inner[0]).is_dir() else folder
     found: dict[str, Layout] = {}
-    for layout in (function(folder) for function in LAYOUTS):
+    faults: list[InputError] = []
+    for function in LAYOUTS:
+        try:
+            layout = function(folder)
+        except InputError as error:
+            faults.append(error)
+            continue
         for name in layout.readings if layout else ():
             found.setdefault(name, layout)
+    if faults and task not in found:
+        raise faults[0]
     tasks = list(found)
     if task not in (None, *tasks):
         if found and task in OWN_DATA:

@@ -12,7 +12,7 @@ from datasets.layout import find_layout
 from eomt.cli.arguments import prepared
 from eomt.cli.build import build_data
 from tests.exports import CLASSES, EXPORTS, INSTANCE, SEMANTIC, SPLITS, pictures, write
-from tests.label_files import fails
+from tests.label_files import fails, photo, turned
 from tests.running import SMALL, composed, logged
 
 ALL = [pytest.param(name, task, id=f"{name}-{task}") for name, export in EXPORTS.items() for task in export.tasks]
@@ -270,6 +270,26 @@ def test_bad_annotations_are_left_out_and_counted(name, tmp_path):
         assert len(reader.read(0)[1].labels) == 1
     else:
         assert len(reader) + len(data.reader("val")) == 19
+
+
+def test_photos_are_turned_as_their_polygons_were_drawn(tmp_path):
+    write(tmp_path / "data.yaml", "train: images\nval: images\nnames: [car]")
+    photo_file = photo(20, 40, exif=turned(6))  # upright it is 40 high and 20 wide
+    write(tmp_path / "images/a.jpg", photo_file)
+    write(tmp_path / "labels/a.txt", "0 0 0 1 0 1 0.5 0 0.5")
+    for form, size in ((None, (40, 20)), ("upright", (40, 20)), ("stored", (20, 40))):
+        image, targets = opened(tmp_path, f"data.exif={form or 'null'}").reader("train").read(0)
+        assert image.shape[:2] == size
+        assert targets.masks()[0, : size[0] // 2].all()
+        assert not targets.masks()[0, size[0] // 2 :].any()
+
+
+def test_a_changed_label_file_is_read_anew(tmp_path):
+    EXPORTS["yolo"].write(tmp_path)
+    before = len(opened(tmp_path).reader("train").read(0)[1].labels)
+    path = tmp_path / "train/labels/picture 00.txt"
+    path.write_text(path.read_text() + "\n0 0 0 1 0 1 1")
+    assert len(opened(tmp_path).reader("train").read(0)[1].labels) == before + 1
 
 
 def test_what_does_not_fit_is_said(tmp_path):
