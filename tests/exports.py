@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from tests.coco_files import id_png
 from tests.label_files import encoded, label_png
 
-CLASSES = ("car", "bus", "traffic cone")
+CLASSES = ("bus", "car", "traffic cone")  # in the order that LabelMe's files give, which have no list of classes
 COLORS = ((200, 30, 30), (30, 160, 60), (40, 60, 220))
 SPLITS = {"train": range(16), "val": range(16, 20)}
 

@@ -111,7 +111,7 @@ VARIANTS = {
         "yolo",
         lambda root: write(
             root / "data.yaml",
-            "train: C:\\\\me\\\\train\\\\images\nval: /home/me/set/valid/images\nnames: [car, bus, traffic cone]",
+            "train: C:\\\\me\\\\train\\\\images\nval: /home/me/set/valid/images\nnames: [bus, car, traffic cone]",
         ),
         {"train.images": "train/images", "val.images": "valid/images"},
     ),
