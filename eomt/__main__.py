@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from eomt import __path__, __version__, namesake
-from eomt.errors import InputError
+from eomt.errors import InputError, one_line
 
 TEXT, TEXTS, FLAG, MAPPING = "a text", "a text, or a list [a,b]", "true or false", "a mapping {a: 1}"
 COUNT, NUMBER, SHARE = "a whole number of at least 1", "a whole number of at least 0", "a number from 0 to 1"
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logging.getLogger("eomt").warning("%s", fault)
         run(given.command, settings(given.command, unknown + given.settings))
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

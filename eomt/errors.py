@@ -26,6 +26,14 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def one_line(text: str) -> str:
+    """A message as one line of at most 1000 characters."""
+    # A name in a hostile file may hold a terminal's commands.
+    text = "".join(mark if mark.isprintable() else "?" for mark in " ".join(text.split()))
+    # And it may be of any length; the way out stands at a message's end.
+    return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
+
+
 def worker_failure(error: Exception, timeout: float = 0) -> InputError:
     """The line for PyTorch's error about a data worker that has ended, or about a batch that did not come in time.
 

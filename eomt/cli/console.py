@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from tqdm import tqdm
 
 from eomt.errors import Stopped
 
+# Characters that control a terminal, but for ends of lines and tabs.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class Console(logging.StreamHandler):
     """Writes each message on a line of its own: a progress bar is cleared before it and drawn again below."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        # A hostile file's name, or a name in it, would be a command to the terminal.
+        return _CONTROL.sub("?", super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

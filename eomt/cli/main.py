@@ -33,7 +33,7 @@ from eomt.cli.check import check_roots, check_settings
 from eomt.cli.folders import run_id
 from eomt.cli.help import help_of, in_our_words
 from eomt.cli.meanings import CONFIGS
-from eomt.errors import InputError, Stopped, reason, worker_failure
+from eomt.errors import InputError, Stopped, one_line, reason, worker_failure
 from eomt.files import locked
 from eomt.training.slurm import ENDING, batch_job, first_rank, first_task, requeue
 from eomt.training.stop import STOPPING, listening, stopped_by
@@ -128,10 +128,7 @@ def explain(error: BaseException) -> str:
     target = re.search(r"Error locating target '([^']+)'", text)
     if target:
         return f"{target[1]} cannot be imported ({chain[-1]}): is its folder in PYTHONPATH?"
-    # A name in a hostile file may hold a terminal's commands.
-    text = "".join(mark if mark.isprintable() else "?" for mark in " ".join(text.split()))
-    # And it may be of any length; the way out stands at a message's end.
-    return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
+    return one_line(text)
 
 
 def _run(name: str, function: Callable[[DictConfig], None], find_layout: FindLayout | None = None) -> None:

@@ -240,7 +240,7 @@ def _is_number(value: Any) -> bool:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return len(value) <= 8 and all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, str | bool | int | float)
+    return value is None or isinstance(value, str) or (isinstance(value, int | float) and value >= 0)
 
 
 _RULES = {

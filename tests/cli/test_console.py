@@ -33,6 +33,12 @@ def test_a_terminal_that_has_gone_is_no_error(monkeypatch):
     handler.emit(logging.makeLogRecord({"msg": "unread"}))
 
 
+def test_a_name_gives_the_terminal_no_command():
+    terminal = io.StringIO()
+    Console(terminal).emit(logging.makeLogRecord({"msg": "\x1b[2J\x9bname\ttable\nrow é"}))
+    assert terminal.getvalue() == "?[2J?name\ttable\nrow é\n"
+
+
 def test_a_signal_within_a_message_is_not_lost(monkeypatch):
     """tqdm then gives back a lock that it does not have, and that error would hide the signal's."""
 

@@ -45,6 +45,10 @@ COMMON_FAULTS = {
         lambda j: j["categories"].append({"id": 5, "name": None}),
         "the name of the category .* must be a text",
     ),
+    "category of a terminal's command": (
+        lambda j: j["categories"].append({"id": 5, "name": "\x1b[2Jx"}),
+        r"the name of the category .*\\x1b.* control a terminal",
+    ),
     "colour of 5 numbers": (
         lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 3, 4, 5]}),
         r"the color of the category .* must be \[red, green, blue\]",
