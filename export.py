@@ -2,10 +2,8 @@
 
 python export.py ckpt=RUN out=DIR precision=16                           ours, of the best checkpoint
 python export.py ckpt=RUN/checkpoints/last.ckpt format=hf out=DIR        for transformers
-python export.py ckpt=RUN format=onnx out=DIR dynamic_batch=true images=photos
-python export.py ckpt=RUN format=openvino out=DIR postprocess=true precision=int8 images=photos
+python export.py ckpt=RUN format=onnx out=DIR postprocess=true precision=int8 images=photos
 python export.py ckpt=RUN out=DIR push=USER/NAME                         also onto the Hub
-python export.py ckpt=RUN format=torch_export out=DIR batch_size=4
 python export.py ckpt=DIR/pytorch_model.bin kind=semantic classes=classes.txt format=hf out=DIR
 """
 
