@@ -22,6 +22,7 @@ from eomt import __path__, __version__, namesake
 from eomt.errors import InputError, one_line
 
 TEXT, TEXTS, FLAG, MAPPING = "a text", "a text, or a list [a,b]", "true or false", "a mapping {a: 1}"
+FLAG_OR_COUNT = "true, false or a whole number of at least 1"
 COUNT, NUMBER, SHARE = "a whole number of at least 1", "a whole number of at least 0", "a number from 0 to 1"
 _WEIGHTS = {
     "ckpt": (TEXT, None, "a checkpoint or run, an exported folder, an original or Hugging Face file, or a Hub id"),
@@ -42,6 +43,13 @@ _PREDICT = {
     "precision": ("32, bf16 or 16", None, "default bf16 on a GPU, 32 on a CPU"),
     "compile": ("true, false or max-autotune", None, "true compiles the network, which takes a minute"),
     "unpadded": (FLAG, False, "true leaves out patches that only show padding"),
+    "tile": (
+        FLAG_OR_COUNT,
+        False,
+        "true sees large images in tiles of the network's input size, a number in such tiles",
+    ),
+    "tta": ("flip", None, "flip sees each image mirrored, too"),
+    "max_pixels": (COUNT, 178956970, "larger images are refused"),
     "batch_size": (COUNT, 8, "inputs that the network takes at a time"),
     "num_workers": (NUMBER, 4, "threads that read images, and as many that paint pictures"),
     "threshold": (SHARE, None, "leaves out segments with lower scores; default: pictures show instances from 0.5"),
@@ -135,6 +143,7 @@ def _value(kind: str, key: str, text: str) -> Any:
         FLAG: isinstance(value, bool),
         MAPPING: isinstance(value, dict),
         COUNT: type(value) is int and bool(value >= 1),
+        FLAG_OR_COUNT: type(value) in (bool, int) and (value is False or value >= 1),
         NUMBER: type(value) is int and bool(value >= 0),
         SHARE: type(value) in (int, float) and bool(0 <= value <= 1),
     }

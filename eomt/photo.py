@@ -29,6 +29,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MOST_BYTES = 128 * 2**20
 """The largest image that is downloaded, in bytes."""
+MAX_PIXELS = 178_956_970
+"""The most pixels of an image unless `limit_pixels` changes it: Pillow's bound."""
+
 # Seconds for a server's next bytes, and for all of them.
 _PATIENCE, _LONGEST = 10, 60
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -104,6 +107,12 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
     )
 
 
+def limit_pixels(count: int) -> None:
+    """Change the most pixels that an image may have in this process; larger ones are refused by their headers."""
+    # Pillow warns from its bound, and refuses from twice as many.
+    Image.MAX_IMAGE_PIXELS = count / 2
+
+
 def files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder and all below it, without hidden ones."""
     for parent, names in walk(folder, hidden=False):
@@ -177,14 +186,20 @@ def read_photo(
             Another form than the first is taken if only that has this size.
 
     Raises:
-        InputError: if it is no image, damaged, or of more than 179 million pixels.
+        InputError: if it is no image, damaged, or of more pixels than `limit_pixels` allows.
     """
     try:
-        # Pillow refuses more than 179 million pixels; fewer in a small file may be a scan of an empty page.
+        # Pillow refuses too many pixels; fewer in a small file may be a scan of an empty page.
         with Image.open(file, formats=FORMATS) as image:
             return _from_pil(image, where, forms, size)
     except (InputError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise InputError(
+            f"{where} claims more than max_pixels={most:.0f} pixels: raise max_pixels= of predict.py, eval.py or "
+            "Segmenter.load for files that you trust"
+        ) from error
     except Exception as error:  # Pillow raises many kinds on files that are no images
         reason = (
             f"it is no image in {', '.join(FORMATS)}; convert it to JPEG or PNG"

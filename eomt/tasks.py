@@ -27,7 +27,7 @@ from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS, Geometry, Placement
 from eomt.postprocess.instance import instance_segmentation
 from eomt.postprocess.panoptic import panoptic_segmentation
-from eomt.postprocess.semantic import semantic_segmentation
+from eomt.postprocess.semantic import class_scores, semantic_segmentation
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.postprocess.writers import InstanceWriter, PanopticWriter, ResultWriter, SemanticWriter
 from eomt.targets import ImageId, ImageTargets
@@ -106,6 +106,14 @@ class SemanticTask:
 
     def predict(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Segmentation:
         return semantic_segmentation(output.mask_logits, output.class_logits, placement, size, self.max_bytes)
+
+    def scores(self, output: Logits, placement: Placement, size: tuple[int, int]) -> Tensor:
+        """The classes' scores of each pixel on the host, float32 [C, H, W]; see `semantic_segmentation`."""
+        scores = torch.empty(output.class_logits.shape[2] - 1, placement.height, placement.width)
+        for label, score in enumerate(class_scores(*output, placement, size, self.max_bytes)):
+            scores[label] = score
+            del score
+        return scores
 
     def metric(self, classes: Classes) -> Metric:
         from eomt.metrics.mean_iou import MeanIoU

@@ -28,6 +28,7 @@ from eomt.cli.trust import check_config
 from eomt.errors import InputError
 from eomt.inference.precision import PRECISIONS, with_cast_weights
 from eomt.model.outputs import Logits
+from eomt.photo import limit_pixels
 from eomt.tasks import predict_images, task_of
 from eomt.training.callbacks import (
     Listening,
@@ -40,6 +41,7 @@ from eomt.training.callbacks import (
 )
 from eomt.training.fsdp import ShardedStrategy
 from eomt.training.stop import listening
+from eomt.views import around
 from eomt.weights.load import read_weights
 from eomt.weights.spec import Weights, check_same_classes
 
@@ -100,6 +102,7 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     Raises:
         InputError: if the run folder holds results already, or another command writes there.
     """
+    limit_pixels(cfg.max_pixels)
     with held(cfg.run_folder):
         check_unused(cfg.run_folder)
         record(cfg, cfg.run_folder)
@@ -109,6 +112,8 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
 def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     data = build_data(settings)
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
+    module.task = around(module.task, cfg.tile, cfg.tta, cfg.unpadded)
+    data.geometry = module.task.geometry
     module.run["environment"] = weights.environment
     check_same_classes(module.classes, data.val_classes)
     callbacks = [

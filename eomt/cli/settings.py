@@ -236,7 +236,15 @@ class Run(Scored):
     logger: dict[str, Node | None] | None
 
 
-class Eval(Section):
+class Views(Section):
+    """The keys that eval.py and predict.py share."""
+
+    tile: bool | Side
+    tta: Literal["flip"] | None
+    max_pixels: Count
+
+
+class Eval(Views):
     ckpt: Path = Field(examples=["RUN/checkpoints/best.ckpt"])
     delta_base: Path | None
     trust_code: bool
@@ -282,7 +290,7 @@ class Demo(Inference):
     max_megapixels: Side
 
 
-class Predict(Inference):
+class Predict(Inference, Views):
     images: Paths = Field(examples=["photos"])
     out: Folder
     overwrite: bool

@@ -189,9 +189,11 @@ def predict_files(
             source = cast("Path", result.source)
             name = names[source]
             height, width = result.size
-            suffix = ".jpg" if max(result.size) <= LONGEST_JPEG else ".png"
+            suffix = ".jpg" if max(result.size) <= LONGEST_JPEG * result.shrinking else ".png"
             picture = Path(PICTURES, name.with_name(name.name + suffix))
             image_id = len(rows) + 1
+            if result.shrinking > 1:
+                log.info("%s: its picture shows each %d. pixel; results are whole", source, result.shrinking)
             write = partial(_write, result, writer, flat_name(name), image_id, out / picture)
             writing.append((_submit(write, processes, threads), write))
             # Results and canvases of large images are large: bound the queue.

@@ -21,7 +21,8 @@ from PIL import Image
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing
-from eomt.photo import ImageSource, load_image
+from eomt.inference.windows import load_thinned
+from eomt.photo import MAX_PIXELS, ImageSource
 from eomt.postprocess.draw import DRAWN_SCORE, draw_segments
 from eomt.postprocess.geometry import outlines
 from eomt.postprocess.instance import encode_masks
@@ -32,6 +33,7 @@ from eomt.targets import ImageId
 if TYPE_CHECKING:
     from supervision import Detections  # pyright: ignore[reportMissingImports]
 
+_LARGE_SIDE = 4096  # pixels of the pictures of very large images
 _NOTEBOOK_SIDE = 1024  # pixels; a notebook keeps its pictures
 
 
@@ -182,7 +184,8 @@ class Result:
             threshold: segments with lower scores are left out; default the result's.
 
         Returns:
-            RGB, of the image's size; images smaller than 384 pixels are enlarged by a whole factor.
+            RGB, of the image's size; images smaller than 384 pixels are enlarged by a whole factor, and those of more
+            than 178,956,970 pixels are shown by each `shrinking`-th pixel.
 
         Raises:
             InputError: if there is no image, or it cannot be read or has another size.
@@ -190,10 +193,12 @@ class Result:
         source = (self.content or self.source) if image is None else image
         if source is None:
             raise InputError("this result has no image: give one, as in picture(image)")
-        pixels = load_image(source)
-        if pixels.shape[:2] != self.size:
-            raise InputError(f"picture() needs an image of {self.size}, height and width, found {pixels.shape[:2]}")
-        flat = self.prediction.above(self._threshold if threshold is None else threshold).flat()
+        step = self.shrinking
+        pixels, prediction = load_thinned(source, step), self.prediction.thinned(step)
+        if pixels.shape[:2] != prediction.size:
+            found = [step * side for side in pixels.shape[:2]]
+            raise InputError(f"picture() needs an image of {self.size}, height and width, found {found}")
+        flat = prediction.above(self._threshold if threshold is None else threshold).flat()
         return Image.fromarray(draw_segments(pixels, flat.ids, flat.labels, self.classes, flat.scores, alpha))
 
     def show(self) -> None:
@@ -277,6 +282,11 @@ class Result:
             class_id=self.labels,
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+    @property
+    def shrinking(self) -> int:
+        """The whole factor by which pictures are smaller than the image: 1 up to 178,956,970 pixels."""
+        return 1 if self.size[0] * self.size[1] <= MAX_PIXELS else -(-max(self.size) // _LARGE_SIDE)
 
     @property
     def _threshold(self) -> float:

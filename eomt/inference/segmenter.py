@@ -27,13 +27,23 @@ from eomt.inference.background import Background
 from eomt.inference.graphs import FixedBatches, compile_network
 from eomt.inference.precision import PRECISIONS, with_cast_weights
 from eomt.inference.result import Result
+from eomt.inference.windows import opened
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
-from eomt.photo import IMAGE_SUFFIXES, ImageSource, download, files_below, is_address, is_image, load_image
+from eomt.photo import (
+    IMAGE_SUFFIXES,
+    ImageSource,
+    download,
+    files_below,
+    is_address,
+    is_image,
+    limit_pixels,
+    load_image,
+)
 from eomt.postprocess.geometry import MAX_WINDOWS, Placement, is_reduced, run_unpadded
-from eomt.postprocess.semantic import class_scores
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.tasks import SemanticTask, Task, predict_images, task_of
+from eomt.views import Flipped, Tiled, around
 from eomt.weights.load import read_weights
 
 log = logging.getLogger("eomt")
@@ -56,6 +66,9 @@ class Segmenter:
         compile: True compiles the network by `torch.compile`, in place, at the first images, which takes a minute;
             "max-autotune" takes longer and may gain more. None leaves it; on a GPU its launches are replayed as a CUDA
             graph, which False leaves out as well.
+        tile: see large images in overlapping tiles, see `eomt.views.Tiled`: True for tiles of the network's input, or
+            the longer side of a tile in pixels.
+        tta: "flip" sees each image mirrored, too, see `eomt.views.Flipped`.
 
     Attributes:
         network: the network; in mixed precision with cast weights, see `with_cast_weights`.
@@ -74,6 +87,8 @@ class Segmenter:
         precision: str | int | None = None,
         unpadded: bool = False,
         compile: bool | str | None = None,
+        tile: bool | int = False,
+        tta: str | None = None,
     ):
         if network.num_classes != len(classes):
             raise InputError(f"the network tells {network.num_classes} classes apart, but {len(classes)} are named")
@@ -88,7 +103,9 @@ class Segmenter:
         if str(precision) not in PRECISIONS:
             raise InputError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
         self.precision = str(precision)
-        self.task = task
+        self.task, self._tiled = around(task, False, tta, unpadded), None
+        if tile:
+            self._tiled = Tiled(self.task, tile)
         self.classes = classes
         self.unpadded = unpadded
         network.backbone.crop_position = unpadded
@@ -108,6 +125,9 @@ class Segmenter:
         *,
         unpadded: bool = False,
         compile: bool | str | None = None,
+        tile: bool | int = False,
+        tta: str | None = None,
+        max_pixels: int | None = None,
         kind: str | None = None,
         classes: Classes | None = None,
         network: Mapping[str, Any] | None = None,
@@ -118,7 +138,8 @@ class Segmenter:
 
         Args:
             source: a path such as RUN/checkpoints/best.ckpt or RUN, or a Hub id; see `eomt.weights.load.read_weights`.
-            device, precision, unpadded, compile: see `Segmenter`.
+            device, precision, unpadded, compile, tile, tta: see `Segmenter`.
+            max_pixels: the most pixels of an image, in this process; default Pillow's bound, 178,956,970.
             trust_code: True imports a custom task that the source names, which runs its code.
             kind, classes, network, backbone: complete a source that does not say them; see `read_weights`.
             options: options of the task's post-processing, such as `score_threshold`; default the training run's, or
@@ -141,7 +162,9 @@ class Segmenter:
         task = task_of(weights.kind, (weights.config.get("postprocess") or {}) | given)
         model = EoMT(**weights.network)
         model.load_state_dict(weights.state)
-        return cls(model, task, weights.classes, device, precision, unpadded, compile)
+        if max_pixels is not None:
+            limit_pixels(max_pixels)
+        return cls(model, task, weights.classes, device, precision, unpadded, compile, tile, tta)
 
     @property
     def names(self) -> list[str]:
@@ -220,10 +243,51 @@ class Segmenter:
             raise InputError(f"batch_size={batch_size} must be at least 1, and num_workers={num_workers} at least 0")
         if threshold is not None:
             self._check_threshold(threshold)
+        if self._tiled is None:
+            finish = partial(self._finish, threshold=threshold)
+            yield from self._stream(_expanded(images), batch_size, num_workers, on_error, self._predict, finish)
+            return
+        for source in _expanded(images):
+            try:
+                yield self._in_tiles(self._tiled, source, batch_size, num_workers, threshold)
+            except InputError as error:
+                if on_error is None:
+                    raise
+                on_error(source, error)
+
+    def _in_tiles(
+        self, tiled: Tiled, source: ImageSource, batch_size: int, num_workers: int, threshold: float | None
+    ) -> Result:
+        """Segment an image of any size; a tile after the other is read."""
+        content = download(source) if is_address(source) else None
+        input_size = self.network.image_size
+        with opened(source if content is None else content) as (size, read):
+            tiles = tiled.tiles(size, input_size)
+            if len(tiles) == 1:
+                pixels = [read(0, 0, *size)]
+                (prediction,) = self._stream(pixels, batch_size, num_workers, None, self._predict, _itself)
+                return self._finish(prediction, source, content, threshold)
+            merger: Any = tiled.merger(size, self.classes)
+            pixels = (tiled.padded(read(t.top, t.left, t.bottom, t.right), input_size) for t in tiles)
+            parts = self._stream(pixels, batch_size, num_workers, None, self._predict_part, _itself)
+            for tile, part in zip(tiles, parts, strict=True):
+                merger.add(tile, part)
+            return self._finish(merger.result(), source, content, threshold)
+
+    def _stream(
+        self,
+        images: Iterable[ImageSource],
+        batch_size: int,
+        num_workers: int,
+        on_error: Callable[[ImageSource, InputError], None] | None,
+        predict: Callable[[list[Logits], Placement], Any],
+        finish: Callable[[Any, ImageSource, bytes | None], Any],
+    ) -> Iterator[Any]:
+        """See `stream`: what `finish` makes of each image's prediction."""
         placed: deque[tuple[ImageSource, bytes | None, int, Placement]] = deque()
 
         def inputs() -> Iterator[tuple[Tensor, Placement]]:
-            for source, prepare in self._read_ahead(_expanded(images), num_workers, ahead=2 * batch_size):
+            for source, prepare in self._read_ahead(images, num_workers, ahead=2 * batch_size):
                 try:
                     parts, placement, content = prepare()
                 except InputError as error:
@@ -235,7 +299,7 @@ class Segmenter:
                 yield from ((part, placement) for part in parts)
 
         outputs: deque[Logits] = deque()
-        results: deque[Future[Result]] = deque()
+        results: deque[Future[Any]] = deque()
         waiting = inputs()
         size = None
         # Two threads: one launches while the other waits for the device.
@@ -248,8 +312,8 @@ class Segmenter:
                 while placed and len(outputs) >= placed[0][2]:
                     source, content, count, placement = placed.popleft()
                     own = [outputs.popleft() for _ in range(count)]
-                    finish = partial(self._finish, source=source, content=content, threshold=threshold)
-                    results.append(background.submit(partial(self._predict, own, placement), finish))
+                    then = partial(_finished, finish, source, content)
+                    results.append(background.submit(partial(predict, own, placement), then))
                     if not background.concurrent:
                         yield results.popleft().result()
                 # Those of the batch before were made meanwhile, and are taken while the device works on this one.
@@ -275,18 +339,13 @@ class Segmenter:
         Raises:
             InputError: if the task is another, or the image cannot be read; memory that is not there is a MemoryError.
         """
-        if not isinstance(self.task, SemanticTask):
+        if not isinstance(self.task, SemanticTask | Flipped) or self.task.kind != SemanticTask.kind:
             raise InputError(f"probabilities of pixels are semantic segmentation's, and this is {self.task.kind}")
         parts, placement, _ = self._prepare(image)
         found: list[Logits] = []
         for batch in parts.split(batch_size):
             found += self._run(batch.unbind(), [placement] * len(batch), min(batch_size, len(parts)))
-        output = _joined(found)
-        probabilities = np.empty((len(self.classes), placement.height, placement.width), np.float32)
-        size = self.network.image_size
-        for label, score in enumerate(class_scores(*output, placement, size, self.task.max_bytes)):
-            probabilities[label] = score.numpy(force=True)
-            del score
+        probabilities = self.task.scores(_joined(found), placement, self.network.image_size).numpy()
         total = probabilities.sum(0)
         return np.divide(probabilities, total, out=probabilities, where=total > 0)
 
@@ -340,7 +399,7 @@ class Segmenter:
             name = image if isinstance(image, str | Path) else "an image"
             log.warning(
                 "%s is %d x %d (width x height), too long for %d windows: it is seen at a lower resolution; "
-                "cut it into pieces for a finer result",
+                "tile=true gives a finer result",
                 *(name, placement.width, placement.height, MAX_WINDOWS),
             )
         return inputs, placement, content
@@ -388,7 +447,27 @@ class Segmenter:
         """Post-process the outputs for an image's inputs; the result is on the host."""
         size = self.network.image_size
         (prediction,) = predict_images(self.task, _joined(outputs), [len(outputs)], [placement], size, self.classes)
-        return prediction._make(part.cpu() if isinstance(part, Tensor) else part for part in prediction)
+        return _on_host(prediction)
+
+    @torch.inference_mode()
+    def _predict_part(self, outputs: list[Logits], placement: Placement) -> Any:
+        """As `_predict`, for a tile."""
+        assert self._tiled is not None
+        return _on_host(self._tiled.part(_joined(outputs), placement, self.network.image_size, self.classes))
+
+
+def _finished(finish: Callable[..., Any], source: ImageSource, content: bytes | None, prediction: Any) -> Any:
+    return finish(prediction, source, content)
+
+
+def _on_host(prediction: Any) -> Any:
+    if isinstance(prediction, Tensor):
+        return prediction.cpu()
+    return prediction._make(part.cpu() if isinstance(part, Tensor) else part for part in prediction)
+
+
+def _itself(prediction: Any, source: ImageSource, content: bytes | None) -> Any:
+    return prediction
 
 
 def _joined(outputs: Sequence[Logits]) -> Logits:

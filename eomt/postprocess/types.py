@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
+
+from eomt.postprocess.runs import decode_box, encode_at, row_blocks
 
 
 class Segmentation(NamedTuple):
@@ -34,8 +35,10 @@ class Segmentation(NamedTuple):
     @property
     def areas(self) -> Tensor:
         """int64 [S], the pixels of each segment; on the host."""
-        ids = self.ids.numpy(force=True).ravel()
-        return torch.from_numpy(np.bincount(ids, minlength=len(self.labels) + 1)[1:].astype(np.int64))
+        areas = np.zeros(len(self.labels) + 1, dtype=np.int64)
+        for part in row_blocks(self.ids.numpy(force=True)):
+            areas += np.bincount(part.ravel(), minlength=len(areas))
+        return torch.from_numpy(areas[1:])
 
     def masks(self) -> Tensor:
         """bool [S, H, W]."""
@@ -44,11 +47,23 @@ class Segmentation(NamedTuple):
 
     def boxes(self) -> np.ndarray:
         """int64 [S, 4]: left, top, width and height in pixels; 0 for a segment without pixels."""
-        ids = self.ids.numpy(force=True)
-        found = [Image.fromarray(ids == s + 1).getbbox() or (0, 0, 0, 0) for s in range(len(self.labels))]
-        boxes = np.array(found, dtype=np.int64).reshape(-1, 4)
-        boxes[:, 2:] -= boxes[:, :2]
-        return boxes
+        first = np.full((len(self.labels) + 1, 2), np.iinfo(np.int64).max)
+        last, top = np.zeros_like(first), 0
+        # By runs, of which there are few: a mask per segment of a large image would take hours.
+        for part in row_blocks(self.ids.numpy(force=True)):
+            rows, columns = np.nonzero(np.diff(part, axis=1, prepend=-1))
+            ends = np.append(columns[1:], 0)
+            ends[ends == 0] = part.shape[1]
+            runs = part[rows, columns]
+            np.minimum.at(first, runs, np.stack([columns, rows + top], axis=1))
+            np.maximum.at(last, runs, np.stack([ends, rows + top + 1], axis=1))
+            top += len(part)
+        first = np.minimum(first, last)
+        return np.concatenate([first, last - first], axis=1)[1:]
+
+    def thinned(self, step: int) -> Segmentation:
+        """Each `step`-th pixel of each `step`-th row."""
+        return self if step == 1 else self._replace(ids=self.ids[::step, ::step].clone())
 
     def mask(self, segment: int) -> np.ndarray:
         """bool [H, W]: one of `masks`, without the memory of all; on the host."""
@@ -113,6 +128,18 @@ class Instances(NamedTuple):
     def above(self, threshold: float) -> Instances:
         """The objects with a score of at least `threshold`, in their order."""
         return self.select((self.scores >= threshold).nonzero()[:, 0])
+
+    def thinned(self, step: int) -> Instances:
+        """Each `step`-th pixel of each `step`-th row."""
+        if step == 1:
+            return self
+        size = -(-self.size[0] // step), -(-self.size[1] // step)
+        rles: list[dict[str, Any]] = []
+        for rle in self.rles:
+            mask, top, left = decode_box(rle)
+            mask = mask[-top % step :: step, -left % step :: step]
+            rles.append(encode_at(mask, -(-top // step), -(-left // step), size))
+        return self._replace(size=size, rles=rles)
 
     def flat(self) -> Segmentation:
         """Paint the objects into one map, for pictures: smaller objects over larger ones, so that a tie shows on its

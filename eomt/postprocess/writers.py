@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,6 +18,8 @@ from pycocotools import mask as coco_mask
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing
+from eomt.photo import MAX_PIXELS
+from eomt.postprocess.runs import row_blocks
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.targets import ImageId
 
@@ -135,9 +138,13 @@ class ResultWriter:
         """The JSON file, from the images' JSON texts; empty if there is no such file."""
         return ""
 
-    def _save_picture(self, pixels: np.ndarray, file_name: str) -> None:
-        """Write a PNG."""
+    def _save_picture(self, ids: np.ndarray, values: Callable[[np.ndarray], np.ndarray], file_name: str) -> None:
+        """Write a PNG of the values of a map."""
         with replacing(self._pictures / file_name, synced=False) as draft:
+            if ids.size > MAX_PIXELS:
+                write_large_png(draft, ids, values)
+                return
+            pixels = values(ids)
             # Segments are runs: run-length compression takes half the time of the default and no more space.
             Image.fromarray(pixels).save(draft, compress_type=zlib.Z_RLE)
 
@@ -167,7 +174,7 @@ class PanopticWriter(ResultWriter):
 
     def save(self, segmentation: Segmentation, name: str, image_id: ImageId) -> Row:
         file_name = self.file_name(name)
-        self._save_picture(ids_to_rgb(segmentation.ids.numpy(force=True)), file_name)
+        self._save_picture(segmentation.ids.numpy(force=True), ids_to_rgb, file_name)
         return image_id, file_name, json.dumps(panoptic_row(segmentation, self.classes, image_id, file_name))
 
     def _document(self, rows: list[str]) -> str:
@@ -236,8 +243,38 @@ class SemanticWriter(ResultWriter):
     def save(self, segmentation: Segmentation, name: str, image_id: ImageId) -> Row:
         values = self._values[np.append(0, segmentation.labels.numpy(force=True) + 1)]
         file_name = self.file_name(name)
-        self._save_picture(values[segmentation.ids.numpy(force=True)], file_name)
+        self._save_picture(segmentation.ids.numpy(force=True), values.__getitem__, file_name)
         return image_id, file_name, ""
+
+
+def write_large_png(path: Path, ids: np.ndarray, values: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Write the values of a map as a PNG some rows at a time, which Pillow cannot.
+
+    Args:
+        path: the file.
+        ids: the map, int32 [H, W].
+        values: makes uint8 or uint16 [h, W], or uint8 [h, W, 3], of some rows.
+    """
+    first = values(ids[:1])
+    kind = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], 8 * first.itemsize, 2 if first.ndim == 3 else 0, 0, 0, 0)
+    packed = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
+    above = np.zeros((1, ids.shape[1] * first.itemsize * (3 if first.ndim == 3 else 1)), dtype=np.uint8)
+    with path.open("wb") as file:
+
+        def chunk(name: bytes, data: bytes) -> None:
+            file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+
+        file.write(b"\x89PNG\r\n\x1a\n")
+        chunk(b"IHDR", kind)
+        for rows in row_blocks(ids):
+            pixels = values(rows)
+            pixels = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder(">"))
+            lines = np.concatenate([above, pixels.view(np.uint8).reshape(len(rows), -1)])
+            above = lines[-1:]
+            # The filter "up": differences to the row above, mostly zeros.
+            chunk(b"IDAT", packed.compress(np.pad(np.diff(lines, axis=0), ((0, 0), (1, 0)), constant_values=2)))
+        chunk(b"IDAT", packed.flush())
+        chunk(b"IEND", b"")
 
 
 def flat_name(name: PurePath) -> str:

@@ -1,0 +1,52 @@
+"""Masks and maps of large images in parts: COCO's run lengths of a mask by its box, and blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+_BLOCK = 2**24  # pixels
+
+
+def row_blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of some rows of a map [H, W] at a time."""
+    rows = max(1, _BLOCK // ids.shape[1])
+    return (ids[top : top + rows] for top in range(0, len(ids), rows))
+
+
+def encode_at(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Encode a mask bool [h, w] that lies at (top, left) in an image of `size`, zeros elsewhere."""
+    height, width = size
+    padded = np.pad(mask.T, ((0, 0), (1, 1)))
+    columns, rows = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    ends = (left + columns) * height + top + rows  # of runs, starts and ends in turn
+    # A run to the foot of a column and one from the head of the next are one.
+    apart = np.repeat(ends[1:-1:2] != ends[2::2], 2)
+    ends = ends[np.concatenate([[True], apart, [True]])] if len(ends) else ends
+    counts = np.diff(ends, prepend=0, append=height * width)
+    return coco_mask.frPyObjects([{"size": [height, width], "counts": counts}], height, width)[0]
+
+
+def decode_box(rle: dict[str, Any]) -> tuple[np.ndarray, int, int]:
+    """The mask inside its box, bool [h, w], and the box's top and left; the inverse of `encode_at`."""
+    left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+    rows, counts = rle["size"][0], _counts(rle["counts"])
+    ends = counts.cumsum().clip(left * rows, (left + width) * rows)
+    lengths = np.diff(ends, prepend=left * rows)
+    columns = np.repeat(np.arange(len(counts)) % 2 == 1, lengths).reshape(width, rows)
+    return columns[:, top : top + height].T, top, left
+
+
+def _counts(text: bytes) -> np.ndarray:
+    """The lengths of runs, int64, from COCO's text: groups of 5 bits, and differences to the run before the last."""
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    last = codes & 32 == 0
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    place = np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
+    values = np.add.reduceat((codes & 31) << 5 * place, starts)
+    values -= np.where(codes[last] & 16, 32 << 5 * place[last], 0)
+    values[1::2], values[2::2] = values[1::2].cumsum(), values[2::2].cumsum()
+    return values

@@ -1,0 +1,105 @@
+"""Images in tiles, and mirrored ones: the same answers as of the whole image where the network's are exact."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eomt.errors import InputError
+from eomt.inference.segmenter import Segmenter
+from eomt.tasks import task_of
+from eomt.views import around
+from tests.colour_network import CLASSES, ColourNetwork, picture
+from tests.random_networks import KINDS, random_image, random_network
+from tests.running import typed
+
+SIZES = [(150, 210), (33, 90), (32, 32), (20, 100), (97, 40), (25, 25)]
+
+
+def segmenter_of(kind, network=None, **options):
+    task = task_of(kind, {"top_k": 12} if kind == "instance" else {})
+    return Segmenter(network or ColourNetwork(), task, CLASSES, "cpu", **options)
+
+
+@pytest.mark.parametrize("side", [32, 50])
+@pytest.mark.parametrize("size", [(150, 210), (33, 90), (20, 100), (97, 40)])
+def test_objects_that_tiles_cut_are_whole(size, side):
+    pixels, masks = picture(*size, discs=4 if min(size) < 90 else 12)
+    masks = np.stack(masks)
+    for kind in KINDS:
+        result = segmenter_of(kind, ColourNetwork(side, len(masks)), tile=True)(pixels)
+        if kind == "semantic":
+            expected = np.full(pixels.shape[:2], 2)
+            expected[masks[: len(masks) // 2].any(0)], expected[masks[len(masks) // 2 :].any(0)] = 1, 0
+            assert (result.label_map == expected).all()
+            assert (result.scores > 0.99).all()
+            continue
+        assert result.scores[result.labels < 2].min() > 0.99 if kind == "panoptic" else True
+        sure = result.above(0.9)
+        found = [mask for mask, label in zip(sure.masks, sure.labels, strict=True) if label < 2]
+        assert len(found) == len(masks)
+        for mask in masks:
+            assert sum((mask == one).all() for one in found) == 1
+        assert (sure.areas == sure.masks.sum((1, 2))).all()
+        assert (sure.labels == 2).sum() == 1  # stuff is one segment
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_that_mirrors_with_the_image_gives_the_same_with_flip(kind):
+    for size in SIZES:
+        pixels, _ = picture(*size, discs=4)
+        plain, flipped = (segmenter_of(kind, tta=tta)(pixels) for tta in (None, "flip"))
+        assert np.array_equal(plain.labels, flipped.labels)
+        assert np.array_equal(plain.masks, flipped.masks)
+        assert np.allclose(plain.scores, flipped.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_together_and_in_evaluations(kind):
+    pixels, _ = picture(100, 130)
+    size, network = (32, 32), ColourNetwork()
+    for options in ({"tile": 48}, {"tile": True, "tta": "flip"}):
+        task = around(task_of(kind), **options)
+        inputs, placement = task.geometry.prepare(pixels, size)
+        direct = task.predict(network(inputs)[-1].logits(), placement, size, CLASSES)
+        result = segmenter_of(kind, **options)(pixels) if kind != "instance" else None
+        if result is not None:
+            assert torch.equal(direct.ids, result.prediction.ids)
+        assert task.geometry.view(inputs, placement, size).shape[1:] == placement[2:]
+    assert np.array_equal(task.geometry.view(inputs, placement, size).permute(1, 2, 0), pixels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_of_one_tile_is_seen_as_without_tiles(kind):
+    image = random_image(30, 20)
+    plain, tiled = (segmenter_of(kind, random_network(), tile=tile)(image) for tile in (False, 32))
+    assert np.array_equal(plain.map, tiled.map)
+    assert np.array_equal(plain.scores, tiled.scores)
+
+
+def test_what_does_not_go_together_is_said():
+    with pytest.raises(InputError, match="tta=scale is none of"):
+        around(task_of("panoptic"), tta="scale")
+    with pytest.raises(InputError, match="needs unpadded=false"):
+        segmenter_of("panoptic", tta="flip", unpadded=True)
+
+
+@pytest.mark.slow
+def test_eval_and_predict_take_the_keys(run, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    options = ("tile=40", "tta=flip", "max_pixels=100000")
+    folder = tmp_path / "eval"
+    typed("eval", f"ckpt={run}", *options, "save_predictions=true", f"run_folder={folder}", "trainer.accelerator=cpu")
+    assert "pq" in json.loads((folder / "metrics.json").read_text())
+    images = sorted((folder / "predictions" / "panoptic").iterdir())
+    assert len(images) == 10
+    image = random_image(90, 110)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    typed("predict", f"ckpt={run}", f"images={tmp_path / 'a.png'}", f"out={tmp_path / 'out'}", *options, "device=cpu")
+    ids = np.asarray(Image.open(tmp_path / "out" / "predictions" / "panoptic" / "a.png"))
+    segmenter = Segmenter.load(run, "cpu", tile=40, tta="flip", score_threshold=0)
+    assert np.array_equal(ids[..., 0], segmenter(image).map)
+    with pytest.raises(InputError, match="1 of 1 images"):
+        typed("predict", f"ckpt={run}", f"images={tmp_path / 'a.png'}", f"out={tmp_path / 'no'}", "max_pixels=9899")
