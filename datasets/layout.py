@@ -388,5 +388,43 @@ def _masks(folder: Path) -> Layout | None:
     return Layout("a data set of images and label PNGs", {"folder_semantic": {**both(sets), **classes, **colors}})
 
 
-LAYOUTS: list[Callable[[Path], Layout | None]] = [_builtin, _ade20k, _cityscapes, _yolo, _coco, _labelme, _voc, _masks]
+def _tables(folder: Path) -> Layout | None:
+    """Hugging Face's Parquet or Arrow files (columns of images and masks)."""
+    sets: dict[str | None, str] = {}
+    for place in [".", *_below(folder)]:
+        for name in names(folder / place):
+            if name.endswith((".parquet", ".arrow")) and not name.startswith("cache-"):
+                split, word = split_of(name) or split_of(place), re.match("[A-Za-z]*", name)
+                sets.setdefault(split, f"{place}/{word[0] if word else ''}*{Path(name).suffix}".removeprefix("./"))
+    if not sets:
+        return None
+    from datasets.files.table import Columns, columns
+
+    try:
+        found = columns(min(folder.glob(next(iter(sets.values())))))
+    except InputError:  # said when it is opened, unless the folder is something else
+        found = Columns(["image", "label"], None)
+    masks = [name for name in found.images if _words(name) & _MASKS]
+    photos = [name for name in found.images if name not in masks[:1]]
+    photos.sort(key=lambda name: not _words(name) & _PHOTOS)
+    masks = masks or photos[1:]
+    if not photos or not masks:
+        return None
+    keys = {split: {"images": f"{name}:{photos[0]}", "labels": f"{name}:{masks[0]}"} for split, name in sets.items()}
+    file = next((name for name in ("id2label.json", *_CLASS_FILES) if (folder / name).is_file()), None)
+    classes = {"classes": file or found.classes} if file or found.classes else {}
+    return Layout("a Hugging Face data set", {"folder_semantic": {**both(keys), **classes}})
+
+
+LAYOUTS: list[Callable[[Path], Layout | None]] = [
+    _builtin,
+    _ade20k,
+    _cityscapes,
+    _yolo,
+    _coco,
+    _labelme,
+    _voc,
+    _masks,
+    _tables,
+]
 """The layouts, the first that fits counts; the first line of each one's docstring says what is looked for."""

@@ -5,9 +5,10 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
@@ -243,6 +244,50 @@ def labelme_masks(root: Path) -> None:
         write(root / "annotations" / f"{picture.name}.json", text)
 
 
+def hugging_face(root: Path) -> None:
+    """Parquet files of a data set on the Hugging Face Hub: data/train-*.parquet, classes as a feature."""
+    for split, numbers in SPLITS.items():
+        for part, some in enumerate((numbers[:2], numbers[2:])):
+            path = root / "data" / f"{split.replace('val', 'validation')}-{part:05}-of-00002.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pytest.importorskip("pyarrow.parquet").write_table(hf_table(some), path)
+
+
+def hugging_face_saved(root: Path) -> None:
+    """The same by save_to_disk: Arrow files of one set, and id2label.json."""
+    ipc = pytest.importorskip("pyarrow.ipc")
+    write(root / "state.json", "{}")
+    write(root / "id2label.json", json.dumps(dict(enumerate(["background", *CLASSES]))))
+    for part, some in enumerate((range(7), range(7, 20))):
+        table = hf_table(some)
+        with ipc.new_stream(root / f"data-{part:05}-of-00002.arrow", table.schema) as stream:
+            stream.write_table(table, 3)
+
+
+def hf_table(numbers: range) -> Any:
+    """A table with the columns image and mask of some pictures, typed in its metadata as Hugging Face does."""
+    pyarrow = pytest.importorskip("pyarrow")
+    image = {"_type": "Image"}
+    names = {"_type": "ClassLabel", "names": ["background", *CLASSES]}
+    kinds = {
+        "image": image,
+        "label": image,
+        "objects": {"_type": "Sequence", "feature": names},
+        "scene": {"_type": "Value"},
+    }
+    rows = [
+        {
+            "image": {"bytes": picture.photo, "path": f"{picture.name}.png"},
+            "label": {"bytes": label_png(picture.maps()[1]), "path": None},
+            "objects": [label + 1 for label, _ in picture.objects],
+            "scene": picture.name,
+        }
+        for picture in (pictures()[k] for k in numbers)
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
+
+
 class Export(NamedTuple):
     """A format: the function that writes it, and the tasks that it can be trained for, the default first."""
 
@@ -263,4 +308,6 @@ EXPORTS = {
     "voc": Export(voc, (SEMANTIC, INSTANCE, PANOPTIC)),
     "cvat": Export(cvat, (SEMANTIC, INSTANCE, PANOPTIC)),
     "masks": Export(masks, (SEMANTIC,)),
+    "hugging face": Export(hugging_face, (SEMANTIC,)),
+    "hugging face saved": Export(hugging_face_saved, (SEMANTIC,)),
 }

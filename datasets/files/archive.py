@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from datasets.files.index import cache_errors, cache_folder
 from datasets.files.source import CHUNK, Folder, Member, Source
+from datasets.files.table import COLUMN, column_archive
 from eomt.errors import InputError
 from eomt.files import replacing
 
@@ -37,8 +38,12 @@ _END_RECORD, _END_SIGNATURE = 22, b"PK\5\6"  # bytes without the archive's comme
 def find_source(parent: Path, name: str) -> Source | None:
     """The archive `parent/name.zip`, else the folder `parent/name`, else None; `name` may end in `.zip` or `/`.
 
+    Or the images of a table's column, where `name` fits `datasets.files.table.COLUMN`.
+
     Member names are relative to the folder `name` in the archive, where it has one, or to the folder itself.
     """
+    if column := COLUMN.fullmatch(name):
+        return ZipArchive(column_archive(parent, *column.groups()), label=str(parent / name))
     name = name.rstrip("/").removesuffix(".zip")
     archive, folder = parent / f"{name}.zip", parent / name
     if archive.is_file():

@@ -24,7 +24,7 @@ from eomt.cli.meanings import CONFIGS, keys_of
 from eomt.cli.settings import WITHOUT_RUN, Eval, Run, Scored
 from eomt.errors import InputError
 from eomt.training.slurm import first_rank
-from eomt.weights.hub import BEST_FIRST, SUFFIXES, is_hub_id, run_checkpoint
+from eomt.weights.hub import BEST_FIRST, SUFFIXES, dataset_path, is_hub_id, run_checkpoint
 
 GROUPS = ("task", "model", "experiment")
 """The config groups that choose under which settings weights of another source are evaluated."""
@@ -39,6 +39,7 @@ _LIST = re.compile(r"^\[[^'\"{}$]+\]$")
 # These are read from other folders later on.
 _ABSOLUTE = re.compile(r"^\+{0,2}(ckpt|weights|delta_base|(\w+\.)*(root|pretrained))$")
 _HUB_KEYS = re.compile(r"^\+{0,2}(ckpt|weights|delta_base)$")
+_ROOT = re.compile(r"^data\.((train|val)\.)?root$")
 # eval.py's own keys.
 _EVAL = {*Eval.model_fields, "hydra"}
 # Hydra's flags, and those that take a value.
@@ -143,7 +144,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
             plain = (value[0] not in "'\"[{" or os.path.exists(value)) and "${" not in value
             if plain and value.lower() not in ("null", "true", "false"):
                 value = os.path.expanduser(value)
-                if _ABSOLUTE.match(key) and not (_HUB_KEYS.match(key) and is_hub_id(value)):
+                if _ABSOLUTE.match(key) and not ((_HUB_KEYS.match(key) or _ROOT.match(key)) and is_hub_id(value)):
                     value = os.path.abspath(value)
                 argument = f"{key}={_quoted(value)}"
             elif key == "images" and _LIST.match(value):
@@ -301,7 +302,7 @@ def _checked(command: str, argument: str, sweep: bool, chosen: bool) -> str:
 
 
 def _existing(command: str, argument: str, key: str, value: Any) -> str:
-    """The override, with a run's checkpoint in the place of its folder.
+    """The override, with a run's checkpoint in the place of its folder, and the folder of a data set on the Hub.
 
     Raises:
         InputError: if its value is a path to be read that does not exist.
@@ -321,8 +322,13 @@ def _existing(command: str, argument: str, key: str, value: Any) -> str:
     to_read = key in ("images", "model.pretrained") and not glob.has_magic(value)
     if to_read and not os.path.exists(value):
         raise InputError(f"{key}={value}: no such file or folder")
-    if re.fullmatch(r"data\.((train|val)\.)?root", key) and not os.path.isdir(value):
-        raise InputError(f"{key}={value}: no such folder")
+    if _ROOT.match(key) and not os.path.isdir(value):
+        if not is_hub_id(value):
+            raise InputError(f"{key}={value}: no such folder")
+        try:
+            return f"{key}={_quoted(str(dataset_path(value)))}"
+        except InputError as error:
+            raise InputError(f"{key}={value}: no such folder; as a data set, {error}") from error
     return argument
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from eomt.errors import InputError, reason
 
@@ -59,17 +60,32 @@ def local_path(source: str | Path) -> Path:
     return folder
 
 
-def _snapshot(repo_id: str, patterns: list[str]) -> Path | None:
+def dataset_path(source: str) -> Path:
+    """The folder in the Hub's cache of a data set's Parquet files: its own, or those that the Hub has made of it.
+
+    Raises:
+        InputError: if it cannot be had, or has none.
+    """
+    for revision in (None, "refs/convert/parquet"):
+        folder = _snapshot(source, ["*.parquet", "id2label.json"], repo_type="dataset", revision=revision)
+        if folder is not None and next(folder.rglob("*.parquet"), None):
+            return folder
+    raise InputError(f"{source} on the Hugging Face Hub holds no Parquet files; download it, and give its folder")
+
+
+def _snapshot(repo_id: str, patterns: list[str], **options: Any) -> Path | None:
     """The folder in the cache; None if the cache lacks the files that were asked for."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns, **options))
     except getattr(errors, "IncompleteSnapshotError", ()):
         return None
     except Exception as error:
         # The client's own errors, those of the network below it, and those of the disk under the cache.
+        if isinstance(error, errors.RevisionNotFoundError):
+            return None
         if isinstance(error, errors.GatedRepoError):
             fault = "it is gated: ask for access on its page there, then run `hf auth login` or set HF_TOKEN"
         elif isinstance(error, errors.RepositoryNotFoundError):

@@ -88,4 +88,5 @@ def test_hub_ids_are_no_paths_on_the_command_line(tmp_path, monkeypatch):
         assert quote_paths([f"{key}=runs/a=1.ckpt"]) == [f"{key}='{tmp_path}/runs/a=1.ckpt'"]
     (tmp_path / "tue-mps" / "coco_x").mkdir(parents=True)
     assert quote_paths(["ckpt=tue-mps/coco_x"]) == [f"ckpt='{tmp_path}/tue-mps/coco_x'"]
-    assert quote_paths(["data.root=a/b"]) == [f"data.root='{tmp_path}/a/b'"]
+    assert quote_paths(["data.root=a/b"]) == ["data.root='a/b'"]  # a data set there
+    assert quote_paths(["data.root=tue-mps/coco_x"]) == [f"data.root='{tmp_path}/tue-mps/coco_x'"]

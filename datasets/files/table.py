@@ -1,0 +1,148 @@
+"""Columns of images in Parquet and Arrow files, as Hugging Face writes data sets.
+
+Reading one row of such a file takes its whole group: a column is unpacked into an archive in the cache, once. The
+library that writes them, called `datasets` as this package is, is not needed, and no code of a data set is run.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import ZipFile
+
+from datasets.files.index import cache_errors, cache_folder
+from eomt.errors import InputError
+from eomt.files import replacing
+
+COLUMN = re.compile(r"(.+\.(?:parquet|arrow)):([^/:]+)")
+"""A pattern of files and a column, such as `data/train*.parquet:image`."""
+
+_VERSION = 1  # part of an archive's name: raise it when what stands there changes
+_ROWS = 32  # read at a time
+
+log = logging.getLogger(__name__)
+
+
+class Columns(NamedTuple):
+    """What a table tells of itself.
+
+    Attributes:
+        images: the columns of images.
+        classes: the names of the only column of classes, the lists among them first; None if there is none.
+    """
+
+    images: list[str]
+    classes: list[str] | None
+
+
+def columns(file: Path) -> Columns:
+    """The columns of a Parquet or Arrow file. InputError if it cannot be read."""
+    with _opened(file) as (schema, _):
+        images = [field.name for field in schema if _holds_bytes(field.type)]
+        try:
+            features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+            images = [name for name in images if features[name]["_type"] == "Image"]
+            found = [_class_names(feature) for feature in features.values()]
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # another tool's
+            found = []
+    lists = [names for names, in_list in filter(None, found) if in_list] or [names for names, _ in filter(None, found)]
+    return Columns(images, lists[0] if len(lists) == 1 else None)
+
+
+def column_archive(parent: Path, pattern: str, column: str) -> Path:
+    """The archive of a column's images, `FILE/ROW NAME.png` whatever their kind; NAME is the image's, if it has one.
+
+    Args:
+        parent: the folder to which the pattern of the files is relative.
+
+    Raises:
+        InputError: if no file fits the pattern, one is damaged or lacks the column, or the cache cannot be written.
+    """
+    files = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(parent)), pattern))))
+    if not files:
+        raise InputError(f"there is no file {parent / pattern}")
+    state = blake2b(f"{column}\n".encode(), digest_size=16)
+    for file in files:
+        found = file.stat()
+        state.update(f"{file.name} {found.st_size} {found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    path = cache_folder() / f"table-{_VERSION}-{state.hexdigest()}.zip"
+    if not path.is_file():
+        log.info("unpacking the column %s of %d files %s to %s (once)", column, len(files), parent / pattern, path)
+        with cache_errors(path), replacing(path) as draft, ZipFile(draft, "w") as archive:
+            for file in files:
+                name = os.path.splitext(os.path.relpath(file, parent))[0]
+                for row, (image, data) in enumerate(_cells(file, column)):
+                    if data is not None:
+                        archive.writestr(f"{name}/{row:08d}{image}.png", data)
+    return path
+
+
+def _cells(file: Path, column: str) -> Iterator[tuple[str, bytes | None]]:
+    """The name of each row's image, with a space before it or empty, and the bytes in a column; None without any."""
+    with _opened(file, column) as (schema, batches):
+        if column not in schema.names or not _holds_bytes(schema.field(column).type):
+            raise InputError(f"{file} has no column {column!r} of images; its columns are {', '.join(schema.names)}")
+        first = _first_image(schema)
+        for batch in batches:
+            names = batch.column(first).to_pylist() if first else [None] * batch.num_rows
+            for name, cell in zip(names, batch.column(column).to_pylist(), strict=True):
+                stem = Path(str((name or {}).get("path") or "")).stem[:100]
+                # It is the same in all columns, and may hold anything.
+                clean = re.sub(r"[^\w.+-]", " ", stem.encode(errors="ignore").decode()).strip()
+                yield f" {clean}".rstrip(), cell["bytes"] if isinstance(cell, dict) else cell
+
+
+def _first_image(schema: Any) -> str | None:
+    """The first column of images that have names."""
+    return next((f.name for f in schema if _holds_bytes(f.type) and "path" in str(f.type)), None)
+
+
+@contextmanager
+def _opened(file: Path, column: str | None = None) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """The schema of a file, and its batches of rows."""
+    try:
+        import pyarrow
+        from pyarrow import ipc, parquet
+    except ImportError as error:
+        raise InputError(f"reading {file} needs pyarrow: pip install 'eomt[hf]'") from error
+    try:
+        if file.suffix == ".parquet":
+            with parquet.ParquetFile(file) as table:
+                schema = table.schema_arrow
+                needed = [column, *(f"{name}.path" for name in [_first_image(schema)] if name not in (None, column))]
+                yield schema, table.iter_batches(_ROWS, columns=needed)
+        else:
+            with pyarrow.memory_map(str(file)) as source:
+                try:
+                    reader = ipc.open_stream(source)
+                except pyarrow.ArrowInvalid:
+                    whole = ipc.open_file(source)
+                    yield whole.schema, map(whole.get_batch, range(whole.num_record_batches))
+                else:
+                    yield reader.schema, iter(reader)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """True for binary, and for a structure with `bytes` of it."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _class_names(feature: Any) -> tuple[list[str], bool] | None:
+    """The names of a ClassLabel feature, and whether it is in a list; None for other features."""
+    inner = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+    names = inner.get("names") if inner.get("_type") == "ClassLabel" else None
+    return ([str(name) for name in names], inner is not feature) if names else None

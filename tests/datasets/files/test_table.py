@@ -1,0 +1,57 @@
+"""Columns of images in Parquet and Arrow files."""
+
+import huggingface_hub
+import pytest
+
+from datasets.files.archive import find_source
+from datasets.files.table import columns
+from datasets.layout import find_layout
+from eomt.cli.arguments import prepared
+from tests.exports import CLASSES, hugging_face, pictures
+from tests.label_files import contents, fails
+
+pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("EOMT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def test_a_column_is_an_archive(tmp_path):
+    hugging_face(tmp_path)
+    for _ in range(2):
+        source = find_source(tmp_path, "data/validation*.parquet:image")
+        assert list(contents(source).values()) == [picture.photo for picture in pictures()[16:]]
+    assert next(iter(source.members())) == "data/validation-00000-of-00002/00000000 picture 16.png"
+    assert columns(tmp_path / "data" / "train-00000-of-00002.parquet") == (["image", "label"], ["background", *CLASSES])
+
+
+def test_what_cannot_be_read_ends_in_one_line(tmp_path):
+    hugging_face(tmp_path)
+    fails("no column 'mask' of images; its columns are image", find_source, tmp_path, "data/train*.parquet:mask")
+    fails("no column 'scene' of images", find_source, tmp_path, "data/train*.parquet:scene")
+    fails("there is no file", find_source, tmp_path, "data/test*.parquet:image")
+    for name in ("bad.parquet", "bad.arrow"):
+        (tmp_path / name).write_bytes(b"PAR1 damaged PAR1")
+        fails(f"{name} cannot be read", find_source, tmp_path, f"{name}:image")
+
+
+def test_a_data_set_on_the_hub(tmp_path, monkeypatch):
+    hugging_face(tmp_path / "made")
+    (tmp_path / "none").mkdir()
+    asked = []
+
+    def snapshot(repo_id, repo_type, revision, allow_patterns):
+        asked.append((repo_id, repo_type, revision))
+        return str(tmp_path / ("made" if revision else "none"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    arguments = prepared("train", ["data.root=someone/streets"], find_layout)
+    assert f"data.root='{tmp_path}/made'" in arguments
+    assert "task=folder_semantic" in arguments
+    assert {*asked} == {("someone/streets", "dataset", None), ("someone/streets", "dataset", "refs/convert/parquet")}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "none"))
+    fails(
+        "streets: no such folder; as a data set, .* no Parquet files", prepared, "train", ["data.root=someone/streets"]
+    )
