@@ -305,16 +305,20 @@ def test_what_does_not_fit_is_said(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_formats_give_the_same_scores(tmp_path):
+@pytest.mark.parametrize(
+    ("task", "formats"),
+    [(INSTANCE, ("coco", "roboflow", "yolo", "yolo lists", "labelme", "voc")), (SEMANTIC, ("masks", "hugging face"))],
+)
+def test_all_formats_give_the_same_scores(task, formats, tmp_path):
     """Three steps on each format, and a check of it."""
     scores, losses = {}, {}
-    for name in ("coco", "roboflow", "yolo", "yolo lists", "labelme", "voc"):
+    for name in formats:
         root = tmp_path / name
         EXPORTS[name].write(root)
         small = [
             *SMALL,
             f"data.root={root}",
-            f"task={INSTANCE}",
+            f"task={task}",
             "model=tiny",
             "trainer.devices=1",
             "data.num_workers=0",
@@ -326,6 +330,6 @@ def test_all_formats_give_the_same_scores(tmp_path):
         checked = [*small, f"run_folder={tmp_path}/check {name}", "pictures=1"]
         check_data.main(composed("check_data", *prepared("check_data", checked, find_layout)))
     for name in scores:
-        np.testing.assert_equal(losses[name], losses["coco"])
-        assert scores[name] == scores["coco"]
-    assert len(losses["coco"]["loss_class/output_1"]) == 3
+        np.testing.assert_equal(losses[name], losses[formats[0]])
+        assert scores[name] == scores[formats[0]]
+    assert len(losses[formats[0]]["loss_class/output_1"]) == 3
