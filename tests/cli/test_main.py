@@ -90,7 +90,8 @@ def test_help_is_the_commands_own(command, monkeypatch, capsys):
     assert not re.search(r"powered by|overrid|launcher|recipe: dinov3", page)
 
 
-def test_help_is_short_unless_more_is_asked_for():
+def test_help_is_short_unless_more_is_asked_for(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     pages = {words: help_of("train", "Train.", words).splitlines() for words in ("", "all", "lora", "xyz")}
     assert len(pages[""]) < 90 < len(pages["all"])
     assert any(line.startswith("  data.root=") for line in pages[""])
