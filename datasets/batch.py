@@ -91,7 +91,9 @@ def collate_train(items: Sequence[TrainItem]) -> TrainBatch:
     """Stack transformed images; planes and segments are padded to the largest of the batch."""
     images, targets, names, skipped, notes = zip(*items, strict=True)
     # In a worker this stacks right into the memory that is shared with the main process.
-    return TrainBatch(default_collate(images), collate_targets(targets), names, (), sum(skipped, ()), sum(notes, ()))
+    return TrainBatch(
+        default_collate(list(images)), collate_targets(targets), names, (), sum(skipped, ()), sum(notes, ())
+    )
 
 
 def collate_eval(items: Sequence[EvalItem]) -> EvalBatch:

@@ -89,8 +89,8 @@ def find_layout(root: Path, task: str | None) -> tuple[str, dict[str, Any]]:
         except InputError as error:
             faults.append(error)
             continue
-        for name in layout.readings if layout else ():
-            found.setdefault(name, layout)
+        if layout is not None:
+            found = dict.fromkeys(layout.readings, layout) | found
     if faults and task not in found:
         raise faults[0]
     tasks = list(found)
@@ -129,7 +129,7 @@ def _words(name: str) -> set[str]:
     return set(re.findall("[a-z]+", re.sub("annots?(?=$|[^a-z])", " annot", name.lower())))
 
 
-def both(splits: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:
+def both(splits: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     """The keys of both sets from those of one set each, as `{"train": {"images": ...}}`.
 
     Where there is nothing to validate on but a test set, that is taken; where there is one set alone, it is divided.
@@ -238,6 +238,8 @@ def _peek(path: Path) -> tuple[str, bool] | None:
         chunks = islice(Folder(path.parent).chunks(path.name), _LOOKED_AT)
         keys = ("images", "annotations") if has_pngs else ("images",)
         for key, row in stream_arrays(chunks, keys, str(path)):
+            if not isinstance(row, Mapping):
+                raise TypeError
             if key == "images" and image is None:
                 image = file_name(row)
             elif key == "annotations":
@@ -310,7 +312,7 @@ def _yolo(folder: Path) -> Layout | None:
         from datasets.readers.yolo import description, folders
 
         try:
-            sets: dict[str | None, str | None] = {split: folders(folder / name, split) for split in _SPLITS}
+            sets: Mapping[str | None, str | None] = {split: folders(folder / name, split) for split in _SPLITS}
             description(folder / name)
         except InputError:
             if name == "data.yaml":

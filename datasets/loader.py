@@ -296,6 +296,7 @@ class EvaluationLoader(BatchLoader):
         order = range(len(dataset) + missing)
         super().__init__(dataset, collate_eval, num_workers, timeout, batch_size=batch_size, sampler=order)
         self._limit = min(limit or len(self), len(self))
+        self._size = dataset.size
         self._notes = ImageNotes(dataset.reader, "data.val")
 
     def __iter__(self) -> Iterator[EvalBatch]:
@@ -303,7 +304,7 @@ class EvaluationLoader(BatchLoader):
             # The repeated image has neither name nor targets.
             for name, targets, placement in zip(batch.names, batch.targets, batch.placements, strict=False):
                 self._notes.add((kind, name) for kind, _ in targets.notes)
-                if is_reduced(placement, self.dataset.size):
+                if is_reduced(placement, self._size):
                     self._notes.add([("reduced", name)])
             if done == self._limit:
                 self._notes.say()
@@ -338,6 +339,7 @@ class ResumableLoader(BatchLoader):
         super().__init__(dataset, collate_train, num_workers, timeout, accumulated, batch_sampler=batch_sampler)
         self.max_bad_images = max_bad_images
         self._limit = min(limit or len(batch_sampler), len(batch_sampler))
+        self._order = batch_sampler
         self._epoch = self._done = 0
         self._bad: set[str] = set()
         self._notes = ImageNotes(dataset.reader, "data.train")
@@ -347,8 +349,8 @@ class ResumableLoader(BatchLoader):
 
         Takes a step's batches together; the workers have read them ahead anyway.
         """
-        self.batch_sampler.start_at(self._epoch, self._done)
-        batches, accumulated = super().__iter__(), self.batch_sampler.accumulated
+        self._order.start_at(self._epoch, self._done)
+        batches, accumulated = super().__iter__(), self._order.accumulated
         first = done = self._done
         while step := list(islice(batches, min(accumulated - done % accumulated, self._limit - done))):
             done += len(step)
@@ -382,7 +384,7 @@ class ResumableLoader(BatchLoader):
         The first rank saves it for all. Bad images differ between ranks, so they are counted anew after a resume;
         their replacements depend on the keys alone.
         """
-        return {"epoch": self._epoch, "batches": self._done, "layout": self.batch_sampler.layout()}
+        return {"epoch": self._epoch, "batches": self._done, "layout": self._order.layout()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a saved position at the next iteration.
@@ -390,7 +392,7 @@ class ResumableLoader(BatchLoader):
         Raises:
             InputError: if the position is in the middle of an epoch that this run would order otherwise.
         """
-        saved, here = state["layout"], self.batch_sampler.layout()
+        saved, here = state["layout"], self._order.layout()
         changed = [f"{name} was {saved[name]}, is {here[name]}" for name in here if saved[name] != here[name]]
         if state["batches"] and changed:
             raise InputError(

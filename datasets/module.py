@@ -88,21 +88,26 @@ class SegmentationData(LightningDataModule):
     ):
         super().__init__()
         self.geometry = geometry
-        self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        self.image_size = (height, width)
         self.batch_size = batch_size
         self.global_batch = global_batch
         self.num_workers = num_workers
         self.seed = seed
-        self.scale_range = tuple(scale_range)
+        low, high = scale_range
+        self.scale_range = (low, high)
         self.augmentations = tuple(augmentations)
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        batch = batch_size if eval_batch_size is None else eval_batch_size
+        if batch is None:
+            raise InputError("data.eval_batch_size=null is data.batch_size, which is null, too: give one of them")
+        self.eval_batch_size = batch
         self.max_images = max_images
         self.max_bad_images = max_bad_images
         self.timeout = timeout
         self.keep_empty = keep_empty
         self.mask_resize = mask_resize
         self.validation_loss = validation_loss
-        self._chosen = {key: value for key, value in (("only", only), ("merge", merge)) if value}
+        self._only, self._merge = only, merge
         self._said: set[str] = set()
         self.split = split
         self._sources = {"train": train, "val": train if validate_on_train else val}
@@ -115,8 +120,8 @@ class SegmentationData(LightningDataModule):
         if split not in self._readers:
             source = self._sources[split]
             reader = source() if callable(source) else source
-            if self._chosen:
-                reader = ChosenClasses(reader, **self._chosen)
+            if self._only or self._merge:
+                reader = ChosenClasses(reader, self._only, self._merge)
             if self.split is not None:
                 reader = Subset(reader, divided(reader, self.split, self._parts[split]))
                 _check_one_set(reader, *self._readers.values())
@@ -136,7 +141,7 @@ class SegmentationData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Open the sets in one process per node: it writes the cached index that the others read."""
-        self.setup(self.trainer.state.fn)
+        self.setup(self.trainer.state.fn if self.trainer and self.trainer.state.fn else "")
 
     def setup(self, stage: str) -> None:
         """Open both sets to fit, otherwise that of validation.
@@ -158,7 +163,7 @@ class SegmentationData(LightningDataModule):
             return
         self._said.add(split)
         reader = self.reader(split)
-        for line in reader.remarks() if hasattr(reader, "remarks") else ():
+        for line in getattr(reader, "remarks", list)():
             if line not in self._said:  # two parts of one set say the same
                 self._said.add(line)
                 yield line
@@ -186,7 +191,7 @@ class SegmentationData(LightningDataModule):
         Raises:
             InputError: if it is no whole number.
         """
-        total, size = self.global_batch, self.batch_size
+        total, size = self.global_batch, self._known_batch_size()
         if total % (size * devices) == 0:
             return total // (size * devices)
         below = total // (size * devices) * size * devices
@@ -234,8 +239,12 @@ class SegmentationData(LightningDataModule):
 
     def _training(self) -> tuple[TrainingSet, EpochBatchSampler]:
         rank, world_size = self._rank_and_size()
-        images = self.training_set()
-        return images, EpochBatchSampler(len(images), self.batch_size, self.global_batch, self.seed, rank, world_size)
+        images, size = self.training_set(), self._known_batch_size()
+        return images, EpochBatchSampler(len(images), size, self.global_batch, self.seed, rank, world_size)
+
+    def _known_batch_size(self) -> int:
+        assert self.batch_size is not None, "chosen before training"
+        return self.batch_size
 
     def _limit(self, batches: int, key: str = "limit_train_batches") -> int:
         """The number of batches that the trainer asks for: an int counts them, a float is a share."""
@@ -253,7 +262,7 @@ class SegmentationData(LightningDataModule):
 
     def validated(self) -> tuple[int, int]:
         """The number of images that a validation scores on all ranks, and that of the whole set."""
-        images, ranks = len(self.reader("val")), self.trainer.world_size
+        images, ranks = len(self.reader("val")), self.trainer.world_size if self.trainer else 1
         limit = self._limit(math.ceil(images / ranks / self.eval_batch_size), "limit_val_batches")
         shares = [len(range(rank, images, ranks)) for rank in range(ranks)]
         return sum(min(share, limit * self.eval_batch_size) for share in shares), self._sizes["val"]

@@ -40,13 +40,13 @@ class TrainTransform:
     def __init__(
         self,
         size: tuple[int, int],
-        scale_range: Sequence[float] = (0.1, 2.0),
+        scale_range: tuple[float, float] = (0.1, 2.0),
         augmentations: Sequence[albumentations.BasicTransform | albumentations.BaseCompose] = (),
         mask_resize: str = "nearest",
     ):
         self._mask_resize = mask_resize
-        self._size = tuple(size)
-        self._scale_range = tuple(scale_range)
+        self._size = size
+        self._scale_range = scale_range
         self._augment = Augmentations(augmentations) if augmentations else None
 
     def __call__(self, image: np.ndarray, targets: ImageTargets, seed: Sequence[int]) -> tuple[Tensor, ImageTargets]:
@@ -69,7 +69,8 @@ class TrainTransform:
         for _ in range(1 if targets.crowd.all() else MAX_TRIES):
             if self._augment:
                 shown, augmented = self._augment(image, targets, generator.spawn(1)[0])
-            crop = draw_crop(shown.shape[:2], self._size, self._scale_range, generator)
+            height, width, _ = shown.shape
+            crop = draw_crop((height, width), self._size, self._scale_range, generator)
             cropped = crop_targets(augmented, crop, self._mask_resize)
             if len(cropped.labels):
                 break
@@ -178,12 +179,12 @@ def draw_crop(
     """
     flip = bool(generator.random() < 0.5)
     factor = generator.uniform(*scale_range) * min(size[0] / old[0], size[1] / old[1])
-    scaled = tuple(max(int(side * factor), 1) for side in old)
-    starts = [
+    scaled = max(int(old[0] * factor), 1), max(int(old[1] * factor), 1)
+    top, left = (
         int(generator.integers(max(side - room, 0), endpoint=True)) for side, room in zip(scaled, size, strict=True)
-    ]
-    window = tuple((start, min(start + room, side)) for start, room, side in zip(starts, size, scaled, strict=True))
-    return Crop(flip, tuple(old), scaled, window, size)
+    )
+    window = (top, min(top + size[0], scaled[0])), (left, min(left + size[1], scaled[1]))
+    return Crop(flip, old, scaled, window, size)
 
 
 def crop_image(image: np.ndarray, crop: Crop) -> Tensor:
@@ -251,8 +252,8 @@ def shown_targets(targets: ImageTargets, placement: Placement, size: tuple[int, 
     """
     old, scaled = placement[:2], placement[2:]
     parts = [
-        tuple((part.start, min(part.stop, side)) for part, side in zip(window, scaled, strict=True))
-        for window in windows_of(placement, size)
+        ((rows.start, min(rows.stop, scaled[0])), (columns.start, min(columns.stop, scaled[1])))
+        for rows, columns in windows_of(placement, size)
     ]
     return tuple(crop_targets(targets, Crop(False, old, scaled, part, size), "nearest-exact") for part in parts)
 

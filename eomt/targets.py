@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -91,7 +92,7 @@ def collate_targets(targets: Sequence[ImageTargets]) -> BatchTargets:
 
 
 def targets_from_id_map(
-    id_map: np.ndarray, segment_ids: Sequence[int], labels: Sequence[int], crowd: Sequence[bool] | None = None
+    id_map: np.ndarray, segment_ids: ArrayLike, labels: ArrayLike, crowd: ArrayLike | None = None
 ) -> ImageTargets:
     """Targets of segments that do not overlap.
 
@@ -115,9 +116,9 @@ def targets_from_id_map(
 def targets_from_rles(
     counts: Sequence[bytes],
     size: tuple[int, int],
-    labels: Sequence[int],
-    crowd: Sequence[bool] | None = None,
-    areas: Sequence[float] | None = None,
+    labels: ArrayLike,
+    crowd: ArrayLike | None = None,
+    areas: ArrayLike | None = None,
 ) -> ImageTargets:
     """Targets of masks that may overlap, given as COCO's compressed run lengths.
 
@@ -138,7 +139,7 @@ def targets_from_rles(
 def _decoded(code: bytes, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
     """Top and left of a mask's bounding box, and the mask in it: bool [h, w]."""
     check_rle(code, size[0] * size[1])
-    rle = {"size": size, "counts": code}
+    rle: Any = {"size": size, "counts": code}
     left, top, width, height = coco_mask.toBbox(rle).astype(int)
     return top, left, coco_mask.decode(rle).view(bool)[top : top + height, left : left + width]
 
@@ -177,17 +178,18 @@ def runs(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _image_targets(
     ids: np.ndarray,
-    labels: Sequence[int],
-    planes: Sequence[int],
-    crowd: Sequence[bool] | None,
-    areas: Sequence[float] | None = None,
+    labels: ArrayLike,
+    planes: ArrayLike,
+    crowd: ArrayLike | None,
+    areas: ArrayLike | None = None,
 ) -> ImageTargets:
     # Copies: labels may be views of a read-only memory map.
+    numbers = np.array(labels, dtype=np.int64)
     return ImageTargets(
         torch.from_numpy(ids),
-        torch.from_numpy(np.array(labels, dtype=np.int64)),
+        torch.from_numpy(numbers),
         torch.from_numpy(np.array(planes, dtype=np.int64)),
-        torch.from_numpy(np.array(crowd if crowd is not None else np.zeros(len(labels)), dtype=bool)),
+        torch.from_numpy(np.array(crowd if crowd is not None else np.zeros(len(numbers)), dtype=bool)),
         None if areas is None else torch.from_numpy(np.array(areas, dtype=np.float64)),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -25,7 +26,7 @@ AUGMENTED = 2  # versions of each training image
 CROWD_GREY = (150, 150, 150)
 
 
-def train_sheet(data: SegmentationData, usable: Sequence[int], count: int) -> np.ndarray | None:
+def train_sheet(data: SegmentationData, usable: ArrayLike, count: int) -> np.ndarray | None:
     """Draw training images, their targets, and their augmented versions of the first epochs.
 
     Args:
@@ -42,32 +43,36 @@ def train_sheet(data: SegmentationData, usable: Sequence[int], count: int) -> np
     keys = np.flatnonzero(np.isin(images.indices, usable))
     rows = []
     for key in spread(keys, count, data.seed):
-        samples = [images[SampleKey(epoch, key, 0)] for epoch in range(AUGMENTED)]
-        if isinstance(samples[0], InputError):  # an augmentation fails
-            raise samples[0]
-        seen = [
-            (f"epoch {epoch}: {_by(item.image)}", _drawn(item.image, item.targets, images.reader.classes))
-            for epoch, item in enumerate(samples)
-        ]
+        seen = []
+        for epoch in range(AUGMENTED):
+            item = images[SampleKey(epoch, key, 0)]
+            if isinstance(item, InputError):  # an augmentation fails
+                raise item
+            drawn = _drawn(item.image, item.targets, images.reader.classes)
+            seen.append((f"epoch {epoch}: {_by(item.image)}", drawn))
         rows.append(_row(images.reader, int(images.indices[key]), seen))
     return contact_sheet(rows) if rows else None
 
 
-def val_sheet(data: SegmentationData, usable: Sequence[int], count: int) -> np.ndarray | None:
+def val_sheet(data: SegmentationData, usable: ArrayLike, count: int) -> np.ndarray | None:
     """Draw validation images, their targets, and both as the network receives them; see `train_sheet`."""
     images = EvaluationSet(data.reader("val"), data.geometry, data.image_size)
     rows = []
     for index in spread(usable, count, data.seed):
         item = images[index]
+        if isinstance(item, InputError):
+            raise item
+        assert item.targets is not None, "of this rank's own images"
         view = data.geometry.view(item.inputs, item.placement, data.image_size)
-        targets = item.targets._replace(ids=_nearest(item.targets.ids, tuple(view.shape[1:])))
+        _, height, width = view.shape
+        targets = item.targets._replace(ids=_nearest(item.targets.ids, (height, width)))
         inputs = f"{len(item.inputs)} input{'s' * (len(item.inputs) > 1)} of {_by(item.inputs)}"
         seen = [(f"network: {_by(view)}, {inputs}", _drawn(view, targets, images.reader.classes))]
         rows.append(_row(images.reader, index, seen))
     return contact_sheet(rows) if rows else None
 
 
-def spread(indices: Sequence[int], count: int, seed: int) -> list[int]:
+def spread(indices: ArrayLike, count: int, seed: int) -> list[int]:
     """Choose one at random from each of `count` equal parts; all if there are no more."""
     generator = np.random.default_rng(seed)
     parts = [part for part in np.array_split(np.asarray(indices, dtype=np.int64), max(count, 1)) if len(part)]
@@ -101,7 +106,7 @@ def _scaled(image: Tensor, ids: Tensor) -> tuple[np.ndarray, Tensor]:
     size = max(round(height * factor), 1), max(round(width * factor), 1)
     # Enlarged pixels stay squares.
     how = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], how)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size[1], size[0]), how)
     return np.array(picture), _nearest(ids, size)
 
 

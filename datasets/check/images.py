@@ -105,7 +105,7 @@ def _facts(image: np.ndarray, targets: ImageTargets) -> ImageFacts:
             if box is not None:
                 rows, columns = box
                 boxes[number] = columns.start, rows.start, columns.stop, rows.stop
-    digest = blake2b(np.ascontiguousarray(image), digest_size=16, key=repr(image.shape).encode()).digest()
+    digest = blake2b(np.ascontiguousarray(image).data, digest_size=16, key=repr(image.shape).encode()).digest()
     unlabelled = labelled.size - int(labelled.sum())
     return ImageFacts(image.shape[:2], digest, targets.labels.numpy(), crowd, pixels, boxes, unlabelled, targets.notes)
 

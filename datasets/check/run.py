@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -82,7 +83,7 @@ def _check_images(
 
     `seen` maps each digest to the set and name of its first image, and is extended.
     """
-    reader = data.reader(split)
+    reader: Any = data.reader(split)  # see `Reader` for what one may have
     for line in data.remarks(split):
         report.add("remark", split, "", line)
     for line in reader.left_out() if hasattr(reader, "left_out") else ():
@@ -106,7 +107,8 @@ def _check_images(
         if hasattr(reader, "annotated"):
             odd += odd_annotations(image, *reader.annotated(index), reader.classes)
         number = int(reader.numbers[index]) if isinstance(reader, Subset) else index
-        if hasattr(reader, "photos") and (what := reader.photos.exif(number)):
+        photos = getattr(reader, "photos", None)
+        if photos is not None and (what := photos.exif(number)):
             odd.append(("exif", what))
         first_split, first_name = first = seen.setdefault(image.digest, (split, name))
         if first != (split, name):
@@ -117,7 +119,7 @@ def _check_images(
     if not usable:  # what is wrong with the images has been said
         return np.array(usable, dtype=np.int64)
     nowhere = f"no image shows it; {tally.percent(tally.unlabelled):.1f} % of all pixels are in no segment"
-    for label in np.flatnonzero(tally.images == 0):
+    for label in np.flatnonzero(tally.images == 0).tolist():
         report.add("unseen_class", split, reader.classes[label].name, nowhere)
     if split == "train" and not (tally.images.any() and reader.has_targets().any()):
         report.add(
@@ -129,7 +131,7 @@ def _check_images(
     return np.array(usable, dtype=np.int64)
 
 
-def _check_unused(readers: Iterable[Reader], report: Report) -> None:
+def _check_unused(readers: Iterable[Any], report: Report) -> None:
     """Report files that neither set uses: both may be parts of one folder."""
     used, there = set(), set()
     for reader in readers:

@@ -33,7 +33,8 @@ class Photos:
     def __init__(self, files: IndexedFiles, exif: Form | None = None, usual: Form = "upright"):
         self.files = files
         self._exif = exif
-        self._forms = (exif,) if exif else sorted(("upright", "stored"), key=usual.__ne__)
+        both: tuple[Form, Form] = ("upright", "stored") if usual == "upright" else ("stored", "upright")
+        self._forms = (exif,) if exif else both
         self.record = torch.zeros(len(files), dtype=torch.uint8).share_memory_()
 
     def read(self, index: int, size: Callable[[], tuple[int, int] | None]) -> tuple[np.ndarray, str]:
@@ -70,7 +71,7 @@ class Photos:
         found = codes[codes % _OTHER > 1]
         if self._exif or not len(found):
             return "", frozenset()
-        usual, other = self._forms
+        usual, other = self._forms[0], self._forms[-1]
         fitting = int((found >= _OTHER).sum())
         parts = [f"{len(found) - fitting} are {_DONE[usual]}"] * (fitting < len(found))
         parts += [

@@ -59,21 +59,27 @@ class Source(Protocol):
 
     def describe(self, name: str) -> str:
         """Name of a member in messages."""
+        ...
 
     def below(self, folder: str) -> Source:
         """The files of one folder in it; names are then relative to that folder."""
+        ...
 
     def members(self) -> dict[str, Member]:
         """All files by relative POSIX path. Slow: reads the central directory, or lists the folder."""
+        ...
 
     def fingerprint(self) -> bytes:
         """A digest that changes when an archive's contents or a folder's file names do. Fast."""
+        ...
 
     def digest(self, name: str) -> bytes:
         """A digest that changes when the contents of one member do."""
+        ...
 
     def chunks(self, name: str, member: Member) -> Iterator[bytes]:
         """A member in pieces of about 1 MiB, then checked against its CRC. InputError if it is missing or damaged."""
+        ...
 
 
 class Folder:

@@ -56,15 +56,19 @@ class Reader(Protocol):
 
     def __len__(self) -> int:
         """The number of images, also those without segments: validation scores them all."""
+        ...
 
     def has_targets(self) -> np.ndarray:
         """bool [N]: the image has a segment to train on. Training leaves the others out."""
+        ...
 
     def name(self, index: int) -> str:
         """The image's file name, for messages and for the names of results."""
+        ...
 
     def image_id(self, index: int) -> ImageId:
         """The id under which result files name the image."""
+        ...
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         """Read one image.
@@ -77,6 +81,7 @@ class Reader(Protocol):
             InputError: if the image or its ground truth cannot be decoded or they contradict each other;
                 the message names the image.
         """
+        ...
 
 
 class Subset:

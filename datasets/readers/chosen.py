@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class ChosenClasses:
         only: Sequence[object] | None = None,
         merge: Mapping[object, Sequence[object]] | None = None,
     ):
-        self._reader = reader
+        self._reader: Any = reader  # see `Reader` for what one may have
         self._one_per_class = getattr(reader, "one_per_class", False)
         joined = {str(name): list(map(str, names)) for name, names in (merge or {}).items()}
         names = _new_names(reader.classes.names, joined)

@@ -47,7 +47,7 @@ class CityscapesSemantic(LabelMaps):
         missing = [f"{_archive(name)} or {name}/" for name, source in zip(_NAMES, found, strict=True) if source is None]
         if missing:
             raise InputError(f"data.root: {root} lacks {' and '.join(missing)}; download it, no need to unpack it")
-        images, labels = (source.below(split) for source in found)
+        images, labels = (source.below(split) for source in found if source is not None)
         files = pair_files(images, ["_leftImg8bit.png"], [(labels, f"_gtFine_{self.kind}.png")])
         class_of = dict.fromkeys(range(256), VOID) | {label_id: k for k, label_id in enumerate(self.shown.ids)}
         super().__init__(*files, self.shown, LabelTable(class_of, "download the archive again"), exif, "stored")

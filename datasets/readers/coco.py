@@ -309,8 +309,8 @@ def _find(
     if masks:
         needs = f"{f'the PNGs of {name}' if extracted.is_file() else f'{needs} and its PNGs'} in {stem}.zip or {stem}/"
     wanted = {f"{images}.zip or {images}/": source, needs: truth}
-    missing = " and ".join(what for what, thing in wanted.items() if thing is None)
-    if missing:
+    if source is None or truth is None:
+        missing = " and ".join(what for what, thing in wanted.items() if thing is None)
         raise InputError(
             f"data.root: {folder} lacks {missing}; download it, no need to unpack it, or name custom files by "
             "`images` and `annotations` of data.train and data.val"

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 import numpy as np
 
@@ -166,8 +167,8 @@ class _Rows:
 
     def add_category(self, row: Mapping) -> None:
         number = row.get("id")
-        is_text = isinstance(number, str) and number.isdecimal()
-        self.categories.append({**row, "id": int(number) if is_text else number})
+        number = int(number) if isinstance(number, str) and number.isdecimal() else number
+        self.categories.append({**row, "id": number})
 
     def drop_root(self) -> None:
         """Leave out the category that Roboflow adds: the others' supercategory, of none itself and without a mask."""
@@ -350,7 +351,7 @@ def _annotated_numbers(row: Mapping) -> tuple[float, ...]:
     return *_numbers(row.get("bbox"), 4), *_numbers(None if area is None else [area], 1), *outline
 
 
-def _numbers(values: object, count: int) -> tuple[float, ...]:
+def _numbers(values: Any, count: int) -> tuple[float, ...]:
     """NaN for None, infinite for anything but that many numbers."""
     if values is None:
         return (np.nan,) * count

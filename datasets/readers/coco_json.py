@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -70,6 +71,11 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
         raise InputError(f"{where} has no {sorted(missing)[0]!r}: {form}")
 
 
+def _end_of_spaces(text: str, start: int) -> int:
+    spaces = _SPACE.match(text, start)
+    return start if spaces is None else spaces.end()
+
+
 class _Text:
     """A text that arrives in pieces; only the part not yet parsed is kept."""
 
@@ -88,10 +94,10 @@ class _Text:
 
     def peek(self) -> str:
         """The next character that is no space; empty at the end."""
-        self._at = _SPACE.match(self._buffer, self._at).end()
+        self._at = _end_of_spaces(self._buffer, self._at)
         while self._at == len(self._buffer) and not self._ended:
             self._extend()
-            self._at = _SPACE.match(self._buffer, self._at).end()
+            self._at = _end_of_spaces(self._buffer, self._at)
         return self._buffer[self._at : self._at + 1]
 
     def take(self, marks: str) -> str:
@@ -195,8 +201,8 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
             outline = sum(map(_outline, polygons))
             if outline > _LONGEST_OUTLINE:
                 raise ValueError(f"the outline of its polygons is {outline:.0f} pixels long")
-        drawn = coco_mask.frPyObjects(polygons, *size)
-        mask = drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
+        drawn: Any = coco_mask.frPyObjects(polygons, *size)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        mask: Any = drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
         # One run: the mask may be empty.
         if len(mask["counts"]) <= _MOST_CHARACTERS and all(_is_outside(polygon, size) for polygon in polygons):
             raise ValueError(f"its polygons lie outside its image of {size[1]}x{size[0]} (width x height)")
@@ -212,7 +218,7 @@ def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
         numbers = np.array(counts, dtype=np.int64)
         if ((numbers < 0) | (numbers > pixels)).any():
             raise ValueError(f"its run lengths must lie within 0..{pixels}")
-        code = coco_mask.frPyObjects({"size": list(size), "counts": numbers.tolist()}, *size)
+        code: Any = coco_mask.frPyObjects({"size": list(size), "counts": numbers.tolist()}, *size)
     elif isinstance(counts, str):
         code = {"size": list(size), "counts": counts.encode("ascii")}
     else:
@@ -245,7 +251,7 @@ def _outline(polygon: np.ndarray) -> float:
     return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
-def area(value: float | None, mask: dict) -> float:
+def area(value: float | None, mask: Any) -> float:
     """The area that the dataset gives, by default the pixels of the mask."""
     if value is None:
         return float(coco_mask.area(mask))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -152,14 +153,14 @@ def _code(color: Sequence[int]) -> int:
     return red | green << 8 | blue << 16
 
 
-def _void_values(ignore: int | Sequence | None) -> list[int]:
+def _void_values(ignore: Any) -> list[int]:
     values = [] if ignore is None else list(ignore) if is_list(ignore) else [ignore]
     if not all(is_whole(value, 0, 0xFFFF) for value in values):
         raise InputError(f"data.ignore={ignore} must be a value of the label files, 0 to 65535, or a list of them")
     return values
 
 
-def _void_colors(ignore: int | Sequence | None) -> list[Sequence[int]]:
+def _void_colors(ignore: Any) -> list[Sequence[int]]:
     if is_whole(ignore, 0, 255):
         return [[ignore] * 3]
     colors = [] if ignore is None else list(ignore) if is_list(ignore) and not is_color(ignore) else [ignore]

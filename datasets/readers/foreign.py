@@ -102,5 +102,5 @@ def sized_row(source: Source, name: str, member: Member, form: Form | None) -> R
 
 def mask_code(mask: np.ndarray) -> dict[str, Any]:
     """A mask, bool [H, W], as a row's `segmentation`."""
-    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    code: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": code["size"], "counts": code["counts"].decode()}

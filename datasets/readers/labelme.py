@@ -165,9 +165,9 @@ def _is_object(shape: object) -> bool:
     return isinstance(shape, Mapping) and isinstance(shape.get("label"), str) and not _left_out(shape)
 
 
-def _objects(shapes: list[object], file: str, size: tuple[int, int]) -> Iterator[Row]:
+def _objects(shapes: list[Any], file: str, size: tuple[int, int]) -> Iterator[Row]:
     """A row for each object, without its image and category but with its label."""
-    objects: dict[object, tuple[Row, list]] = {}
+    objects: dict[object, tuple[dict[str, Any], list]] = {}
     for number, shape in enumerate(shapes, 1):
         if _left_out(shape):
             continue
@@ -227,4 +227,5 @@ def _mask(code: str, box: list[int], where: str, size: tuple[int, int]) -> np.nd
 
 
 def _drawn(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
-    return coco_mask.decode(run_lengths([polygon], size)) > 0
+    code: Any = run_lengths([polygon], size)
+    return coco_mask.decode(code) > 0

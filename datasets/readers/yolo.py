@@ -50,7 +50,8 @@ def places(path: Path, split: str) -> list[Path]:
     entries, _ = description(path)
     named = entries.get(split) or (entries.get("valid") if split == "val" else None)
     named = [entry for entry in (named if isinstance(named, list) else [named]) if isinstance(entry, str)]
-    base = entries.get("path") if isinstance(entries.get("path"), str) else ""
+    base = entries.get("path")
+    base = base if isinstance(base, str) else ""
     found = []
     for entry in (entry.strip().replace("\\", "/") for entry in named):
         ways = [path.parent / base / entry, path.parent / entry]

@@ -21,7 +21,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
@@ -206,7 +206,7 @@ def _rows(scene: Scene, image_id: int) -> tuple[list[dict], list[dict]]:
         while segment_id in used:
             segment_id = (segment_id + 0x0A0B0D) % 0x1000000
         used.add(segment_id)
-        rle = coco_mask.encode(np.asfortranarray(scene.ids == number, dtype=np.uint8))
+        rle: Any = coco_mask.encode(np.asfortranarray(scene.ids == number, dtype=np.uint8))
         row = {
             "id": segment_id,
             "category_id": segment.category_id,

@@ -61,8 +61,8 @@ def draw_scene(rng: Generator, size: int) -> Scene:
 
 def _color(rng: Generator, hue: tuple[float, float], saturation, value) -> np.ndarray:
     """Draw a colour from ranges of hue, saturation and value: red, green, blue, float [3], 0..1."""
-    hue, saturation, value = (rng.uniform(*bounds) for bounds in (hue, saturation, value))
-    return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+    drawn = [rng.uniform(low, high) for low, high in (hue, saturation, value)]
+    return np.array(colorsys.hsv_to_rgb(drawn[0] % 1.0, *drawn[1:]))
 
 
 class _Canvas:
