@@ -90,7 +90,7 @@ def find_layout(root: Path, task: str | None) -> tuple[str, dict[str, Any]]:
             faults.append(error)
             continue
         if layout is not None:
-            found = dict.fromkeys(layout.readings, layout) | found
+            found |= {name: layout for name in layout.readings if name not in found}
     if faults and task not in found:
         raise faults[0]
     tasks = list(found)
