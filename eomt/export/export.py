@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,10 @@ def _write_graph(
     written = network if precision in ("32", "int8") else copy.deepcopy(network).to(_DTYPES[precision])
     # Not by the task, which may be code that the weights name.
     geometry = WINDOWS if weights.kind == "semantic" else FIT_AND_PAD
-    inputs = [geometry.prepare(load_image(image), network.image_size)[0] for image in images]
+
+    def inputs(most: int | None = None) -> Iterator[Tensor]:
+        return (geometry.prepare(load_image(image), network.image_size)[0] for image in images[:most])
+
     path = folder / "model.onnx"
     if format == "torch_export":
         run = graph.write_torch_export(written, folder / "model.pt2", batch)
@@ -208,9 +211,9 @@ def _write_graph(
         run = graph.write_onnx(written, path, batch)
         if precision == "int8":
             layers = sum(isinstance(layer, nn.Linear) for layer in written.backbone.blocks.modules())
-            runtimes.quantize(path, inputs, batch, layers)
+            runtimes.quantize(path, inputs(), batch, layers)
         run = _load(path, format)
-    check = graph.check_graph(network, run, batch, inputs, precision)
+    check = graph.check_graph(network, run, batch, inputs(), precision)
     scores = {}
     if score is not None:
         before = score(lambda images: network(images)[-1].logits())
@@ -223,7 +226,7 @@ def _write_graph(
         noise = graph.noise(network, batch or 2)
         graph.add_postprocess(path, output, run(noise), batch)
         whole = _load(path, format, logits=False)
-        graph.check_postprocess(output, run, whole, batch, inputs or [noise])
+        graph.check_postprocess(output, run, whole, batch, [noise, *inputs(most=4)])
     if format == "tensorrt":
         runtimes.write_engine(path, batch)
     if format == "openvino":

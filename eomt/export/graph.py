@@ -97,11 +97,12 @@ def add_postprocess(path: Path, output: nn.Module, logits: Logits, batch: int | 
     _save_onnx(
         output, (*logits, sizes)[: 2 + len(output.inputs)], (*LOGITS, *output.inputs), output.outputs, last, batch
     )
-    # Weights of more than 2 GB stay in their file.
-    graph = onnx.load(path, load_external_data=False)
+    # Weights of more than 2 GB stay in their file, which `merge_models` would look for.
+    model = onnx.load(path, load_external_data=False)
     # Names of values are the exporter's, and equal in both.
-    appended = compose.add_prefix(onnx.load(last), "post_", rename_inputs=False, rename_outputs=False)
-    onnx.save(compose.merge_models(graph, appended, io_map=[(name, name) for name in LOGITS]), last)
+    appended = compose.add_prefix(onnx.load(last), "post_", rename_inputs=False, rename_outputs=False).graph
+    model.graph.CopyFrom(compose.merge_graphs(model.graph, appended, io_map=[(name, name) for name in LOGITS]))
+    onnx.save(model, last)
     # Not over the old one, which a runtime that has loaded it may have mapped.
     last.replace(path)
 

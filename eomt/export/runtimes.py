@@ -48,7 +48,7 @@ def quantize(path: Path, inputs: Iterable[Tensor], batch: int | None, layers: in
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.rest = iter([part for images in inputs for part in images.split(1)])
+            self.rest = (part for images in inputs for part in images.split(1))
 
         def get_next(self) -> dict | None:
             image = next(self.rest, None)
@@ -57,19 +57,25 @@ def quantize(path: Path, inputs: Iterable[Tensor], batch: int | None, layers: in
     graph = onnx.load(path, load_external_data=False).graph
     weights = {value.name for value in graph.initializer}
     linear = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-    quantised = path.with_name("quantised.onnx")
+    beside = path.with_name(f"{path.name}.data")
+    quantised = path.parent / "quantised" / path.name
+    quantised.parent.mkdir()
     with quiet():
         quantize_static(
             path,
             quantised,
             Reader(),
+            use_external_data_format=beside.exists(),
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=linear[:layers],
             extra_options={"ActivationSymmetric": True},
         )
-    quantised.rename(path)
+    beside.unlink(missing_ok=True)
+    for file in quantised.parent.iterdir():
+        file.replace(path.with_name(file.name))
+    quantised.parent.rmdir()
 
 
 def load_openvino(path: Path) -> Callable[..., list[Tensor]]:
