@@ -393,17 +393,19 @@ def _masks(folder: Path) -> Layout | None:
 def _tables(folder: Path) -> Layout | None:
     """Hugging Face's Parquet or Arrow files (columns of images and masks)."""
     sets: dict[str | None, str] = {}
+    first = None
     for place in [".", *_below(folder)]:
         for name in names(folder / place):
             if name.endswith((".parquet", ".arrow")) and not name.startswith("cache-"):
+                first = first or folder / place / name
                 split, word = split_of(name) or split_of(place), re.match("[A-Za-z]*", name)
                 sets.setdefault(split, f"{place}/{word[0] if word else ''}*{Path(name).suffix}".removeprefix("./"))
-    if not sets:
+    if first is None:
         return None
     from datasets.files.table import Columns, columns
 
     try:
-        found = columns(min(folder.glob(next(iter(sets.values())))))
+        found = columns(first)
     except InputError:  # said when it is opened, unless the folder is something else
         found = Columns(["image", "label"], None)
     masks = [name for name in found.images if _words(name) & _MASKS]

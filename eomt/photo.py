@@ -209,7 +209,7 @@ def read_photo(
         raise InputError(f"{where} cannot be read: {reason}") from error
 
 
-def photo_size(data: bytes, form: Form = "upright") -> tuple[int, int] | None:
+def photo_size(data: bytes | bytearray, form: Form = "upright") -> tuple[int, int] | None:
     """The (height, width) of an image file in one of its forms, from its header; None if it is none."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

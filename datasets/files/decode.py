@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,12 @@ def decode_color_map(data: bytes, where: str) -> np.ndarray:
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         raise InputError(f"{where} must be a PNG of colours, but its mode is {image.mode}")
     return _color_codes(image.convert("RGB"))
+
+
+def color_code(color: Sequence[int]) -> int:
+    """The value of a colour [red, green, blue] in `decode_color_map`."""
+    red, green, blue = color
+    return red | green << 8 | blue << 16
 
 
 def decode_label_map(data: bytes, where: str) -> np.ndarray:

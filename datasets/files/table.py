@@ -23,7 +23,7 @@ from eomt.errors import InputError
 from eomt.files import replacing
 
 COLUMN = re.compile(r"(.+\.(?:parquet|arrow)):([^/:]+)")
-"""A pattern of files and a column, such as `data/train*.parquet:image`."""
+"""A pattern of files, `*` for any text, and a column: such as `data/train*.parquet:image`."""
 
 _VERSION = 1  # part of an archive's name: raise it when what stands there changes
 _ROWS = 32  # read at a time
@@ -66,13 +66,13 @@ def column_archive(parent: Path, pattern: str, column: str) -> Path:
     Raises:
         InputError: if no file fits the pattern, one is damaged or lacks the column, or the cache cannot be written.
     """
-    files = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(parent)), pattern))))
+    files = sorted(map(Path, glob.glob(glob.escape(os.path.join(parent, pattern)).replace("[*]", "*"))))
     if not files:
         raise InputError(f"there is no file {parent / pattern}")
     state = blake2b(f"{column}\n".encode(), digest_size=16)
     for file in files:
-        found = file.stat()
-        state.update(f"{file.name} {found.st_size} {found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        name, found = os.path.relpath(file, parent), file.stat()
+        state.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     path = cache_folder() / f"table-{_VERSION}-{state.hexdigest()}.zip"
     if not path.is_file():
         log.info("unpacking the column %s of %d files %s to %s (once)", column, len(files), parent / pattern, path)
@@ -92,6 +92,7 @@ def _cells(file: Path, column: str) -> Iterator[tuple[str, bytes | None]]:
             raise InputError(f"{file} has no column {column!r} of images; its columns are {', '.join(schema.names)}")
         first = _first_image(schema)
         for batch in batches:
+            batch.validate(full=True)  # the memory of a damaged one may end before its images do
             names = batch.column(first).to_pylist() if first else [None] * batch.num_rows
             for name, cell in zip(names, batch.column(column).to_pylist(), strict=True):
                 stem = Path(str((name or {}).get("path") or "")).stem[:100]
@@ -102,7 +103,10 @@ def _cells(file: Path, column: str) -> Iterator[tuple[str, bytes | None]]:
 
 def _first_image(schema: Any) -> str | None:
     """The first column of images that have names."""
-    return next((f.name for f in schema if _holds_bytes(f.type) and "path" in str(f.type)), None)
+    from pyarrow import types
+
+    images = (f for f in schema if _holds_bytes(f.type) and types.is_struct(f.type))
+    return next((f.name for f in images if f.type.get_field_index("path") >= 0), None)
 
 
 @contextmanager
@@ -113,6 +117,8 @@ def _opened(file: Path, column: str | None = None) -> Iterator[tuple[Any, Iterat
         from pyarrow import ipc, parquet
     except ImportError as error:
         raise InputError(f"reading {file} needs pyarrow: pip install 'eomt[hf]'") from error
+    if not file.is_file():
+        raise InputError(f"{file} cannot be read: it is no file of data")
     try:
         if file.suffix == ".parquet":
             with parquet.ParquetFile(file) as table:
@@ -128,7 +134,7 @@ def _opened(file: Path, column: str | None = None) -> Iterator[tuple[Any, Iterat
                     yield whole.schema, map(whole.get_batch, range(whole.num_record_batches))
                 else:
                     yield reader.schema, iter(reader)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:  # a KeyError for columns of one name
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -136,8 +142,8 @@ def _holds_bytes(kind: Any) -> bool:
     """True for binary, and for a structure with `bytes` of it."""
     from pyarrow import types
 
-    if types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 

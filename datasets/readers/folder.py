@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datasets.files.archive import find_source
+from datasets.files.decode import color_code
 from datasets.files.source import IndexedFiles, Source
 from datasets.readers.base import NAMED, listed, open_root
 from datasets.readers.foreign import read_lines
@@ -66,6 +67,8 @@ class FolderSemantic(LabelMaps):
         root = open_root(root, "folders or archives of images and of label PNGs")
         photos, truth = _find(root, "images", images), _find(root, "labels", labels)
         only = None if names is None else read_lines(root / names)
+        if only == []:
+            raise InputError(f"{root}/{names} names no images")
         files = pair_files(photos, IMAGE_SUFFIXES, [(truth, ".png")], skip_bad, only)
         if classes is None:
             raise InputError(_ask_for_classes(files[1][0], color_labels))
@@ -132,8 +135,8 @@ def _table(classes: Classes, ignore: int | str | Sequence | None, color_labels: 
     auto = ignore == "auto"
     remedy = "add what it stands for to data.classes, or it to data.ignore if it is void"
     if color_labels:
-        values = [_code(item.color) for item in classes]
-        void = [_code(color) for color in _void_colors(255 if auto else ignore)]
+        values = [color_code(item.color) for item in classes]
+        void = [color_code(color) for color in _void_colors(255 if auto else ignore)]
     else:
         values, void = classes.ids, _void_values(255 if auto else ignore)
     if auto:
@@ -145,12 +148,6 @@ def _table(classes: Classes, ignore: int | str | Sequence | None, color_labels: 
             f"{classes[both[0]].name!r}: set data.ignore to what is void in the label files, or to null"
         )
     return LabelTable(dict.fromkeys(void, VOID) | {value: k for k, value in enumerate(values)}, remedy, color_labels)
-
-
-def _code(color: Sequence[int]) -> int:
-    """The value of a colour in `decode_color_map`."""
-    red, green, blue = color
-    return red | green << 8 | blue << 16
 
 
 def _void_values(ignore: Any) -> list[int]:

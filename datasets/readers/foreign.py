@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,14 @@ def read_lines(path: Path) -> list[str]:
 
 def sized_row(source: Source, name: str, member: Member, form: Form | None) -> Row:
     """The row of an image whose size only its file tells, under its name as its id."""
-    data = b""
-    for chunk in source.chunks(name, member):
+    data, tried = bytearray(), 0
+    for chunk in chain(source.chunks(name, member), [b""]):
         data += chunk
-        size = photo_size(data, form or "upright")
-        if size is not None:  # it stands at the start
+        # It stands at the start of most; the others are not read anew by each piece.
+        if len(data) < 2 * tried and chunk:
+            continue
+        tried, size = len(data), photo_size(data, form or "upright")
+        if size is not None:
             return {"id": name, "file_name": name, "height": size[0], "width": size[1]}
     return InputError(f"{source.describe(name)} is no image that can be read")
 

@@ -204,12 +204,12 @@ def _pair_columns(
     if not photos:
         patterns = " or ".join(f"*{ending}" for ending in endings)
         raise InputError(f"there are no images {images.describe(patterns)}{_others(images)}")
-    stems = sorted(photos if only is None else {*only})
+    stems = sorted(photos if only is None else {normalize("NFC", stem) for stem in only})
     found = [_by_stem(source, (ending,)) for source, ending in truths]
     missing = {stem: f"the image {images.describe(stem)} is missing" for stem in stems if stem not in photos}
     if only is not None:
-        found = [{stem: file for stem, file in files.items() if stem in stems} for files in found]
         photos = {stem: photos.get(stem, (stem, Member())) for stem in stems}
+        found = [{stem: file for stem, file in files.items() if stem in photos} for files in found]
     remarks = []
     # An index serves all sets of the same file names, wherever they lie: its texts name no folder.
     for (_, ending), files in zip(truths, found, strict=True):

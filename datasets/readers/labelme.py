@@ -132,7 +132,7 @@ def open_labelme(path: Path, images: Source, split: str, things: bool, form: For
             remarks.append(f"{left_out.total()} shapes are no objects and left out: {what}")
 
     return Foreign(
-        lambda: files,
+        lambda: [*files, *(Path(base, name) for name in photos)],  # sizes are those of the photos
         all_images,
         lambda: ({"id": k, "name": name} for k, name in enumerate(sorted(labels), 1)),
         annotations,

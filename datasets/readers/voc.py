@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files.decode import decode_color_map, decode_label_map
+from datasets.files.decode import color_code, decode_color_map, decode_label_map
 from datasets.files.source import Folder, Member, Source
 from datasets.readers.base import check_size, listed
 from datasets.readers.foreign import BadImage, Foreign, Row, mask_code, read_lines, sized_row
@@ -61,7 +61,7 @@ def open_voc(path: Path, images: Source, split: str, things: bool, form: Form | 
     classes = read_classes(CLASSES if file is None else file, base, colors)
     decode = decode_color_map if colors else decode_label_map
     if colors:
-        values, void = ([_code(color) for color in found] for found in (classes.colors.tolist(), VOID_COLORS))
+        values, void = ([color_code(color) for color in found] for found in (classes.colors.tolist(), VOID_COLORS))
     else:
         values, void = classes.ids, [_VOID]
     photos = {name[: name.rindex(".")]: name for name in images.members() if name.lower().endswith(IMAGE_SUFFIXES)}
@@ -108,7 +108,10 @@ def open_voc(path: Path, images: Source, split: str, things: bool, form: Form | 
                 yield BadImage(stem, error)
 
     return Foreign(
-        lambda: [path, *(folder.path / f"{stem}.png" for stem in stems for folder in (class_folder, object_folder))],
+        lambda: [
+            *filter(None, (path, file)),
+            *(folder.path / f"{stem}.png" for stem in stems for folder in (class_folder, object_folder)),
+        ],
         lambda: map(image, stems),
         lambda: [
             {"id": label, "name": item.name, "isthing": int(label > 0)}
@@ -117,8 +120,3 @@ def open_voc(path: Path, images: Source, split: str, things: bool, form: Form | 
         ],
         all_annotations,
     )
-
-
-def _code(color: list[int]) -> int:
-    """The value of a colour in `decode_color_map`."""
-    return color[0] | color[1] << 8 | color[2] << 16

@@ -24,7 +24,7 @@ from eomt.cli.meanings import CONFIGS, keys_of
 from eomt.cli.settings import WITHOUT_RUN, Eval, Run, Scored
 from eomt.errors import InputError
 from eomt.training.slurm import first_rank
-from eomt.weights.hub import BEST_FIRST, SUFFIXES, dataset_path, is_hub_id, run_checkpoint
+from eomt.weights.hub import BEST_FIRST, LAST_FIRST, SUFFIXES, dataset_path, is_hub_id, run_checkpoint
 
 GROUPS = ("task", "model", "experiment")
 """The config groups that choose under which settings weights of another source are evaluated."""
@@ -46,8 +46,6 @@ _EVAL = {*Eval.model_fields, "hydra"}
 _FLAGS = ("--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc")
 _VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 _VALUE_FLAGS += ("--experimental-rerun", "--info", "-i")
-# A run is resumed where it was, not where it was best.
-_LAST_FIRST = ("last.ckpt", "previous.ckpt", "best.ckpt")
 
 
 def prepared(command: str, arguments: Sequence[str], find_layout: FindLayout | None = None) -> list[str]:
@@ -311,7 +309,7 @@ def _existing(command: str, argument: str, key: str, value: Any) -> str:
         return argument
     if _HUB_KEYS.match(key) and not is_hub_id(value):
         resumes = key == "ckpt" and command == "train"
-        path = run_checkpoint(Path(value), _LAST_FIRST if resumes else BEST_FIRST)
+        path = run_checkpoint(Path(value), LAST_FIRST if resumes else BEST_FIRST)
         # A run is resumed from the checkpoint before one that was lost.
         lost = resumes and path.name == "last.ckpt" and os.path.exists(path.with_name("previous.ckpt"))
         if not os.path.exists(path) and not lost:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -156,6 +157,7 @@ def scorer(ckpt: str, delta_base: str | None = None) -> Callable[[Callable[[Tens
     check_same_classes(weights.classes, data.val_classes)
     data.setup(TrainerFn.VALIDATING)
 
+    @torch.no_grad()
     def score(run: Callable[[Tensor], Logits]) -> dict[str, float]:
         metric = task.metric(weights.classes)
         for batch in data.val_dataloader():

@@ -292,6 +292,15 @@ def test_a_changed_label_file_is_read_anew(tmp_path):
     assert len(opened(tmp_path).reader("train").read(0)[1].labels) == before + 1
 
 
+def test_changed_classes_are_read_anew(tmp_path):
+    EXPORTS["cvat"].write(tmp_path)
+    typed = f"task={INSTANCE}"
+    assert CLASSES[0] in opened(tmp_path, typed).reader("train").classes.names
+    path = tmp_path / "labelmap.txt"
+    path.write_text(path.read_text().replace(f"{CLASSES[0]}:", "renamed:"))
+    assert "renamed" in opened(tmp_path, typed).reader("train").classes.names
+
+
 def test_what_does_not_fit_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     fails("known here; looked for .*YOLO.*COCO's JSONs.*Pascal VOC", find_layout, tmp_path / "empty", None)

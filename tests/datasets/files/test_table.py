@@ -1,6 +1,9 @@
 """Columns of images in Parquet and Arrow files."""
 
+import os
+
 import huggingface_hub
+import numpy as np
 import pytest
 
 from datasets.files.archive import find_source
@@ -10,7 +13,8 @@ from eomt.cli.arguments import prepared
 from tests.exports import CLASSES, hugging_face, pictures
 from tests.label_files import contents, fails
 
-pytest.importorskip("pyarrow")
+pyarrow = pytest.importorskip("pyarrow")
+ipc, parquet = pytest.importorskip("pyarrow.ipc"), pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +39,34 @@ def test_what_cannot_be_read_ends_in_one_line(tmp_path):
     for name in ("bad.parquet", "bad.arrow"):
         (tmp_path / name).write_bytes(b"PAR1 damaged PAR1")
         fails(f"{name} cannot be read", find_source, tmp_path, f"{name}:image")
+
+
+def test_columns_of_other_tools(tmp_path):
+    rows = [{"image": {"bytes": b"1", "filepath": "a.png"}, "label": {"bytes": b"2", "filepath": "b.png"}}]
+    (tmp_path / "[one]").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "[one]" / "train.parquet")
+    keys = find_layout(tmp_path, None)[1]
+    for key, content in (("images", b"1"), ("labels", b"2")):
+        assert list(contents(find_source(tmp_path, keys[f"data.train.{key}"])).values()) == [content]
+    twice = pyarrow.table([pyarrow.array([b"1"])] * 2, ["image", "image"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    fails("twice.parquet cannot be read", find_source, tmp_path, "twice.parquet:image")
+
+
+def test_images_beyond_the_end_of_a_file(tmp_path):
+    table = pyarrow.table({"image": pyarrow.array([b"hello", b"worldworld"])})
+    with ipc.new_stream(tmp_path / "a.arrow", table.schema) as stream:
+        stream.write_table(table)
+    ends = [np.array([0, 5, end], np.int32).tobytes() for end in (15, 1 << 30)]
+    data = (tmp_path / "a.arrow").read_bytes()
+    assert ends[0] in data
+    (tmp_path / "a.arrow").write_bytes(data.replace(*ends))
+    fails("a.arrow cannot be read: .*out of bounds", find_source, tmp_path, "a.arrow:image")
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.parquet")  # reading it would wait for ever
+    fails("a.parquet cannot be read: it is no file of data", find_source, tmp_path, "a.parquet:image")
 
 
 def test_a_data_set_on_the_hub(tmp_path, monkeypatch):

@@ -160,6 +160,16 @@ def test_classes_of_a_file_and_gaps(tmp_path, own):
     check_classes(data.read(0)[1], np.where(VALUES == 255, VOID, VALUES))
 
 
+def test_a_list_of_names(tmp_path, own):
+    own.images["\xe9.jpg"], own.labels["\xe9.png"] = photo(3, 4), label_png(VALUES)
+    own.write(tmp_path)
+    (tmp_path / "names.txt").write_text("deep/a\ne\u0301\n", encoding="utf-8")  # as macOS writes it
+    data = open_own(tmp_path, names="names.txt")
+    assert [data.name(k) for k in range(len(data))] == ["deep/a.PNG", "\xe9.jpg"]
+    (tmp_path / "names.txt").write_text("\n")
+    fails("names.txt names no images", tmp_path, names="names.txt")
+
+
 # Bad input
 
 

@@ -127,6 +127,13 @@ def test_files_that_are_none_end_in_one_line(files, match, tmp_path):
     fails(match, opened, tmp_path)
 
 
+def test_a_photo_of_another_size_is_read_anew(tmp_path):
+    written(tmp_path, [shape()])
+    assert opened(tmp_path).read(0)[0].shape[:2] == SIZE
+    write_folder(tmp_path, {"a.jpg": photo(40, 60)})
+    assert opened(tmp_path).read(0)[0].shape[:2] == (40, 60)
+
+
 def test_shapes_that_may_overlap_are_not_panoptic(tmp_path):
     root = written(tmp_path, [shape()])
     fails("task=coco_instance reads them", CocoPanoptic, root, images=".", annotations=".", format="labelme")
