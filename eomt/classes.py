@@ -13,7 +13,7 @@ import numpy as np
 
 from eomt.errors import InputError
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
@@ -162,8 +162,8 @@ def _checked(row: Mapping) -> dict:
         raise InputError(f"the color of the category {str(row)[:200]} must be [red, green, blue], each 0 to 255")
     if isinstance(name, bool) or not isinstance(name, str | int | float):
         raise InputError(f"the name of the category {str(row)[:200]} must be a text")
-    if _CONTROL.search(str(name)):
-        raise InputError(f"the name of the category {repr(row)[:200]} holds characters that control a terminal")
+    if _NO_TEXT.search(str(name)):
+        raise InputError(f"the name of the category {repr(row)[:200]} holds what controls a terminal, or is no text")
     try:
         is_thing = flag(row, "isthing", missing=True)
     except ValueError as error:

@@ -47,7 +47,11 @@ COMMON_FAULTS = {
     ),
     "category of a terminal's command": (
         lambda j: j["categories"].append({"id": 5, "name": "\x1b[2Jx"}),
-        r"the name of the category .*\\x1b.* control a terminal",
+        r"the name of the category .*\\x1b.* controls a terminal",
+    ),
+    "category of half a character": (
+        lambda j: j["categories"].append({"id": 5, "name": "\ud800"}),
+        r"the name of the category .*\\ud800.* or is no text",
     ),
     "colour of 5 numbers": (
         lambda j: j["categories"].append({"id": 5, "name": "x", "color": [1, 2, 3, 4, 5]}),
