@@ -1,4 +1,4 @@
-"""What a folder of data is, by the names of its files: the task and the keys that read it.
+"""Recognition of a folder of data by the names of its files: the task and the keys that read it.
 
 A function of `LAYOUTS` knows one layout. None walks through a folder: they ask for names, and list the first
 thousands of those of single folders. It imports nothing heavy, for the command line asks before all else.
@@ -18,6 +18,7 @@ from eomt.errors import InputError
 
 _MOST_NAMES = 10_000  # of one folder
 _MOST_JSONS = 24  # of one folder that are looked into
+_MOST_YAMLS = 4
 _LOOKED_AT = 64  # MiB at a JSON's start, in which its first image is looked for
 _NESTED = 3  # folders in one another with nothing else in them, as archives are unpacked
 _SPLITS = {
@@ -51,7 +52,7 @@ SHARE = 0.9
 
 
 class Layout(NamedTuple):
-    """What a folder is.
+    """A form of data that a folder has.
 
     Attributes:
         what: in words.
@@ -305,9 +306,10 @@ def _holds(folder: Path, endings: tuple[str, ...], deeper: bool = True) -> bool:
 
 def _yolo(folder: Path) -> Layout | None:
     """YOLO segmentation (data.yaml)."""
-    for name in names(folder):
-        has_no_yaml = name == "classes.txt" and _holds(folder / "labels", (".txt",))  # Label Studio's
-        if not (name.endswith((".yaml", ".yml")) or has_no_yaml):
+    here = [name for name in names(folder) if name.endswith((".yaml", ".yml")) or name == "classes.txt"]
+    for name in sorted(here, key=lambda name: (name != "data.yaml", name))[:_MOST_YAMLS]:
+        has_no_yaml = name == "classes.txt"
+        if has_no_yaml and not _holds(folder / "labels", (".txt",)):  # Label Studio's
             continue
         from datasets.readers.yolo import description, folders
 

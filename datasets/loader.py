@@ -30,7 +30,7 @@ from datasets.readers.base import NOTES, Reader, listed
 from datasets.sampler import EpochBatchSampler, SampleKey
 from datasets.transforms import TrainTransform, has_segment, shown_targets
 from eomt.errors import InputError, worker_failure
-from eomt.postprocess.geometry import Geometry, is_reduced
+from eomt.postprocess.geometry import Geometry
 
 log = logging.getLogger("eomt.data")
 
@@ -296,7 +296,7 @@ class EvaluationLoader(BatchLoader):
         order = range(len(dataset) + missing)
         super().__init__(dataset, collate_eval, num_workers, timeout, batch_size=batch_size, sampler=order)
         self._limit = min(limit or len(self), len(self))
-        self._size = dataset.size
+        self._size, self._is_reduced = dataset.size, dataset.geometry.is_reduced
         self._notes = ImageNotes(dataset.reader, "data.val")
 
     def __iter__(self) -> Iterator[EvalBatch]:
@@ -304,7 +304,7 @@ class EvaluationLoader(BatchLoader):
             # The repeated image has neither name nor targets.
             for name, targets, placement in zip(batch.names, batch.targets, batch.placements, strict=False):
                 self._notes.add((kind, name) for kind, _ in targets.notes)
-                if is_reduced(placement, self._size):
+                if self._is_reduced(placement, self._size):
                     self._notes.add([("reduced", name)])
             if done == self._limit:
                 self._notes.say()

@@ -158,7 +158,7 @@ class SegmentationData(LightningDataModule):
                     log.warning("data.%s: %s", split, line)
 
     def remarks(self, split: str) -> Iterator[str]:
-        """What is left out, limited or taken for granted in a set; nothing at a further call."""
+        """Lines on what is left out, limited or taken for granted in a set; nothing at a further call."""
         if split in self._said:
             return
         self._said.add(split)

@@ -110,7 +110,7 @@ def plain_docstring(app, what, name, thing, options, lines: list[str]) -> None:
 
 
 def without_note(app, name: str, source: list[str]) -> None:
-    """What a page says to readers of the clone."""
+    """Leave out the line of a page that is for readers of the clone."""
     source[0] = re.sub(r"(?s)\*In the clone this page lacks .*?\*\n\n", "", source[0])
 
 

@@ -58,7 +58,7 @@ def predictions(segmenter: Segmenter, reader: CocoPanoptic) -> np.ndarray:
 
 
 def attention(segmenter: Segmenter, image: np.ndarray, things: int = 3, stuff: int = 1) -> np.ndarray:
-    """Where the surest queries may look in each masked block, and the masks that they predict."""
+    """The attention masks of the surest queries in each masked block, and the masks that they predict."""
     inputs, outputs, grid = all_outputs(segmenter, image)
     shown = inputs[0].permute(1, 2, 0).numpy().repeat(2, axis=0).repeat(2, axis=1)
     score, label = outputs[-1].class_logits[0].softmax(-1)[:, :-1].max(1)

@@ -54,7 +54,7 @@ python export.py ckpt=RUN out=exported format=tflite
 
 
 def answers() -> list[dict]:
-    """Of each mistake the command, the exit status and what is printed."""
+    """Command, exit status and output of each mistake."""
     sys.path.insert(0, str(ROOT))
     folder = Path(tempfile.mkdtemp()).resolve()
     _prepare(folder)

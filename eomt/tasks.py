@@ -263,7 +263,7 @@ def _import(name: str) -> type[Task]:
         task = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"kind={name} cannot be imported ({error}); is its folder in PYTHONPATH?") from error
-    if not (is_dataclass(task) and hasattr(task, "predict")):
+    if not (isinstance(task, type) and is_dataclass(task) and hasattr(task, "predict")):
         raise InputError(f"kind={name} is no task: it must be a dataclass like those in eomt/tasks.py")
     if task.kind != name:
         raise InputError(f"kind={name}: the class must have kind = {name!r}, under which checkpoints name it")

@@ -58,7 +58,7 @@ class Tiled(_Around):
             raise InputError(f"tile={tile} joins semantic, instance and panoptic results, not those of {task.kind}")
         super().__init__(task)
         self.tile = tile
-        self.geometry = Geometry(self._prepare, self._view)
+        self.geometry = Geometry(self._prepare, self._view, self._is_reduced)
 
     def tiles(self, size: tuple[int, int], input_size: tuple[int, int]) -> list[Tile]:
         """The tiles of an image of `size`, given the size of the network's input."""
@@ -70,13 +70,13 @@ class Tiled(_Around):
         return np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)))
 
     def merger(self, size: tuple[int, int], classes: Classes) -> SemanticMerger | InstanceMerger | PanopticMerger:
-        """What joins the parts of the tiles of an image of `size`, which it takes in their order."""
+        """Make what joins the parts of the tiles of an image of `size`, in their order."""
         if self.kind == "semantic":
             return SemanticMerger(size, len(classes))
         return InstanceMerger(size) if self.kind == "instance" else PanopticMerger(size, classes)
 
     def part(self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes) -> Part:
-        """What the merger takes of a tile, whose output and placement are those of an image; see `Task.predict`."""
+        """The part of a tile for the merger; its output and placement are those of an image, see `Task.predict`."""
         if self.kind == "semantic":
             return self.task.scores(output, placement, size)
         return self.task.predict(output, placement, size, classes)
@@ -97,6 +97,9 @@ class Tiled(_Around):
     def _placement(self, size: tuple[int, int]) -> Placement:
         """That of each tile."""
         return self.task.geometry.prepare(Image.new("RGB", tile_side(self.tile, size)[::-1]), size)[1]
+
+    def _is_reduced(self, placement: Placement, size: tuple[int, int]) -> bool:
+        return len(self.tiles(placement[:2], size)) == 1 and self.task.geometry.is_reduced(placement, size)
 
     def _prepare(self, image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Placement]:
         pixels = np.asarray(image)
@@ -132,11 +135,13 @@ class Flipped(_Around):
 
     Args:
         task: the task.
+        patch_size: the network's.
     """
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, patch_size: int):
         super().__init__(task)
-        self.geometry = Geometry(self._prepare, self._view)
+        self.patch_size = patch_size
+        self.geometry = Geometry(self._prepare, self._view, task.geometry.is_reduced)
 
     def predict(
         self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes
@@ -149,14 +154,19 @@ class Flipped(_Around):
 
     def _prepare(self, image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Placement]:
         inputs, placement = self.task.geometry.prepare(image, size)
-        return torch.cat((inputs, inputs.flip(-1).roll(-_shift(placement, size), -1))), placement
+        return torch.cat((inputs, inputs.flip(-1).roll(-self._shift(placement, size), -1))), placement
 
     def _view(self, inputs: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
         return self.task.geometry.view(inputs[: len(inputs) // 2], placement, size)
 
+    def _shift(self, placement: Placement, size: tuple[int, int]) -> int:
+        """Pixels by which a mirrored input is rolled to the left, so that its padding is at the right again: those of
+        whole patches, and so of whole pixels of the masks."""
+        return max(0, size[1] - placement.scaled_width) // self.patch_size * self.patch_size
+
     def _combined(self, output: Logits, placement: Placement, size: tuple[int, int]) -> Logits:
         (masks, mirrored), (classes, others) = (logits.chunk(2) for logits in output)
-        shift = _shift(placement, size) * masks.shape[-1] // size[1]
+        shift = self._shift(placement, size) * masks.shape[-1] // size[1]
         mirrored = mirrored.roll(shift, -1).flip(-1)
         probabilities = classes.float().softmax(-1), others.float().softmax(-1)
         if self.kind == "semantic":
@@ -174,11 +184,14 @@ class Flipped(_Around):
         return Logits(joined[None], certain.log()[None])
 
 
-def around(task: Task, tile: bool | int = False, tta: str | None = None, unpadded: bool = False) -> Task:
+def around(
+    task: Task, patch_size: int, tile: bool | int = False, tta: str | None = None, unpadded: bool = False
+) -> Task:
     """A task that sees images in tiles, or mirrored as well, or both.
 
     Args:
         task: the task.
+        patch_size: the network's.
         tile: see `Tiled`; False for none.
         tta: "flip", see `Flipped`; None for none.
         unpadded: whether the network runs without padding.
@@ -190,14 +203,8 @@ def around(task: Task, tile: bool | int = False, tta: str | None = None, unpadde
         raise InputError(f"tta={tta} is none of null, flip")
     if tta and unpadded:
         raise InputError("tta=flip mirrors the padding, too: it needs unpadded=false")
-    seen = Flipped(task) if tta else task
+    seen = Flipped(task, patch_size) if tta else task
     return Tiled(seen, tile) if tile else seen
-
-
-def _shift(placement: Placement, size: tuple[int, int]) -> int:
-    """Pixels by which a mirrored input is rolled to the left, so that its padding is at the right again: of whole
-    patches, and so of whole pixels of the masks."""
-    return max(0, size[1] - placement.scaled_width) // 32 * 32
 
 
 def _partners(masks: Tensor, others: Tensor, classes: Tensor, other_classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Segment an image by an exported graph, by onnxruntime or OpenVINO; nothing of this project is imported.
 
-python export.py ckpt=RUN format=onnx postprocess=true out=DIR        or format=openvino
+python export.py ckpt=RUN postprocess=true format=onnx out=DIR        or openvino
 python examples/run_graph.py DIR IMAGE [PICTURE.png]
 
 Needs numpy, Pillow, and onnxruntime or openvino.
@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 
-def load(folder: Path) -> tuple[Callable[..., dict[str, np.ndarray]], int | None]:
-    """The graph as a function from its inputs to its outputs by name, and the batch that it takes; None for any."""
+def load(folder: Path) -> tuple[Callable[..., dict[str, np.ndarray]], int | None, list[str]]:
+    """The graph as a function from its inputs to its outputs by name, the batch that it takes, None for any, and the
+    outputs' names."""
     if (folder / "model.xml").is_file():
         import openvino
 
@@ -27,7 +28,7 @@ def load(folder: Path) -> tuple[Callable[..., dict[str, np.ndarray]], int | None
         batch = model.inputs[0].partial_shape[0]
         outputs = [output.get_any_name() for output in model.outputs]
         run = lambda *inputs: dict(zip(outputs, model(inputs).to_tuple(), strict=True))  # noqa: E731
-        return run, None if batch.is_dynamic else batch.get_length()
+        return run, None if batch.is_dynamic else batch.get_length(), outputs
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=onnxruntime.get_available_providers())
@@ -35,14 +36,16 @@ def load(folder: Path) -> tuple[Callable[..., dict[str, np.ndarray]], int | None
     outputs = [value.name for value in session.get_outputs()]
     batch = session.get_inputs()[0].shape[0]
     run = lambda *inputs: dict(zip(outputs, session.run(None, dict(zip(names, inputs, strict=True))), strict=True))  # noqa: E731
-    return run, batch if isinstance(batch, int) else None
+    return run, batch if isinstance(batch, int) else None, outputs
 
 
 def segment(folder: Path, photo: Image.Image) -> list[tuple[str, float, np.ndarray]]:
     """The segments of an image: name, score, and mask, bool at the image's size."""
     about = json.loads((folder / "eomt.json").read_text(encoding="utf-8"))
     names, size = [c["name"] for c in about["classes"]], about["network"]["image_size"]
-    run, batch = load(folder)
+    run, batch, outputs = load(folder)
+    if not {"map", "masks"} & {*outputs}:
+        raise ValueError("the graph ends in logits: export it again with postprocess=true")
     windows = about["kind"] == "semantic"
     # Semantic models see square windows that cover the image, the others all of it, and zeros beside it.
     factor = (max if windows else min)(size[0] / photo.height, size[1] / photo.width)
@@ -82,7 +85,7 @@ def segment(folder: Path, photo: Image.Image) -> list[tuple[str, float, np.ndarr
 
 
 def starts(length: int, size: int) -> list[int]:
-    """Where the windows begin that cover a side evenly."""
+    """The starts of windows that cover a side evenly."""
     count = -(-length // size)
     return [k * (length - size) // max(count - 1, 1) for k in range(count)]
 
@@ -102,5 +105,5 @@ if __name__ == "__main__":
         sys.exit("error: give an exported folder and an image: python examples/run_graph.py DIR IMAGE [PICTURE.png]")
     try:
         main(*sys.argv[1:])
-    except (OSError, KeyError, ImportError) as error:
-        sys.exit(f"error: {error!r}; was DIR exported by postprocess=true?")
+    except (OSError, KeyError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}: give a folder that export.py has made, and an image")

@@ -124,7 +124,7 @@ def test_a_page_that_is_made_says_so_in_the_clone(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_keys_exist(page):
-    """What looks like a key of train.py is one, or a section."""
+    """Each word that looks like a key of train.py is one, or a section."""
     text = re.sub(r"^```python\n.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     words = re.findall(rf"(?<![\w./-])(?:{SECTIONS})\.[a-z][a-z_.\d]*(?![\w(])", text)
     keys = {word.rstrip(".").replace("data.val.", "data.train.") for word in words}

@@ -61,7 +61,7 @@ def test_both_together_and_in_evaluations(kind):
     pixels, _ = picture(100, 130)
     size, network = (32, 32), ColourNetwork()
     for options in ({"tile": 48}, {"tile": True, "tta": "flip"}):
-        task = around(task_of(kind), **options)
+        task = around(task_of(kind), 16, **options)
         inputs, placement = task.geometry.prepare(pixels, size)
         direct = task.predict(network(inputs)[-1].logits(), placement, size, CLASSES)
         result = segmenter_of(kind, **options)(pixels) if kind != "instance" else None
@@ -81,7 +81,7 @@ def test_an_image_of_one_tile_is_seen_as_without_tiles(kind):
 
 def test_what_does_not_go_together_is_said():
     with pytest.raises(InputError, match="tta=scale is none of"):
-        around(task_of("panoptic"), tta="scale")
+        around(task_of("panoptic"), 16, tta="scale")
     with pytest.raises(InputError, match="needs unpadded=false"):
         segmenter_of("panoptic", tta="flip", unpadded=True)
 

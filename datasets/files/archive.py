@@ -27,7 +27,7 @@ from eomt.files import replacing
 log = getLogger(__name__)
 
 # Deflate reaches 1,032 to 1; photos, JSONs and label PNGs stay far below this ratio. Small members may have any.
-_LARGEST_RATIO, _FREE_BYTES = 200, 64 << 20
+LARGEST_RATIO, FREE_BYTES = 200, 64 << 20
 _FINGERPRINT_BYTES = 32 << 20  # the central directory ends an archive: 300,000 members
 
 _LOCAL_HEADER = struct.Struct("<4s22x2H")  # signature, lengths of name and extra field (PKWARE's APPNOTE.TXT, 4.3.7)
@@ -150,10 +150,10 @@ class ZipArchive:
                 f"{self.describe(name)} is encrypted or packed by a method other than deflate "
                 f"(method {member.method}); make the archive anew without"
             )
-        if member.size > max(_FREE_BYTES, _LARGEST_RATIO * member.packed):
+        if member.size > max(FREE_BYTES, LARGEST_RATIO * member.packed):
             raise InputError(
                 f"{self.describe(name)} claims to inflate from {member.packed} to {member.size} bytes, more than "
-                f"{_LARGEST_RATIO} times as many; if that is right, make the archive anew without compression"
+                f"{LARGEST_RATIO} times as many; if that is right, make the archive anew without compression"
             )
         left = member.packed
         inflater = zlib.decompressobj(-zlib.MAX_WBITS) if member.method == zipfile.ZIP_DEFLATED else None

@@ -54,7 +54,7 @@ class Photos:
         return photo.pixels, f"{where} (EXIF {done})" if done else where
 
     def exif(self, index: int) -> str:
-        """What was done with a photo that has been read; empty if it has no EXIF orientation."""
+        """The treatment of a photo that has been read, in words; empty if it has no EXIF orientation."""
         orientation, other = int(self.record[index]) % _OTHER, int(self.record[index]) // _OTHER
         if orientation <= 1:
             return ""
@@ -63,7 +63,7 @@ class Photos:
         return f"orientation {orientation}, {_DONE[self._forms[other]]}{reason}"
 
     def note(self) -> tuple[str, frozenset[int]]:
-        """What was done with the photos that have been read so far: a line, and the kinds of what was done.
+        """The treatment of the photos that have been read so far: a line, and its kinds.
 
         Both are empty if there is nothing to say, as where `exif` was given.
         """

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZipFile
 
+from datasets.files.archive import FREE_BYTES, LARGEST_RATIO
 from datasets.files.index import cache_errors, cache_folder
 from eomt.errors import InputError
 from eomt.files import replacing
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Columns(NamedTuple):
-    """What a table tells of itself.
+    """The columns of a table that matter here.
 
     Attributes:
         images: the columns of images.
@@ -90,15 +91,21 @@ def _cells(file: Path, column: str) -> Iterator[tuple[str, bytes | None]]:
     with _opened(file, column) as (schema, batches):
         if column not in schema.names or not _holds_bytes(schema.field(column).type):
             raise InputError(f"{file} has no column {column!r} of images; its columns are {', '.join(schema.names)}")
-        first = _first_image(schema)
+        first, left = _first_image(schema), max(FREE_BYTES, LARGEST_RATIO * file.stat().st_size)
         for batch in batches:
             batch.validate(full=True)  # the memory of a damaged one may end before its images do
             names = batch.column(first).to_pylist() if first else [None] * batch.num_rows
-            for name, cell in zip(names, batch.column(column).to_pylist(), strict=True):
+            # One by one: a dictionary's cells may be one large text, named again and again.
+            for name, value in zip(names, batch.column(column), strict=True):
+                cell = value.as_py()
                 stem = Path(str((name or {}).get("path") or "")).stem[:100]
                 # It is the same in all columns, and may hold anything.
                 clean = re.sub(r"[^\w.+-]", " ", stem.encode(errors="ignore").decode()).strip()
-                yield f" {clean}".rstrip(), cell["bytes"] if isinstance(cell, dict) else cell
+                data = cell["bytes"] if isinstance(cell, dict) else cell
+                left -= len(data or b"")
+                if left < 0:
+                    raise InputError(f"{file} unpacks to more than {LARGEST_RATIO} times its size: it holds no images")
+                yield f" {clean}".rstrip(), data
 
 
 def _first_image(schema: Any) -> str | None:

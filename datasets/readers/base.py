@@ -144,7 +144,7 @@ def listed(what: Iterable[object], separator: str = ", ", count: int | None = No
 
 
 def index_remarks(index: Index) -> list[str]:
-    """What an index's `meta` and texts say of a set: what was taken for granted, and what is left out."""
+    """The remarks in an index's `meta` and texts: what was taken for granted in a set, and what is left out."""
     lines, count = list(index.meta["remarks"]), index.meta["left_out"]
     if count:
         lines.append(f"data.skip_bad=true leaves out {count}: {listed(left_out(index), '; ', count)}")

@@ -112,7 +112,7 @@ class ChosenClasses:
         return image, chosen
 
     def _annotated(self, index: int) -> tuple[np.ndarray, ...]:
-        """As `CocoInstance.annotated`; nothing of segments that became one."""
+        """Areas and boxes as `CocoInstance.annotated` gives them; NaN for segments that became one."""
         _, labels, crowd = self._reader.segments(index)
         kept, numbers = self._choose(labels, crowd, np.zeros(len(labels)))
         several = np.bincount(numbers, minlength=len(kept) + 1)[1:] > 1

@@ -99,7 +99,7 @@ class _CocoReader:
         return np.bincount(images[~crowd], minlength=len(self)) > 0
 
     def segments(self, index: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of an image's segments, or of all: int [S] the image and the class, bool [S] whether it is a crowd."""
+        """The image and the class, int [S], of an image's segments, or of all; and bool [S], True for crowds."""
         if index is None:
             counts = np.diff(self._index.column("segment_end"))
             return np.repeat(np.arange(len(self)), counts), self._index.column("label"), self._crowd()
@@ -107,7 +107,7 @@ class _CocoReader:
         return np.full(len(labels), index), labels, self._crowd(index)
 
     def remarks(self) -> list[str]:
-        """What a run says of the set: categories, what is left out, crowds, and classes without a segment."""
+        """Remarks on the set, which a run says: categories, what is left out, crowds, and classes without a segment."""
         lines = index_remarks(self._index)
         image, labels, crowd = self.segments()
         flagged = image[self._index.column("crowd")]
@@ -311,8 +311,10 @@ def _find(
     wanted = {f"{images}.zip or {images}/": source, needs: truth}
     if source is None or truth is None:
         missing = " and ".join(what for what, thing in wanted.items() if thing is None)
+        download = "" if custom else "download it, no need to unpack it, or "
+        anew = "; task=coco_instance or coco_panoptic looks anew at what the folder is" if custom else ""
         raise InputError(
-            f"data.root: {folder} lacks {missing}; download it, no need to unpack it, or name custom files by "
-            "`images` and `annotations` of data.train and data.val"
+            f"data.root: {folder} lacks {missing}; {download}name custom files by `images` and `annotations` of "
+            f"data.train and data.val{anew}"
         )
     return source, truth, name, pngs

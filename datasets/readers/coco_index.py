@@ -326,7 +326,7 @@ def _other_kind(row: object, panoptic: bool) -> str:
 
 
 def _isthing_remarks(categories: Sequence[Mapping], classes: Classes) -> Iterator[str]:
-    """What was taken for an `isthing` that is missing, or is not written as a number."""
+    """Remarks on what was taken for an `isthing` that is missing, or is not written as a number."""
     unsaid = [str(row["name"]) for row in categories if row.get("isthing") is None]
     if unsaid:
         yield (

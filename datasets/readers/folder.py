@@ -22,7 +22,7 @@ from eomt.photo import IMAGE_SUFFIXES, Form
 from eomt.targets import runs
 
 # Label files to look into when the classes are not given.
-_SAMPLE = 8
+_SAMPLE = 64
 
 # Label files to look into for classes that are never seen, and their pixels together: some seconds at most.
 _LOOKED_AT, _MOST_PIXELS = 64, 1 << 28
@@ -77,7 +77,7 @@ class FolderSemantic(LabelMaps):
         super().__init__(*files, read, _table(read, ignore, color_labels), exif)
 
     def remarks(self) -> list[str]:
-        """What a run says of the set: files that are left out, and void and classes of some label files."""
+        """Remarks on the set, which a run says: files that are left out, and void and classes of some label files."""
         lines, looked_at, bare = super().remarks(), 0, 0
         pixels, void = np.zeros(1 + len(self.classes)), set()
         for index in np.random.default_rng(0).permutation(len(self))[:_LOOKED_AT]:
@@ -109,7 +109,7 @@ class FolderSemantic(LabelMaps):
         return lines
 
     def _remedy(self, label: int, value: int) -> str:
-        """How a void value becomes that of a class."""
+        """The way to make a void value that of a class."""
         name = self.classes[label].name
         ignore = "" if self._ignore == "auto" else " data.ignore=null"
         if self._table.colors or len(self.classes) > NAMED:
@@ -180,8 +180,9 @@ def _ask_for_classes(labels: IndexedFiles, color_labels: bool) -> str:
         example = json.dumps([{"name": f"name {k}", "color": color} for k, color in enumerate(colors)])
     else:
         example = json.dumps({str(value): f"name of {value}" for value in first})
+    what = "colours" if color_labels else "values"
     return (
-        f"data.classes is not set: the first {count} label files hold the {'colours' if color_labels else 'values'} "
+        f"data.classes is not set: the first {count} of {len(labels)} label files hold the {what} "
         f"{table.describe(found, 30)}; give data.classes={FORMS}, or a file of that, as classes.json with {example}, "
         "or classes.txt with one name a line"
     )

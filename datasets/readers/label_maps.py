@@ -113,7 +113,7 @@ class LabelMaps:
         return index + 1
 
     def remarks(self) -> list[str]:
-        """What a run says of the set: files that are left out."""
+        """Remarks on the set, which a run says: files that are left out."""
         return index_remarks(self._index)
 
     def left_out(self) -> list[str]:
@@ -242,7 +242,7 @@ def _pair_columns(
 
 
 def _others(source: Source, used: Iterable[tuple[str, Member]] = (), where: str = "are there") -> str:
-    """What else is in a source, in words: files under other names, or of another kind."""
+    """The other files of a source, in words: those under other names, or of another kind."""
     names = sorted(source.members().keys() - {name for name, _ in used})
     names = [name for name in names if not is_hidden(name)]
     return f"; {len(names)} other files {where}, the first: {names[0]}" if names else ""

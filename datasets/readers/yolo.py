@@ -17,7 +17,7 @@ from datasets.readers.foreign import BadImage, Foreign, Row, read_lines, read_te
 from eomt.errors import InputError
 from eomt.photo import IMAGE_SUFFIXES, Form
 
-_LARGEST = 1 << 20  # bytes of a YAML file
+_LARGEST = 1 << 17  # bytes of a YAML file, of which a second reads some
 _ELSEWHERE = re.compile("/|[A-Za-z]:/")
 _INSTEAD = {"train": ("train", "val", "test"), "val": ("val", "test", "train")}  # as `datasets.layout.both`
 

@@ -207,14 +207,14 @@ def _once(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _flag_fault(flag: str, rest: Sequence[str]) -> str:
-    """What is wrong with a flag of Hydra's, or its value; "" if nothing is."""
+    """The fault of a flag of Hydra's, or of its value; "" if nothing is."""
     if flag in ("--cfg", "-c") and rest[:1] not in (["job"], ["hydra"], ["all"]):
         return f"{flag} takes what is to be printed: --cfg job, the settings; or hydra, or all"
     return f"{flag} takes a value" if flag in _VALUE_FLAGS[:-2] and not rest else ""
 
 
 def _fault(command: str, word: str, rest: Sequence[str]) -> str:
-    """What is wrong with an argument that is not key=value, and how it is typed; "" if nothing is."""
+    """The fault of an argument that is not key=value, and the way to type it; "" if nothing is."""
     key, equals, value = word.partition("=")
     following = rest[0] if rest else ""
     separate = bool(following) and not following.startswith("-") and "=" not in following
@@ -240,7 +240,7 @@ def _is_open(value: str) -> bool:
 
 
 def _typed(command: str, key: str, value: str) -> str:
-    """How a key is typed that is called so, with its value if there is one."""
+    """The way to type a key that is called so, with its value if there is one."""
     key = key.lstrip("-").replace("-", "_")
     known = keys_of(command) | keys_of("train")
     key = key if key in (*known, *GROUPS) else [*nearest(key, command), key][0]
@@ -249,7 +249,7 @@ def _typed(command: str, key: str, value: str) -> str:
 
 
 def _meant(command: str, word: str) -> str:
-    """How a word is typed that has no key."""
+    """The way to type a word that has no key."""
     options = [group for group in (*GROUPS, "logger", "debug") if os.path.isfile(f"{CONFIGS}/{group}/{word}.yaml")]
     if word in keys_of(command):
         typed = _typed(command, word, "")
@@ -321,6 +321,8 @@ def _existing(command: str, argument: str, key: str, value: Any) -> str:
     if to_read and not os.path.exists(value):
         raise InputError(f"{key}={value}: no such file or folder")
     if _ROOT.match(key) and not os.path.isdir(value):
+        if os.path.exists(value):
+            raise InputError(f"{key}={value} is a file: give the folder that holds it and the images")
         if not is_hub_id(value):
             raise InputError(f"{key}={value}: no such folder")
         try:

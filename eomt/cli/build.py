@@ -89,7 +89,7 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
 
 
 def description(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> dict[str, Any]:
-    """What `EoMTModule.description` gives of a configuration's module, without building it."""
+    """The `EoMTModule.description` of a configuration's module, without building it."""
     network = OmegaConf.to_container(cfg.model, resolve=True)
     _, freeze, lora = (network.pop(name) for name in ("pretrained", "freeze_backbone", "lora"))
     return {

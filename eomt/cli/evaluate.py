@@ -113,7 +113,7 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
 def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     data = build_data(settings)
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
-    module.task = around(module.task, cfg.tile, cfg.tta, cfg.unpadded)
+    module.task = around(module.task, module.network.backbone.patch_size, cfg.tile, cfg.tta, cfg.unpadded)
     data.geometry = module.task.geometry
     module.run["environment"] = weights.environment
     check_same_classes(module.classes, data.val_classes)

@@ -79,7 +79,7 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
                 "note: no task= is typed, and task=%s is trained; the weights are of %s segmentation of %d classes",
                 *(cfg.task_name, weights.kind or "some", weights.network["num_classes"]),
             )
-    if (module.freeze or module.lora) and not (module.pretrained or weights or resume):
+    if (module.freeze_backbone or module.lora) and not (module.pretrained or weights or resume):
         log.warning(
             "note: the frozen part of the backbone is random: start from weights=, or from model.pretrained=true"
         )

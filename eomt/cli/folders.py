@@ -73,7 +73,7 @@ def sweep_name() -> str | None:
 
 
 def task_by_default(cfg: DictConfig) -> bool:
-    """Whether a run trains on the built-in data because nothing else was typed."""
+    """True if a run trains on the built-in data because nothing else was typed."""
     typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ["task=?"]
     return cfg.task_name == "shapes_panoptic" and not any(word.startswith("task=") for word in typed)
 

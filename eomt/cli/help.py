@@ -1,4 +1,4 @@
-"""What a command says of itself: the page of `--help`, and the key that was meant by one that there is not."""
+"""The page of `--help` of a command, and the key that was meant by one that there is not."""
 
 from __future__ import annotations
 
@@ -175,12 +175,12 @@ def _known(command: str) -> list[str]:
 
 
 def _is_shown(name: str, command: str, words: str) -> bool:
-    """Whether a page of `--help` has a key: of train.py's many, the short page has those that other tools have, too."""
+    """True if a page of `--help` has a key: of train.py's many, the short page has those that other tools have, too."""
     return words == "all" or (words in name if words else command != "train" or name in _PEERS)
 
 
 def _options(group: str, words: str) -> str:
-    """What a group is for, and its files; of many, the short page has the first."""
+    """The purpose of a group, and its files; of many, the short page has the first."""
     names = sorted(path.stem for path in Path(CONFIGS, group).glob("*.yaml"))
     if words != "all" and len(names) > _MANY:
         names = [*names[:3], f"and {len(names) - 3} more"]

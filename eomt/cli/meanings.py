@@ -1,4 +1,4 @@
-"""What every key means, from the comments in configs/: behind a key, or on the lines right above it."""
+"""The meaning of every key, from the comments in configs/: behind a key, or on the lines right above it."""
 
 from __future__ import annotations
 

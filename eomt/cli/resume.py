@@ -133,7 +133,7 @@ def with_references(data: Any, typed: Sequence[str]) -> Any:
 
 
 def _saved_part(path: Path) -> Mapping[str, Any] | None:
-    """What a checkpoint says of its run, or the one before it if it is damaged; None if it is of no run."""
+    """The description of its run in a checkpoint, or in the one before a damaged one; None if it is of no run."""
     for candidate in (path, path.with_name(PREVIOUS)) if path.name == "last.ckpt" else (path,):
         # Weights of another source start a new run; what is damaged is said when it is read.
         with contextlib.suppress(InputError):

@@ -24,7 +24,7 @@ def check_push(repository: str, public: bool, overwrite: bool) -> None:
 
     Raises:
         InputError: without a login or a network, or if the repository is there and `overwrite` is not set, or is
-            public and `public` is not set.
+            private or public otherwise than `public` says.
     """
     api = HfApi()
     _asked(repository, api.whoami)
@@ -32,8 +32,10 @@ def check_push(repository: str, public: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"push={repository} is there already: choose another name, or set overwrite=true")
-    if not public and not _asked(repository, lambda: api.model_info(repository).private):
-        raise InputError(f"push={repository} is there, and public: set public=true, or choose another name")
+    private = bool(_asked(repository, lambda: api.model_info(repository).private))
+    if public == private:
+        there, way_out = ("private", "leave out public=true") if private else ("public", "set public=true")
+        raise InputError(f"push={repository} is there, and {there}: {way_out}, or choose another name")
 
 
 def push(folder: Path, repository: str, public: bool, replaced: Iterable[str]) -> str:

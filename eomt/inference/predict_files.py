@@ -100,7 +100,7 @@ def _expand(entry: str) -> tuple[Path, list[Path], list[Path]]:
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a path is one of a pattern in which `**` stands for any folders."""
+    """True if a path fits a pattern in which `**` stands for any folders."""
     first, rest = pattern[0], pattern[1:]
     if first == "**":
         return any(_fits(parts[k:], rest or ("*",)) for k in range(len(parts)))

@@ -40,7 +40,7 @@ from eomt.photo import (
     limit_pixels,
     load_image,
 )
-from eomt.postprocess.geometry import MAX_WINDOWS, Placement, is_reduced, run_unpadded
+from eomt.postprocess.geometry import MAX_WINDOWS, Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.tasks import SemanticTask, Task, predict_images, task_of
 from eomt.views import Flipped, Tiled, around
@@ -103,7 +103,7 @@ class Segmenter:
         if str(precision) not in PRECISIONS:
             raise InputError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
         self.precision = str(precision)
-        self.task, self._tiled = around(task, False, tta, unpadded), None
+        self.task, self._tiled = around(task, network.backbone.patch_size, False, tta, unpadded), None
         if tile:
             self._tiled = Tiled(self.task, tile)
         self.classes = classes
@@ -337,10 +337,13 @@ class Segmenter:
             float32 [C, H, W].
 
         Raises:
-            InputError: if the task is another, or the image cannot be read; memory that is not there is a MemoryError.
+            InputError: if the task is another, with `tile`, or if the image cannot be read; memory that is not there is a
+                MemoryError.
         """
         if not isinstance(self.task, SemanticTask | Flipped) or self.task.kind != SemanticTask.kind:
             raise InputError(f"probabilities of pixels are semantic segmentation's, and this is {self.task.kind}")
+        if self._tiled is not None:
+            raise InputError("probabilities of pixels are of whole images: load it without tile")
         parts, placement, _ = self._prepare(image)
         found: list[Logits] = []
         for batch in parts.split(batch_size):
@@ -395,7 +398,7 @@ class Segmenter:
         content = download(image) if is_address(image) else None
         pixels = load_image(image) if content is None else load_image(content)
         inputs, placement = self.task.geometry.prepare(pixels, self.network.image_size)
-        if is_reduced(placement, self.network.image_size):
+        if self.task.geometry.is_reduced(placement, self.network.image_size):
             name = image if isinstance(image, str | Path) else "an image"
             log.warning(
                 "%s is %d x %d (width x height), too long for %d windows: it is seen at a lower resolution; "
@@ -451,7 +454,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def _predict_part(self, outputs: list[Logits], placement: Placement) -> Any:
-        """As `_predict`, for a tile."""
+        """The result of a tile, as `_predict` makes that of an image."""
         assert self._tiled is not None
         return _on_host(self._tiled.part(_joined(outputs), placement, self.network.image_size, self.classes))
 

@@ -63,7 +63,7 @@ class OutputMasks:
 
 
 class _Product(torch.autograd.Function):
-    """Of embeddings [B, N, D] and features [B, P, D], [B, N, P], with gradients in their layout.
+    """The product [B, N, P] of embeddings [B, N, D] and features [B, P, D], with gradients in their layout.
 
     PyTorch's own backward pass makes one of the two transposed, at the cost of a copy of the features' size.
     """

@@ -66,7 +66,9 @@ def draw_segments(
     texts = [classes[label].name for label in labels.tolist()]
     if scores is not None:
         texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, _array(scores).tolist(), strict=True)]
-    return _write_names(canvas, ids, texts, colors)
+    # Of segments that lie on each other the surest is named, of others those first that have the fewest places.
+    sure = np.zeros(len(texts)) if scores is None else _array(scores).round(1)
+    return _write_names(canvas, ids, texts, colors, sure)
 
 
 def draw_errors(image: np.ndarray, true: np.ndarray, found: np.ndarray, scored: np.ndarray) -> np.ndarray:
@@ -167,8 +169,11 @@ def _outlines(ids: np.ndarray, thickness: int) -> np.ndarray:
     return line
 
 
-def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: np.ndarray) -> np.ndarray:
-    """Write each segment's text far from its border and beside other texts; skip those without room."""
+def _write_names(
+    canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: np.ndarray, sure: np.ndarray
+) -> np.ndarray:
+    """Write each segment's text, the surest first, far from its border and beside other texts; skip those without
+    room."""
     height, width = ids.shape
     font = _font(height, width)
     # On a coarse map: a name need not be placed to the pixel.
@@ -180,8 +185,7 @@ def _write_names(canvas: np.ndarray, ids: np.ndarray, texts: list[str], colors: 
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture, "RGBA")
     taken: list[tuple[int, int, int, int]] = []
-    # Small segments first: they have the fewest positions to choose from.
-    for s in sorted(range(len(texts)), key=lambda s: areas[s]):
+    for s in sorted(range(len(texts)), key=lambda s: (-sure[s], areas[s])):
         ys, xs = np.nonzero(coarse == s + 1)
         if not len(ys) or depth[ys, xs].max() < 0.5 * font.size:
             continue

@@ -41,6 +41,10 @@ class Placement(NamedTuple):
     scaled_width: int
 
 
+def _never(placement: Placement, size: tuple[int, int]) -> bool:
+    return False
+
+
 class Geometry(NamedTuple):
     """The way of an image into the network.
 
@@ -49,10 +53,12 @@ class Geometry(NamedTuple):
             inputs, uint8 [N, 3, height, width], and the image's placement.
         view: makes the picture that the network saw. Takes the inputs, the placement and the input's size; returns
             uint8 [3, placement.scaled_height, placement.scaled_width].
+        is_reduced: tells from the placement and the input's size whether the image is seen smaller than it should be.
     """
 
     prepare: Callable[[Image.Image | np.ndarray, tuple[int, int]], tuple[Tensor, Placement]]
     view: Callable[[Tensor, Placement, tuple[int, int]], Tensor]
+    is_reduced: Callable[[Placement, tuple[int, int]], bool] = _never
 
 
 def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -309,7 +315,7 @@ def _view_windows(inputs: Tensor, placement: Placement, size: tuple[int, int]) -
 
 
 FIT_AND_PAD = Geometry(fit_and_pad, _view_one)
-WINDOWS = Geometry(cut_windows, _view_windows)
+WINDOWS = Geometry(cut_windows, _view_windows, is_reduced)
 
 
 def windows_of(placement: Placement, size: tuple[int, int]) -> list[tuple[slice, slice]]:

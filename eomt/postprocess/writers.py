@@ -7,6 +7,7 @@ import logging
 import os
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,7 +32,7 @@ Row = tuple[ImageId, str, str]
 LONGEST_NAME = 180  # bytes; file systems take 255, of which drafts and suffixes need some
 
 
-class ResultWriter:
+class ResultWriter(ABC):
     """Base of the writers: each rank notes its own images, and rank 0 joins the notes.
 
     Every rank adds its own images; then all ranks call `flush`, wait for each other, and call `close`. An image that
@@ -88,12 +89,12 @@ class ResultWriter:
         """Write an image's result, given its name or path in the dataset and the dataset's id."""
         self.note(*self.save(prediction, name, image_id))
 
+    @abstractmethod
     def save(self, prediction: Segmentation | Instances, name: str, image_id: ImageId) -> Row:
         """Write an image's PNG, if there is one; give the row that `note` takes.
 
         The costly part of `add`: it may run in a thread, or in another process on a pickled copy of the writer.
         """
-        raise NotImplementedError
 
     def note(self, image_id: ImageId, file_name: str, text: str) -> None:
         """Keep an image's row for the result."""

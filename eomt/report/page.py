@@ -34,7 +34,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Page:
-    """What a report shows; what is empty is left out.
+    """The content of a report; what is empty is left out.
 
     Attributes:
         title, subtitle: of the page.

@@ -1,4 +1,4 @@
-"""How many images a GPU's memory holds in a training step."""
+"""The number of images that a GPU's memory holds in a training step."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class EoMTModule(lightning.LightningModule):
         self.unpadded = unpadded
         self.network.backbone.crop_position = unpadded
         self.pretrained = pretrained
-        self.freeze = freeze
+        self.freeze_backbone = freeze
         self.lora = dict(lora) if lora else None
         self.seed = seed
         self.run = dict(run or {})
@@ -158,9 +158,9 @@ class EoMTModule(lightning.LightningModule):
         if self.pretrained and not self._resumes:
             self.network.backbone.load_pretrained(self.pretrained)
             rank_zero_info(f"backbone: pretrained weights of {self.network.spec['backbone']} loaded")
-        if self.lora and self.freeze and self.freeze is not True:
+        if self.lora and self.freeze_backbone and self.freeze_backbone is not True:
             raise InputError("model.lora freezes the whole backbone: leave model.freeze_backbone at false")
-        freeze_backbone(self.network, True if self.lora else self.freeze)
+        freeze_backbone(self.network, True if self.lora else self.freeze_backbone)
         if self.lora:
             add_lora(self.network.backbone.blocks, **self.lora, seed=self.seed)
 
@@ -430,5 +430,5 @@ class EoMTModule(lightning.LightningModule):
             "kind": self.task.kind,
             "classes": self.classes.to_list(),
             "network": self.network.spec,
-            "learns": {"freeze_backbone": self.freeze, "lora": self.lora},
+            "learns": {"freeze_backbone": self.freeze_backbone, "lora": self.lora},
         }

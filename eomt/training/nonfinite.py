@@ -104,7 +104,7 @@ class NonFiniteSteps:
         return False
 
     def is_left_to(self, optimizer: Optimizer, norm: Tensor) -> bool:
-        """Whether the optimizer can leave a step out on the device: fused AdamW of parameters that are not sharded."""
+        """True if the optimizer can leave a step out on the device: fused AdamW of parameters that are not sharded."""
         sharded = hasattr(optimizer.param_groups[0]["params"][0], "full_tensor")
         return norm.is_cuda and isinstance(optimizer, AdamW) and bool(optimizer.defaults["fused"]) and not sharded
 

@@ -1,4 +1,4 @@
-"""Where weights lie: a file, an exported folder, a checkpoint of a run's folder, or the Hugging Face Hub."""
+"""The places of weights: a file, an exported folder, a checkpoint of a run's folder, or the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_the_current_folder_stays(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["train.py --help", "predict.py --cfg all", "export.py --hydra-help"])
 def test_a_reader_that_has_enough_is_no_error(arguments):
-    """As `python train.py --help | head -1`."""
+    """The output of `python train.py --help | head -1`."""
     script, *flags = arguments.split()
     read, write = os.pipe()
     os.close(read)

@@ -1,4 +1,4 @@
-"""What labels lack or say in other words: left out, read right or taken for granted, and said with its count."""
+"""Things that labels lack or say in other words: left out, read right or taken for granted, and said with its count."""
 
 import json
 import re

@@ -35,7 +35,7 @@ SIZE = (64, 96)
 
 
 def assert_ours(kind, task, found, logits, placement, size):
-    """What a graph gives for one image is what the task predicts from its logits."""
+    """Assert that a graph gives for one image what the task predicts from its logits."""
     expected = task.predict(logits, placement, size, CLASSES)
     height, width = placement[:2]
     if kind == "semantic":

@@ -48,7 +48,7 @@ def test_the_matcher_never_sees_what_is_not_finite(value):
 
 
 def on_device(costs):
-    """As torch-linear-assignment: the target of each query, or -1."""
+    """A stand-in for torch-linear-assignment: the target of each query, or -1."""
     target = torch.full(costs.shape[:2], -1)
     for own, cost in zip(target, costs, strict=True):
         query, segment = map(torch.from_numpy, linear_sum_assignment(cost))

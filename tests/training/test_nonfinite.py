@@ -148,7 +148,7 @@ def test_a_step_that_is_not_finite_is_left_out_named_and_counted(tmp_path, caplo
 
 @pytest.fixture
 def on_device(monkeypatch):
-    """As on a GPU: the optimizer leaves steps out, and the host reads later that it did."""
+    """Behaviour of a GPU: the optimizer leaves steps out, and the host reads later that it did."""
     monkeypatch.setattr(NonFiniteSteps, "is_left_to", lambda self, optimizer, norm: True)
 
 

@@ -43,7 +43,7 @@ def test_points_are_uniform(points):
 
 
 def test_neighbours_are_independent(points):
-    """Of step, image, output, mask, point and coordinate: linearly, in magnitude, and in 8x8 bins."""
+    """Neighbours in step, image, output, mask, point and coordinate: linearly, in magnitude, and in 8x8 bins."""
     for values in points.values():
         for axis in range(values.ndim):
             count = values.shape[axis]

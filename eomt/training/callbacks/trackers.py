@@ -1,4 +1,4 @@
-"""What loggers are given besides the module's own numbers: settings, code, speed, memory, tables and pictures."""
+"""Contents for loggers besides the module's own numbers: settings, code, speed, memory, tables and pictures."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_a_run(kind, tmp_path, monkeypatch):
 
 
 def test_the_official_jsons_give_the_same(tmp_path, monkeypatch):
-    """Of createPanopticImgs.py, which names photos as it does and groups of things crowds."""
+    """JSONs of createPanopticImgs.py, which names photos as it does and groups of things crowds."""
     monkeypatch.setenv("EOMT_CACHE", str(tmp_path / "cache"))
     root, frame = tmp_path, "ulm_000000_000019_gtFine"
     for split in ("train", "val"):

@@ -16,7 +16,7 @@ from tests.running import configured
 
 
 def test_one_bar_for_the_whole_run_and_messages_beside_it(monkeypatch):
-    """Of a run that is resumed at step 4 of 10, with two batches to a step; it fails after step 6."""
+    """A run is resumed at step 4 of 10, with two batches to a step; it fails after step 6."""
     output = io.StringIO()
     monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setattr(logging.getLogger("bar"), "handlers", [Console(output)])

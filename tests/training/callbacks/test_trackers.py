@@ -1,4 +1,4 @@
-"""What loggers hold after a run: wandb's offline files and TensorBoard's events, read back."""
+"""Contents of loggers after a run: wandb's offline files and TensorBoard's events, read back."""
 
 import json
 import struct
