@@ -40,6 +40,10 @@ def test_kinds():
     assert task_of("panoptic", {"score_threshold": 0}).score_threshold == 0
 
 
+# No class, though it is of a dataclass.
+A_TASK = PanopticTask()
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
@@ -51,6 +55,7 @@ def test_kinds():
         ("panoptic", {"max_bytes": "1GB"}, "postprocess.max_bytes=1GB must be a whole number"),
         ("nowhere.Task", {}, "kind=nowhere.Task cannot be imported"),
         ("eomt.classes.Classes", {}, "kind=eomt.classes.Classes is no task"),
+        ("tests.test_tasks.A_TASK", {}, "kind=tests.test_tasks.A_TASK is no task"),
         ("eomt.tasks.PanopticTask", {}, "must have kind = 'eomt.tasks.PanopticTask'"),
     ],
 )

@@ -79,11 +79,26 @@ def test_an_image_of_one_tile_is_seen_as_without_tiles(kind):
     assert np.array_equal(plain.scores, tiled.scores)
 
 
+def test_a_mirrored_input_is_rolled_by_whole_patches():
+    """Their masks would lie beside those of the image otherwise."""
+    task = around(task_of("panoptic"), 14, tta="flip")
+    (seen, mirrored), _ = task.geometry.prepare(random_image(42, 25), (42, 42))
+    assert torch.equal(mirrored, seen.flip(-1).roll(-14, -1))
+
+
+def test_tiles_that_are_longer_than_an_image_make_it_no_smaller():
+    for tile, size, reduced in ((False, (20, 2000), True), (32, (20, 2000), False), (32, (20, 30), False)):
+        geometry = around(task_of("semantic"), 16, tile=tile).geometry
+        assert geometry.is_reduced(geometry.prepare(random_image(*size), (32, 32))[1], (32, 32)) is reduced
+
+
 def test_what_does_not_go_together_is_said():
     with pytest.raises(InputError, match="tta=scale is none of"):
         around(task_of("panoptic"), 16, tta="scale")
     with pytest.raises(InputError, match="needs unpadded=false"):
         segmenter_of("panoptic", tta="flip", unpadded=True)
+    with pytest.raises(InputError, match="without tile"):
+        segmenter_of("semantic", tile=32).probabilities(random_image(40, 50))
 
 
 @pytest.mark.slow

@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datasets.files.index import cache_errors, cache_folder
-from datasets.files.source import CHUNK, Folder, Member, Source
+from datasets.files.source import CHUNK, FREE_BYTES, LARGEST_RATIO, Folder, Member, Source
 from datasets.files.table import COLUMN, column_archive
 from eomt.errors import InputError
 from eomt.files import replacing
 
 log = getLogger(__name__)
 
-# Deflate reaches 1,032 to 1; photos, JSONs and label PNGs stay far below this ratio. Small members may have any.
-LARGEST_RATIO, FREE_BYTES = 200, 64 << 20
 _FINGERPRINT_BYTES = 32 << 20  # the central directory ends an archive: 300,000 members
 
 _LOCAL_HEADER = struct.Struct("<4s22x2H")  # signature, lengths of name and extra field (PKWARE's APPNOTE.TXT, 4.3.7)

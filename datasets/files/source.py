@@ -24,6 +24,10 @@ CHUNK = 1 << 20
 PAUSES = (0.5, 2.0, 8.0)
 """Seconds before each further attempt to read."""
 
+LARGEST_RATIO, FREE_BYTES = 200, 64 << 20
+"""The largest ratio of unpacked to packed bytes, and the unpacked bytes that may be of any: deflate reaches 1,032 to 1,
+photos, JSONs and label PNGs stay far below."""
+
 # Other errors of network file systems and overloaded disks may pass.
 _LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZipFile
 
-from datasets.files.archive import FREE_BYTES, LARGEST_RATIO
 from datasets.files.index import cache_errors, cache_folder
+from datasets.files.source import FREE_BYTES, LARGEST_RATIO
 from eomt.errors import InputError
 from eomt.files import replacing
 

@@ -337,8 +337,8 @@ class Segmenter:
             float32 [C, H, W].
 
         Raises:
-            InputError: if the task is another, with `tile`, or if the image cannot be read; memory that is not there is a
-                MemoryError.
+            InputError: if the task is another, with `tile`, or if the image cannot be read.
+            MemoryError: if there is not enough.
         """
         if not isinstance(self.task, SemanticTask | Flipped) or self.task.kind != SemanticTask.kind:
             raise InputError(f"probabilities of pixels are semantic segmentation's, and this is {self.task.kind}")

@@ -125,6 +125,7 @@ def here(tmp_path, monkeypatch):
         ),
         ("train weights=nowhere.ckpt", "weights=HERE/nowhere.ckpt: no such file or folder"),
         ("train data.root=nowhere", "data.root=HERE/nowhere: no such folder"),
+        ("train data.root=RUN/checkpoints/last.ckpt", "data.root=HERE/RUN/checkpoints/last.ckpt is a file: give the"),
         ("predict images=nowhere", "images=nowhere: no such file or folder"),
     ],
 )

@@ -64,8 +64,12 @@ def test_a_repository_that_is_there(api, checkpoint, tmp_path):
     api.model_info.return_value = SimpleNamespace(private=False)
     with pytest.raises(InputError, match="is there, and public: set public=true"):
         run(*typed, "overwrite=true")
+    api.model_info.return_value = SimpleNamespace(private=True)
+    with pytest.raises(InputError, match="is there, and private: leave out public=true"):
+        run(*typed, "overwrite=true", "public=true")
     assert not (tmp_path / "out").exists()
     assert not api.create_repo.called
+    api.model_info.return_value = SimpleNamespace(private=False)
     run(*typed, "overwrite=true", "public=true")
     assert api.create_repo.call_args.kwargs["private"] is False
     # What an earlier export of another form left would otherwise be read first.

@@ -95,6 +95,15 @@ def test_small_segments_bear_no_name_and_names_do_not_hide_each_other():
     assert many % single == 0
 
 
+def test_of_names_that_collide_the_surest_is_written():
+    ids = np.zeros((400, 400), np.int64)
+    ids[180:220, 160:200], ids[180:220, 200:240] = 1, 2
+    for scores, left in (((0.9, 0.6), True), ((0.6, 0.9), False)):
+        drawn = draw_segments(np.zeros((400, 400, 3), np.uint8), ids, [2, 2], CLASSES, scores)
+        columns = np.nonzero((drawn == 255).all(axis=2))[1]
+        assert (columns.mean() < 200) == left
+
+
 def test_things_of_one_class_differ_and_stuff_does_not():
     colors = segment_colors(np.array([0, 1, 0, 0, 1]), CLASSES)
     assert tuple(colors[0]) == (200, 40, 40)

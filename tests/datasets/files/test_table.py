@@ -41,6 +41,13 @@ def test_what_cannot_be_read_ends_in_one_line(tmp_path):
         fails(f"{name} cannot be read", find_source, tmp_path, f"{name}:image")
 
 
+def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path):
+    table = pyarrow.table({"image": pyarrow.array([bytes(1 << 20)] * 80)})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 16
+    fails("a.parquet unpacks to more than 200 times its size", find_source, tmp_path, "a.parquet:image")
+
+
 def test_columns_of_other_tools(tmp_path):
     rows = [{"image": {"bytes": b"1", "filepath": "a.png"}, "label": {"bytes": b"2", "filepath": "b.png"}}]
     (tmp_path / "[one]").mkdir()

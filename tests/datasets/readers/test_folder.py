@@ -185,7 +185,7 @@ def fails(match, root, read=None, **options):
 def test_classes_not_given(tmp_path, own):
     own.write(tmp_path)
     fails(
-        r"data\.classes is not set: the first 3 label files hold the values 0, 1, 2, 255; .*\"0\": \"name of 0\"",
+        r"data\.classes is not set: the first 3 of 3 label files hold the values 0, 1, 2, 255; .*\"0\": \"name of 0\"",
         tmp_path,
         classes=None,
     )
