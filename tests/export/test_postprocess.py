@@ -232,3 +232,18 @@ def test_what_cannot_be_had_is_told_in_one_line(typed, message, tmp_path):
     with pytest.raises(InputError, match=message):
         run(f"ckpt={checkpoint}", f"out={tmp_path / 'out'}", *typed)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_example_says_what_is_missing(photos, tmp_path):
+    network = random_network().eval()
+    export(weights_of(network, kind="instance", classes=CLASSES), "onnx", tmp_path / "logits", batch=1)
+    image = next(photos.iterdir())
+    for folder, file, words in (
+        (tmp_path / "logits", image, "export it again with postprocess=true"),
+        (tmp_path, image, "eomt.json"),
+        (tmp_path / "logits", photos, "Is a directory"),
+    ):
+        command = [sys.executable, "examples/run_graph.py", folder, file, tmp_path / "picture.png"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, "Traceback" in done.stderr, words in done.stderr) == (1, False, True), done.stderr
