@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,8 @@ class MaskClassificationLoss(nn.Module):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of all outputs' terms."""
-        return sum(self.weights[name] * values for name, values in terms.items()).sum()
+        weighted: Any = sum(self.weights[name] * values for name, values in terms.items())
+        return weighted.sum()
 
     def match(self, outputs: Sequence[QueryOutput], targets: BatchTargets, points: RandomPoints) -> Pairs:
         """Match every output's queries to the targets."""
@@ -171,14 +173,16 @@ class MaskClassificationLoss(nn.Module):
         image, segment = pairs.image.repeat(len(pairs.query)), pairs.segment.flatten()
         parts = min(len(pairs.query), 1 + len(masks) * int(self.num_points * self.oversample_ratio) // _CANDIDATES)
         rows = -(-len(masks) // parts)
-        found = []
+        found: list[Any] = []
         for start in range(0, len(masks), rows):
             part = slice(start, start + rows)
-            chosen = uncertain_points(masks[part], *(p.to(masks.dtype) for p in points.of_masks(part)), certain)
+            candidates, further = (p.to(masks.dtype) for p in points.of_masks(part))
+            chosen = uncertain_points(masks[part], candidates, further, certain)
             found.append((chosen, *reader.masks(image[part], segment[part], chosen)))
         if parts == 1:
             return found[0]
-        return tuple(None if values[0] is None else torch.cat(values) for values in zip(*found, strict=True))
+        chosen, truth, known = zip(*found, strict=True)
+        return torch.cat(chosen), torch.cat(truth), torch.cat(known) if self.ignore_void else None
 
     def _class_term(self, logits: Tensor, labels: Tensor, pairs: Pairs) -> Tensor:
         """Weighted cross-entropy of class logits [O, B, Q, C+1], summed over the queries of an output: [O]."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from eomt.loss.matching import Pairs
 from eomt.model.outputs import QueryOutput, full_precision
@@ -69,12 +70,12 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, embeddings: Tensor, features: Tensor) -> Tensor:
+    def forward(ctx: Any, embeddings: Tensor, features: Tensor) -> Tensor:
         ctx.save_for_backward(embeddings, features)
         return embeddings.bmm(features.mT)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         embeddings, features = ctx.saved_tensors
         return gradient.bmm(features), gradient.mT.bmm(embeddings)

@@ -107,33 +107,36 @@ class Matcher:
         places = torch.from_numpy(np.stack((image, image * matched.max() + slot)))
         image, place = places.to(costs.device, non_blocking=True)
         query, segment = self._assign(costs, counts)
-        packed = (part.flatten(1).index_select(1, place) for part in (query, segment))
-        return Pairs(image, *packed, query, place)
+        of_query, of_segment = (part.flatten(1).index_select(1, place) for part in (query, segment))
+        return Pairs(image, of_query, of_segment, query, place)
 
     def _assign(self, costs: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Queries and segments [O, B, N]."""
         if max(counts) == 0:
-            return torch.zeros(2, *costs.shape[:2], 0, dtype=torch.int64, device=costs.device).unbind()
+            query, segment = torch.zeros(2, *costs.shape[:2], 0, dtype=torch.int64, device=costs.device)
+            return query, segment
         if costs.is_cuda and not self._sought:
             self._solver, self._sought = _device_solver(), True
         # With more targets than queries, what pads the others' targets would be matched in their place.
         if self._solver is not None and max(counts) <= costs.shape[2]:
             try:
-                return self._on_device(costs, counts)
+                return self._on_device(self._solver, costs, counts)
             except Exception as error:  # a compiler's, a driver's, or the comparison's
                 self._solver = None
                 if not distributed.is_initialized() or distributed.get_rank() == 0:
                     log.warning("matching on the host, by SciPy: torch-linear-assignment failed (%s)", error)
         return _on_host(costs, counts)
 
-    def _on_device(self, costs: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _on_device(
+        self, solver: Callable[[Tensor], Tensor], costs: Tensor, counts: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         queries, targets = costs.shape[2:]
         number = torch.tensor(counts).to(costs.device, non_blocking=True)[:, None]
         own = torch.arange(targets, device=costs.device) < number
         # Targets that cost the same with each query take those that the image's own targets leave.
         spare = min(queries, -(-targets // _ROUNDED) * _ROUNDED) - targets
         padded = F.pad(costs.where(own[:, None], 0), (0, spare)).flatten(0, 1)
-        target = self._solver(padded).view(costs.shape[:3])
+        target = solver(padded).view(costs.shape[:3])
         free = (target < 0) | (target >= number)
         query = free.to(torch.int8).argsort(dim=2, stable=True)[..., :targets]
         segment = target.gather(2, query).where(own, 0)

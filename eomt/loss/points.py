@@ -94,7 +94,8 @@ class RandomPoints:
     def of_masks(self, masks: slice) -> tuple[Tensor, Tensor]:
         """Candidates [R, N, 2] and further points [R, E, 2] of some of the O M masks."""
         points = uniform(self._masks.flatten(0, 1)[masks], 2 * sum(self._counts[1:])).unflatten(1, (-1, 2))
-        return points.split(self._counts[1:], dim=1)
+        candidates, further = points.split(self._counts[1:], dim=1)
+        return candidates, further
 
 
 class TargetReader:

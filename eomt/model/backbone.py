@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
+from typing import Any, cast
 
 import timm
 import torch
@@ -52,6 +53,9 @@ class Backbone(nn.Module):
             not fit the patch size.
     """
 
+    vit: Any  # VisionTransformer | Eva, whose attributes timm types as whatever a module may hold
+    native_rope: Tensor
+
     def __init__(
         self,
         name: str,
@@ -77,8 +81,9 @@ class Backbone(nn.Module):
         self.num_prefix_tokens = self.vit.num_prefix_tokens
         self.embed_dim = self.vit.embed_dim
         self.crop_position = False
+        self.is_rotary = isinstance(self.vit, Eva)
         # Made once: timm would make it on the CPU at every call, and a GPU's copy waits, and is in no CUDA graph.
-        rope = self.vit.rope.get_embed(self.native_grid) if isinstance(self.vit, Eva) else None
+        rope = self.vit.rope.get_embed(self.native_grid) if self.is_rotary else None
         self.register_buffer("native_rope", rope, persistent=False)
 
     @property
@@ -100,7 +105,7 @@ class Backbone(nn.Module):
         """
         vit = self.vit
         patches = vit.patch_embed.proj(images)
-        grid = tuple(patches.shape[-2:])
+        grid = (patches.shape[-2], patches.shape[-1])
         patches = vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))
         prefix = [t.expand(images.shape[0], -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
         if vit.pos_embed is None:
@@ -113,7 +118,7 @@ class Backbone(nn.Module):
 
     def rotary_embedding(self, grid: tuple[int, int]) -> Tensor | None:
         """The rotary embedding of a grid of patches, [grid_h * grid_w, ...], or None where there is none."""
-        if not isinstance(self.vit, Eva):
+        if not self.is_rotary:
             return None
         random = self.training and getattr(self.vit.rope, "aug_active", False)
         # timm keeps at least float32: what was rounded to half, or was made in float32 for float64, is made anew.
@@ -134,7 +139,8 @@ class Backbone(nn.Module):
             rope: the result of `rotary_embedding`.
             mask: bool [B, R, T], or None. The first R tokens attend only where it is True; the others to all.
         """
-        return self.blocks[index].run(tokens, rope, mask)
+        block: Any = self.blocks[index]
+        return block.run(tokens, rope, mask)
 
     def load_pretrained(self, source: bool | str) -> None:
         """Load pretrained weights; patch and position embeddings of another size are resampled by timm.
@@ -150,11 +156,11 @@ class Backbone(nn.Module):
         """
         overlay = None
         if source is not True:
-            if not Path(source).is_file():
+            if not Path(str(source)).is_file():
                 raise InputError(f"model.pretrained={source}: no such file")
             overlay = {"file": str(source), "hf_hub_id": None, "url": ""}
         try:
-            vit = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options)
+            vit: Any = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options)
         except Exception as error:
             # Hub, file and timm fail in many ways.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -174,7 +180,7 @@ class Backbone(nn.Module):
         if self._crops(grid):
             prefix, patches = self.vit.pos_embed.tensor_split([num_prefix_tokens], dim=1)
             return torch.cat((prefix, _top_left(patches, self.native_grid, grid)), dim=1)
-        return resample_abs_pos_embed(
+        return resample_abs_pos_embed(  # pyright: ignore[reportCallIssue]: torch.fx.wrap's type
             self.vit.pos_embed, list(grid), list(self.native_grid), num_prefix_tokens=num_prefix_tokens
         )
 
@@ -183,7 +189,7 @@ class Backbone(nn.Module):
         return self.crop_position and fits and grid != self.native_grid
 
 
-def _run(block: nn.Module, tokens: Tensor, rope: Tensor | None, mask: Tensor | None) -> Tensor:
+def _run(block: Any, tokens: Tensor, rope: Tensor | None, mask: Tensor | None) -> Tensor:
     unrotated = tokens.shape[1] - rope.shape[-2] if rope is not None else tokens.shape[1]
     attended = attention(block.attn, block.norm1(tokens), rope, unrotated, mask)
     if isinstance(block, EvaBlock):
@@ -193,7 +199,7 @@ def _run(block: nn.Module, tokens: Tensor, rope: Tensor | None, mask: Tensor | N
     return tokens + block.drop_path2(block.ls2(_mlp(block.mlp, block.norm2(tokens))))
 
 
-def attention(attn: nn.Module, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None) -> Tensor:
+def attention(attn: Any, tokens: Tensor, rope: Tensor | None, num_unrotated: int, mask: Tensor | None) -> Tensor:
     """Self-attention with timm's weights, in two calls where only the first tokens are masked.
 
     Fused attention kernels are slow with a mask, and only the first R rows need one. The result is that of one call
@@ -254,14 +260,14 @@ def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     def rest(hidden: Tensor) -> Tensor:
         return mlp.drop2(mlp.fc2(mlp.norm(mlp.drop1(mlp.act(hidden)))))
 
-    return checkpoint(rest, mlp.fc1(x), use_reentrant=False, preserve_rng_state=mlp.drop1.p > 0)
+    return cast(Tensor, checkpoint(rest, mlp.fc1(x), use_reentrant=False, preserve_rng_state=mlp.drop1.p > 0))
 
 
 def _rotate(x: Tensor, rope: Tensor, num_unrotated: int, half: bool) -> Tensor:
     return torch.cat((x[:, :, :num_unrotated], apply_rot_embed_cat(x[:, :, num_unrotated:], rope, half=half)), dim=2)
 
 
-def _fold_statistics(vit: VisionTransformer | Eva) -> None:
+def _fold_statistics(vit: Any) -> None:
     """Fold the difference between a model's own pixel mean and deviation and ImageNet's into its patch embedding."""
     proj, given = vit.patch_embed.proj, vit.pretrained_cfg
     if tuple(given["mean"]) == IMAGENET_DEFAULT_MEAN and tuple(given["std"]) == IMAGENET_DEFAULT_STD:
@@ -290,7 +296,7 @@ _NO_VIT = (
 )
 
 
-def _create(name: str, options: dict) -> VisionTransformer | Eva:
+def _create(name: str, options: dict) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_patch')[0]}*dinov*")[:6]) or "timm.list_models()"
         raise InputError(f"model.backbone={name} is no model that timm knows; some that it knows: {near}")
@@ -303,8 +309,9 @@ def _create(name: str, options: dict) -> VisionTransformer | Eva:
         raise InputError(f"model.backbone={name} with {options}: {error}") from error
 
 
-def _check_supported(name: str, vit: nn.Module) -> None:
-    block = vit.blocks[0] if isinstance(vit, VisionTransformer | Eva) and len(vit.blocks) else None
+def _check_supported(name: str, vit: Any) -> None:
+    has_blocks = issubclass(type(vit), VisionTransformer | Eva) and len(vit.blocks)
+    block = vit.blocks[0] if has_blocks else None
     attn = getattr(block, "attn", None)  # blocks that run in parallel have several
     plain = attn is not None and getattr(attn, "qkv", None) is not None and getattr(attn, "gate", None) is None
     if not plain or isinstance(vit.norm, nn.Identity) or getattr(vit, "rope_mixed", False):

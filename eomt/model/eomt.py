@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,9 @@ class EoMT(nn.Module):
         InputError: if a value is out of range or timm cannot build the backbone.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         backbone: str,
@@ -46,17 +50,17 @@ class EoMT(nn.Module):
         backbone_options: Mapping | None = None,
     ):
         super().__init__()
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.spec = {
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.spec: dict[str, Any] = {
             "backbone": backbone,
-            "image_size": list(size),
+            "image_size": [height, width],
             "num_classes": num_classes,
             "num_queries": num_queries,
             "num_masked_blocks": num_masked_blocks,
             "patch_size": patch_size,
             "backbone_options": dict(backbone_options or {}),
         }
-        self.backbone = Backbone(backbone, size, patch_size, backbone_options)
+        self.backbone = Backbone(backbone, (height, width), patch_size, backbone_options)
         if not 1 <= num_masked_blocks <= len(self.backbone.blocks):
             raise InputError(
                 f"model.num_masked_blocks={num_masked_blocks}: {backbone} has {len(self.backbone.blocks)} "
@@ -80,7 +84,8 @@ class EoMT(nn.Module):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the images it was built for."""
-        return tuple(self.spec["image_size"])
+        height, width = self.spec["image_size"]
+        return height, width
 
     @property
     def num_queries(self) -> int:
@@ -138,7 +143,8 @@ class EoMT(nn.Module):
 
     def _run_block(self, index: int, tokens: Tensor, rope: Tensor | None, mask: Tensor | None = None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.backbone.run_block, index, tokens, rope, mask, use_reentrant=False)
+            result = checkpoint(self.backbone.run_block, index, tokens, rope, mask, use_reentrant=False)
+            return cast(Tensor, result)
         return self.backbone.run_block(index, tokens, rope, mask)
 
     @torch.no_grad()
@@ -166,10 +172,11 @@ class Upscale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.transposed.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        x = F.linear(x, weight, self.transposed.bias.repeat(4))
+        bias = cast(Tensor, self.transposed.bias)
+        x = F.linear(x, weight, bias.repeat(4))
         # A compiler chooses itself what to recompute.
         if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
-            return checkpoint(self._finish, x, use_reentrant=False, preserve_rng_state=False)
+            return cast(Tensor, checkpoint(self._finish, x, use_reentrant=False, preserve_rng_state=False))
         return self._finish(x)
 
     def _finish(self, x: Tensor) -> Tensor:

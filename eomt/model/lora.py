@@ -68,6 +68,7 @@ def merged(state: Mapping[str, Tensor], lora: Mapping | None) -> dict[str, Tenso
         InputError: if `state` holds A and B, but `lora` no such numbers, or they do not fit.
     """
     plain = {name: value for name, value in state.items() if not name.endswith((_A, _B))}
+    numbers = lora or {}
     for name in (name for name in state if name.endswith(_A)):
         layer = name.removesuffix(_A)
         try:
@@ -76,7 +77,7 @@ def merged(state: Mapping[str, Tensor], lora: Mapping | None) -> dict[str, Tenso
                 # Small A and B could make a product of any size.
                 raise ValueError(f"B A is {[*b.shape[:1], *a.shape[1:]]}, the weight {list(weight.shape)}")
             # In float64: the merged weight is rounded once.
-            change = b.double() @ a.double() * (float(lora["alpha"]) / int(lora["rank"]))
+            change = b.double() @ a.double() * (float(numbers["alpha"]) / int(numbers["rank"]))
             plain[f"{layer}.weight"] = (weight.double() + change).to(weight.dtype)
         except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise InputError(f"the LoRA weights of {layer} cannot be merged ({str(error)[:80]})") from None
