@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 Bound = int | float | str
 """A number of steps; or a fraction of the run, as a number up to 1 or a text such as "1/6"."""
@@ -35,7 +36,7 @@ def complete_windows(windows: Sequence | str, count: int) -> list[Sequence[Bound
             networks, whose L2 is 3, 4 or 5.
         count: L2, the number of masked blocks.
     """
-    given = ["auto"] if windows == "auto" else list(windows)
+    given: list[Any] = ["auto"] if windows == "auto" else list(windows)
     if given[-1:] != ["auto"]:
         return given
     starts = [Fraction(1, 6) + Fraction(k, max(1, 2 * count - 2)) for k in range(count)]

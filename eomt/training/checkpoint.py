@@ -85,7 +85,7 @@ class LastCheckpoint(Checkpoint):
         self.keep_previous = keep_previous
         self.step: int | None = None
         self.signals = StopSignals()
-        self._agreement: Agreement | None = None
+        self._agreement = Agreement(world_size=1)
         self._steps_done = 0
         self._between_steps = True
         self._written: int | None = None
@@ -96,7 +96,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         progress = trainer.fit_loop.epoch_progress
-        if trainer.fit_loop.restarted_mid_epoch and progress.total.ready == progress.total.processed:
+        total: Any = progress.total
+        if trainer.fit_loop.restarted_mid_epoch and total.ready == total.processed:
             # Resumed from the last batch of an epoch, Lightning trains the next one, but does not count it as started:
             # a run resumed from a later checkpoint would take that epoch for a longer one.
             progress.increment_ready()
@@ -185,6 +186,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict
     ) -> None:
         # A file that this run has neither written nor read may be damaged, and is not kept as the previous one.
+        assert trainer.ckpt_path is not None
         read = Path(trainer.ckpt_path).resolve()
         if read == self.path.resolve():
             self.step = checkpoint.get("global_step")
@@ -194,7 +196,7 @@ class LastCheckpoint(Checkpoint):
 
     def _write(self, trainer: lightning.Trainer) -> None:
         """Write the state to a file beside `last.ckpt`, whose place it takes in `_finish`."""
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
             trainer.save_checkpoint(self._new)
             self._written = trainer.global_step
 
@@ -251,12 +253,13 @@ class BestCheckpoint(Checkpoint):
         self.score: float | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self._last = next((callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint)), None)
-        if self._last is None:
+        last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+        if last is None:
             raise InputError("callbacks.best keeps copies of last.ckpt, which callbacks.last=null does not write")
+        self._last = last
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.sanity_checking or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
             return
         score = trainer.callback_metrics.get(self.monitor)
         # A run that is resumed in another folder has a score, but no file there.

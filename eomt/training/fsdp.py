@@ -38,12 +38,14 @@ class ShardedModule(EoMTModule):
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
+        assert isinstance(self.network, FSDPModule)
         # Ranks whose images make more passes through the network than others' must not gather weights in each of
         # them: they would wait for each other. In return each rank holds all weights.
         self.network.set_reshard_after_forward(False)
 
     def on_validation_end(self) -> None:
         super().on_validation_end()
+        assert isinstance(self.network, FSDPModule)
         self.network.set_reshard_after_forward(True)
         self.network.set_reshard_after_forward(False, recurse=False)
         for part in self.network.modules():
@@ -74,6 +76,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take this rank's share of the weights."""
+        assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         state = {name: share_like(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(state, strict=strict)

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -29,7 +29,6 @@ from eomt.postprocess.types import Instances, Segmentation
 from eomt.targets import ImageId
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Annealing, mask_probability, resolve_windows
-from eomt.training.callbacks.progress import describe
 from eomt.training.checkpoint import check_state
 from eomt.training.nonfinite import NonFiniteSteps, total_norm
 from eomt.training.optim import Recipe, freeze_backbone, total_steps
@@ -72,6 +71,8 @@ class EoMTModule(lightning.LightningModule):
         compiled: True if the network is compiled: a validation fills smaller batches up, see `FixedBatches`.
         graphs: True to validate by CUDA graphs.
     """
+
+    mask_probabilities: Tensor
 
     def __init__(
         self,
@@ -168,6 +169,11 @@ class EoMTModule(lightning.LightningModule):
     def _resumes(self) -> bool:
         return self.trainer.ckpt_path is not None
 
+    @property
+    def data(self) -> Any:
+        """The trainer's data module, like `SegmentationData`."""
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
+
     def configure_optimizers(self) -> dict[str, Any]:
         # Under float16 Lightning must unscale gradients before it clips them, which a fused optimizer
         # would do by itself.
@@ -176,13 +182,49 @@ class EoMTModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        rank_zero_info(describe(self))
+        rank_zero_info(self.summary())
+
+    def summary(self) -> str:
+        """Describe the run in a few lines: the task, the batch, the length and the annealing windows."""
+        trainer, data, network = self.trainer, self.data, self.network
+        accumulated = trainer.accumulate_grad_batches
+        batch = data.batch_size * trainer.world_size * accumulated
+        millions = sum(p.numel() for p in self.parameters()) / 1e6
+        learning = sum(p.numel() for p in self.parameters() if p.requires_grad) / 1e6
+        part = "" if learning == millions else f", of which {learning:.1f} M learn"
+        height, width = network.image_size
+        lines = [
+            f"{self.task.kind} segmentation, {len(self.classes)} classes, {network.num_queries} queries,"
+            f" {millions:.1f} M parameters{part}, image size {height}x{width}, precision {trainer.precision}",
+            f"effective batch {batch} = {data.batch_size} per device x {trainer.world_size} devices x "
+            f"{accumulated} accumulated; {self.total_steps} optimizer steps",
+        ]
+        if options := network.spec["backbone_options"]:
+            sizes = ", ".join(f"{key} {value}" for key, value in options.items())
+            lines.insert(1, f"backbone {network.spec['backbone']} with {sizes} (model.backbone_options)")
+        windows = self.windows
+        lines += [
+            f"attention mask {k + 1} of {len(windows)}: on until step {start}, off from step {end}"
+            for k, (start, end) in enumerate(windows)
+        ] or ["attention masks: off"]
+        late = [k + 1 for k, (_, end) in enumerate(windows) if end > self.total_steps]
+        if late:
+            lines.append(f"note: the run ends before attention masks {late} are off; its score is mask-free")
+        if sum(self.recipe.warmup_steps) >= self.total_steps:
+            lines.append(f"note: the run ends before its warm-up, optim.warmup_steps={list(self.recipe.warmup_steps)}")
+        scored, images = data.validated()
+        if scored < images:
+            limits = {"data.max_images": data.max_images, "trainer.limit_val_batches": trainer.limit_val_batches}
+            keys = ", ".join(f"{key}={value}" for key, value in limits.items() if str(value) not in ("None", "1.0"))
+            lines.append(f"note: validations score {scored} of {images} images ({keys})")
+        return "\n".join(lines)
 
     def on_train_start(self) -> None:
         # A checkpoint has been read by now: a resumed run starts with the probabilities of its own step, and with the
         # learning rates of its own length and schedule, which may have been changed.
         self._set_mask_probabilities()
         for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            assert isinstance(schedule, LambdaLR)  # of Recipe
             groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
             for group, rate, multiplier in groups:
                 group["lr"] = rate * multiplier(schedule.last_epoch)
@@ -223,7 +265,7 @@ class EoMTModule(lightning.LightningModule):
                 f"raise model.num_queries={queries}; check_data.py names all"
             )
 
-    def _normalisers(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+    def _normalisers(self, batch: Any) -> tuple[Tensor, float | Tensor | None]:
         """Return the divisors of the loss's sums over masks and over classes.
 
         As published: the number of matched masks, averaged over ranks, at least 1; and None, this batch's class
@@ -266,8 +308,10 @@ class EoMTModule(lightning.LightningModule):
         self._set_mask_probabilities()
 
     def _set_mask_probabilities(self) -> None:
-        probabilities = [mask_probability(self.global_step, *w, self.annealing.power) for w in self.windows]
-        self.probabilities = probabilities or [0.0] * self.network.num_masked_blocks
+        self.probabilities = [0.0] * self.network.num_masked_blocks
+        if self.annealing is not None:
+            power = self.annealing.power
+            self.probabilities = [mask_probability(self.global_step, *window, power) for window in self.windows]
         self.mask_probabilities.copy_(torch.tensor(self.probabilities), non_blocking=True)
 
     def _dropped_masks(self, keys: Sequence[ImageKey]) -> Tensor:
@@ -285,7 +329,7 @@ class EoMTModule(lightning.LightningModule):
         names = ["train/loss", *(f"train/loss_{name}" for name in terms)]
         values = dict(zip(names, sums.unbind(), strict=True))
         rates = {"head": 0.0, "backbone": 0.0}
-        for group in self.optimizers().param_groups:
+        for group in self.trainer.optimizers[0].param_groups:
             rates[group["stage"]] = max(rates[group["stage"]], group["lr"])
         # Tensors on the host: Lightning would copy numbers to the device, and wait.
         values |= {f"lr/{stage}": torch.tensor(rate) for stage, rate in rates.items()}
@@ -310,6 +354,7 @@ class EoMTModule(lightning.LightningModule):
 
     def on_validation_end(self) -> None:
         # Graphs would take memory from the training, in which weights may also move to other addresses.
+        assert self._batches is not None
         self._batches.release()
         self._background.close()
 
@@ -321,7 +366,7 @@ class EoMTModule(lightning.LightningModule):
         """
         keys: list[ImageKey] = []
         if not self.mask_free:
-            size = self.trainer.datamodule.eval_batch_size
+            size = self.data.eval_batch_size
             keys = validation_keys(self.trainer, self.step, batch_idx, size, batch.counts)
         output = self.predict_inputs(batch.inputs, batch.placements, batch.counts, keys)
         if batch.shown is not None:
@@ -353,8 +398,8 @@ class EoMTModule(lightning.LightningModule):
     def _score(self, batch: Any, predictions: list[Segmentation | Instances]) -> list[Segmentation | Instances]:
         for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
             self.metric.update(prediction, targets, image_id)
-            if hasattr(self.metric, "image_score"):
-                self.image_scores[image_id] = self.metric.image_score()
+            if (image_score := getattr(self.metric, "image_score", None)) is not None:
+                self.image_scores[image_id] = image_score()
         return predictions
 
     def on_validation_epoch_end(self) -> None:
@@ -362,9 +407,10 @@ class EoMTModule(lightning.LightningModule):
             self._unscored.popleft().result()
         self.scores = {name: float(value) for name, value in self.metric.compute().items()}
         self.scores_per_class = self.metric.per_class()
-        self.confusion = self.metric.confusion() if hasattr(self.metric, "confusion") else None
+        confusion = getattr(self.metric, "confusion", None)
+        self.confusion = None if confusion is None else confusion()
         self.metric.reset()
-        if getattr(self.trainer.datamodule, "validation_loss", False):
+        if getattr(self.data, "validation_loss", False):
             names = ["val/loss", *(f"val/loss_{name}" for name in self.loss.weights)]
             sums = torch.tensor([*(float(self._losses.get(name, 0)) for name in names), self._inputs])
             *sums, inputs = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").tolist()
@@ -387,13 +433,14 @@ class EoMTModule(lightning.LightningModule):
         """
         dropped = None if self.mask_free else self._dropped_masks(keys)
 
-        fixed = dropped is None and not self.unpadded and self._batches is not None and self._batches.fixed
+        usable = dropped is None and not self.unpadded
+        batches = self._batches if usable and self._batches is not None and self._batches.fixed else None
         # Only the last batch of a validation may be smaller than its first.
-        at_once = self._at_once = (self._at_once if fixed else 0) or len(counts)
+        at_once = self._at_once = (self._at_once if batches is not None else 0) or len(counts)
 
         def run(images: Tensor, index: Tensor) -> Logits:
-            if fixed:
-                return self._batches(images, at_once)
+            if batches is not None:
+                return batches(images, at_once)
             return self.network(images, None if dropped is None else dropped[:, index])[-1].logits()
 
         if self.unpadded:

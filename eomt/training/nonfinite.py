@@ -91,7 +91,7 @@ class NonFiniteSteps:
         if scaler is None and self.is_left_to(optimizer, norm):
             bad = norm.isfinite().logical_not()
             # What a gradient scaler sets, too: the optimizer's kernel changes nothing where it is 1.
-            optimizer.found_inf = bad.float()
+            optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue] not declared
             flag, copied = bad.to("cpu", non_blocking=True), torch.cuda.Event() if bad.is_cuda else None
             if copied is not None:
                 copied.record()
@@ -170,7 +170,8 @@ def total_norm(network: nn.Module) -> Tensor:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    whole = getattr(tensor, "full_tensor", None)  # of a DTensor
+    return tensor if whole is None else whole()
 
 
 def _bad_gradients(network: nn.Module) -> str:

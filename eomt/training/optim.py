@@ -154,7 +154,8 @@ def total_steps(trainer: lightning.Trainer) -> int:
     ends = [trainer.max_steps] if trainer.max_steps != -1 else []
     if trainer.max_epochs != -1:
         # Not `estimated_stepping_batches`: it makes the loader before a checkpoint can restore its position.
-        per_epoch = math.ceil(trainer.datamodule.train_batches() / trainer.accumulate_grad_batches)
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
+        per_epoch = math.ceil(data.train_batches() / trainer.accumulate_grad_batches)
         ends.append(per_epoch * trainer.max_epochs)
     if not ends:
         raise InputError(

@@ -82,7 +82,7 @@ class StopSignals:
         self._last_words = last_words or (lambda stopped: stopped.status)
         self._trained = False
         self._process = os.getpid()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._watcher: threading.Thread | None = None
 
     def __enter__(self) -> StopSignals:
@@ -256,6 +256,7 @@ class Agreement:
         agreed = self.close()
         value = torch.tensor(received)
         work = torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None  # as it is async
         self._pending = (work, value)
         return agreed
 

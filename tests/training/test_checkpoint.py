@@ -288,7 +288,9 @@ def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode,
         (tmp_path / f"{name}.ckpt").write_text(name)
     last, best = LastCheckpoint(tmp_path), BestCheckpoint("pq", mode)
     best.score, last.step = before, 7
-    trainer = SimpleNamespace(callbacks=[best, last], sanity_checking=False, fast_dev_run=False, is_global_zero=True)
+    trainer = SimpleNamespace(
+        checkpoint_callbacks=[best, last], sanity_checking=False, fast_dev_run=False, is_global_zero=True
+    )
     trainer.global_step, trainer.callback_metrics = 7, {"pq": torch.tensor(after), "sq": torch.tensor(50.0)}
     best.setup(trainer, None, "fit")
     best.on_validation_end(trainer, None)
@@ -299,7 +301,7 @@ def test_the_checkpoint_of_the_best_score_is_kept(tmp_path, before, after, mode,
 
 def test_the_best_checkpoint_is_a_copy_of_the_last():
     with pytest.raises(InputError, match=r"callbacks\.last=null"):
-        BestCheckpoint("pq").setup(SimpleNamespace(callbacks=[]), None, "fit")
+        BestCheckpoint("pq").setup(SimpleNamespace(checkpoint_callbacks=[]), None, "fit")
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from eomt.errors import InputError
+from eomt.training.module import EoMTModule
 
 
 class WeightAverage(WeightAveraging):
@@ -35,7 +36,7 @@ class WeightAverage(WeightAveraging):
         self.decay = decay
         self._step = 0
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: lightning.Trainer, pl_module: EoMTModule, stage: str) -> None:
         if stage != "fit":
             return
         if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -53,11 +54,12 @@ class WeightAverage(WeightAveraging):
         super().setup(trainer, pl_module, stage)
         # Lightning would keep the average on the host, count a first update as the start, and wait for the device to
         # read that count; it has no argument for any of them.
+        assert self._average_model is not None
         self._average_model.to(trainer.strategy.root_device)
         self._average_model.n_averaged = torch.ones((), dtype=torch.long)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._step = trainer.global_step
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

@@ -1,5 +1,4 @@
-"""Progress of a run: a summary before its first step, the progress bar and lines, an early end if the score no longer
-rises."""
+"""Progress of a run: the progress bar and lines, an early end if the score no longer rises."""
 
 from __future__ import annotations
 
@@ -13,52 +12,14 @@ import lightning
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from eomt.training.module import EoMTModule
+
 log = logging.getLogger("eomt")
 # Of this logger's lines the configuration of the logs writes to the file alone.
 progress_log = logging.getLogger("eomt.progress")
 
 # Of a validation's scores, lines and table show so many: pq, sq, rq; ap, ap50, ap75; miou and accuracies.
 _SHOWN_SCORES = 3
-
-
-def describe(module: lightning.LightningModule) -> str:
-    """Describe a run in a few lines: the task, the batch, the length and the annealing windows.
-
-    Args:
-        module: an `EoMTModule`, attached to its trainer and set up.
-    """
-    trainer, data, network = module.trainer, module.trainer.datamodule, module.network
-    accumulated = trainer.accumulate_grad_batches
-    batch = data.batch_size * trainer.world_size * accumulated
-    millions = sum(p.numel() for p in module.parameters()) / 1e6
-    learning = sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6
-    part = "" if learning == millions else f", of which {learning:.1f} M learn"
-    height, width = network.image_size
-    lines = [
-        f"{module.task.kind} segmentation, {len(module.classes)} classes, {network.num_queries} queries,"
-        f" {millions:.1f} M parameters{part}, image size {height}x{width}, precision {trainer.precision}",
-        f"effective batch {batch} = {data.batch_size} per device x {trainer.world_size} devices x "
-        f"{accumulated} accumulated; {module.total_steps} optimizer steps",
-    ]
-    if options := network.spec["backbone_options"]:
-        sizes = ", ".join(f"{key} {value}" for key, value in options.items())
-        lines.insert(1, f"backbone {network.spec['backbone']} with {sizes} (model.backbone_options)")
-    windows = module.windows
-    lines += [
-        f"attention mask {k + 1} of {len(windows)}: on until step {start}, off from step {end}"
-        for k, (start, end) in enumerate(windows)
-    ] or ["attention masks: off"]
-    late = [k + 1 for k, (_, end) in enumerate(windows) if end > module.total_steps]
-    if late:
-        lines.append(f"note: the run ends before attention masks {late} are off; its score is mask-free")
-    if sum(module.recipe.warmup_steps) >= module.total_steps:
-        lines.append(f"note: the run ends before its warm-up, optim.warmup_steps={list(module.recipe.warmup_steps)}")
-    scored, images = data.validated()
-    if scored < images:
-        limits = {"data.max_images": data.max_images, "trainer.limit_val_batches": trainer.limit_val_batches}
-        keys = ", ".join(f"{key}={value}" for key, value in limits.items() if str(value) not in ("None", "1.0"))
-        lines.append(f"note: validations score {scored} of {images} images ({keys})")
-    return "\n".join(lines)
 
 
 class Progress(TQDMProgressBar):
@@ -78,7 +39,7 @@ class Progress(TQDMProgressBar):
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, bar = trainer.global_step, self.train_progress_bar
         if step != bar.n and self._should_update(step, bar.total):
@@ -91,7 +52,7 @@ class Progress(TQDMProgressBar):
             if bar is not None:
                 bar.close()
 
-    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict:
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> dict:
         logged = super().get_metrics(trainer, pl_module)
         shown = {}
         if "train/loss" in logged:
@@ -120,13 +81,14 @@ class ProgressLines(Callback):
         self._first: tuple[int, float] | None = None
         self._validation_began = 0.0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._step, self._first = trainer.global_step, None
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, total, every = trainer.global_step, pl_module.total_steps, trainer.log_every_n_steps
+        step, total = trainer.global_step, pl_module.total_steps
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
         if not trainer.is_global_zero or step == self._step:
             return
         self._step, now = step, time.perf_counter()
@@ -143,13 +105,13 @@ class ProgressLines(Callback):
         # The first step, in which the network may be compiled, is not timed.
         self._first = self._first or (step, now)
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._validation_began = time.perf_counter()
 
     def on_validation_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        pl_module: EoMTModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -161,7 +123,7 @@ class ProgressLines(Callback):
             left = (time.perf_counter() - self._validation_began) / done * (total - done)
             self._line(trainer, f"validation: batch {done} of {total}, {_duration(left)} left")
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         took = time.perf_counter() - self._validation_began
         if trainer.sanity_checking:
             return

@@ -20,6 +20,7 @@ from eomt.postprocess.draw import draw_errors
 from eomt.report.page import Example, Page
 from eomt.training.callbacks.curves import PANELS, read_logs
 from eomt.training.callbacks.run_files import Shown, shown
+from eomt.training.module import EoMTModule
 
 
 class Report(Callback):
@@ -38,7 +39,7 @@ class Report(Callback):
         self.settings = settings
         self._examples: dict[str, list[Example]] = {}
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._heaps: tuple[list, list] = ([], [])
         self._seen = 0
         self._waiting: deque[tuple[Any, Any]] = deque()
@@ -47,7 +48,7 @@ class Report(Callback):
     def on_validation_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        pl_module: EoMTModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -60,7 +61,7 @@ class Report(Callback):
         if len(self._waiting) > 1:
             self._compare(pl_module, *self._waiting.popleft())
 
-    def _compare(self, module: lightning.LightningModule, batch: Any, outputs: Any) -> None:
+    def _compare(self, module: EoMTModule, batch: Any, outputs: Any) -> None:
         """Keep an image that is among the best or the worst so far."""
         for index, prediction in enumerate(outputs.result()):
             score = module.image_scores.get(batch.image_ids[index], math.nan)
@@ -76,7 +77,7 @@ class Report(Callback):
                 (heapq.heappushpop if len(heap) == self.images else heapq.heappush)(heap, (rank, self._seen, image))
 
     @rank_zero_only
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         if trainer.sanity_checking:
             return
         while self._waiting:
@@ -94,10 +95,10 @@ class Report(Callback):
         self._write(trainer, pl_module)
 
     @rank_zero_only
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._write(trainer, pl_module)
 
-    def _write(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def _write(self, trainer: lightning.Trainer, module: EoMTModule) -> None:
         for logger in trainer.loggers:
             logger.save()
         settings, environment = module.run.get("config", {}), module.run.get("environment", [])
@@ -121,7 +122,7 @@ class Report(Callback):
         ).write(self.folder / "report.html")
 
 
-def _example(image: Shown, score: float, module: lightning.LightningModule) -> Example:
+def _example(image: Shown, score: float, module: EoMTModule) -> Example:
     truth, found = image.drawn(module.classes)
     pictures = [("image", image.image), ("ground truth", truth), ("prediction", found), ("errors", _errors(image))]
     return Example(image.name, score, pictures)

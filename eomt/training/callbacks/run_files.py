@@ -23,6 +23,7 @@ from eomt.postprocess.draw import DRAWN_SCORE, contact_sheet, draw_segments, sid
 from eomt.postprocess.geometry import Geometry
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.training.callbacks.trackers import Picture, log_pictures, log_table
+from eomt.training.module import EoMTModule
 
 
 class MetricsFile(Callback):
@@ -39,7 +40,7 @@ class MetricsFile(Callback):
         self.folder = Path(folder)
 
     @rank_zero_only
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         if trainer.sanity_checking:
             return
         scores = {**pl_module.scores, "step": pl_module.step, "mask_free": pl_module.mask_free}
@@ -68,14 +69,14 @@ class PredictionPictures(Callback):
         self.count = count
         self._pictures: list[Picture] = []
 
-    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._pictures = []
 
     @rank_zero_only
     def on_validation_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        pl_module: EoMTModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -86,7 +87,7 @@ class PredictionPictures(Callback):
             images = (shown(batch, k, one, pl_module.task.geometry) for k, one in enumerate(outputs.result()[:missing]))
             self._pictures += [_picture(image, pl_module.classes) for image in images]
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         if self._pictures:
             sheet = self.folder / f"step-{pl_module.step:06d}.png"
             with replacing(sheet) as temporary:
@@ -110,18 +111,18 @@ class SavePredictions(Callback):
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         # Ranks that were not started by the first one name folders of their own.
         self.folder = trainer.strategy.broadcast(self.folder)
         self._writer = pl_module.task.writer(self.folder, pl_module.classes, trainer.global_rank, trainer.world_size)
-        reader = trainer.datamodule.reader("val")
+        reader = pl_module.data.reader("val")
         self._writer.check_names(reader.name(index) for index in range(len(reader)))
         self._unwritten: deque[tuple[Any, Any]] = deque()
 
     def on_validation_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        pl_module: EoMTModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -136,7 +137,7 @@ class SavePredictions(Callback):
         for prediction, name, image_id in zip(outputs.result(), batch.names, batch.image_ids, strict=True):
             self._writer.add(prediction, name, image_id)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         while self._unwritten:
             self._write(*self._unwritten.popleft())
         self._writer.flush()

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 import eomt
 from eomt.classes import Classes
 from eomt.export.redact import redact
+from eomt.training.module import EoMTModule
 
 # wandb's masks have a byte per pixel.
 _LAST_CLASS = 255
@@ -62,7 +63,7 @@ class Trackers(Callback):
         self._rates: dict[str, float] = {}
         self._validation_began = 0.0
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         if not trainer.is_global_zero or not pl_module.run:
             return
         settings = redact(pl_module.run["config"], pl_module.run["environment"], dropped=())
@@ -70,20 +71,21 @@ class Trackers(Callback):
         for logger in trainer.loggers:
             _log_settings(logger, settings)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._step, self._since = trainer.global_step, None
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, batch: Any, batch_idx: int
     ) -> None:
         # At the end of the batch they are those of the next step.
-        groups = pl_module.optimizers().param_groups
+        groups = trainer.optimizers[0].param_groups
         self._rates = {f"lr_group/{group.get('name', group['stage'])}": group["lr"] for group in groups}
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, every = trainer.global_step, trainer.log_every_n_steps
+        step = trainer.global_step
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
         if step == self._step or not every:
             return
         self._step, now = step, (step, time.perf_counter(), getattr(trainer.train_dataloader, "waited", 0.0))
@@ -93,17 +95,17 @@ class Trackers(Callback):
             # The first step, in which the network may be compiled, is not timed.
             if self._since:
                 steps, seconds, waited = (b - a for a, b in zip(self._since, now, strict=True))
-                values["speed/images_per_second"] = steps * trainer.datamodule.global_batch / seconds
+                values["speed/images_per_second"] = steps * pl_module.data.global_batch / seconds
                 values["speed/data_wait_share"] = waited / seconds
             # Tensors on the host: Lightning would copy numbers to the device, and wait.
             pl_module.log_dict({name: torch.tensor(value) for name, value in values.items()})
         if due or self._since is None:
             self._since = now
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._validation_began = time.perf_counter()
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         if self._since:
             step, began, waited = self._since
             self._since = (step, began + time.perf_counter() - self._validation_began, waited)
@@ -193,7 +195,7 @@ def _code() -> dict[str, Any]:
     return code
 
 
-def _state(module: lightning.LightningModule) -> dict[str, float]:
+def _state(module: EoMTModule) -> dict[str, float]:
     """Numbers of the last step: losses by output, and peaks of memory in GiB."""
     values = {
         f"loss_{name}/output_{k}": loss

@@ -14,12 +14,11 @@ CLASSES = Classes.from_categories([{"id": 7, "name": "cup"}])
 
 
 class Names:
-    """A validation set that has names alone, and the trainer that has it."""
+    """A validation set that has names alone, and a trainer."""
 
     def __init__(self, names, rank=0, world_size=1, barrier=lambda: None):
         self.names, self.global_rank, self.world_size = names, rank, world_size
         self.is_global_zero = rank == 0
-        self.datamodule = SimpleNamespace(reader=lambda split: {"val": self}[split])
         self.strategy = SimpleNamespace(barrier=barrier, broadcast=lambda value: value)
 
     def __len__(self):
@@ -27,6 +26,9 @@ class Names:
 
     def name(self, index):
         return self.names[index]
+
+    def reader(self, split):
+        return {"val": self}[split]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ class Names:
     ],
 )
 def test_every_rank_refuses_names_that_collide_before_the_run(kind, names, message, tmp_path):
-    module = SimpleNamespace(task=task_of(kind), classes=CLASSES)
+    module = SimpleNamespace(task=task_of(kind), classes=CLASSES, data=Names(names))
     for rank in (0, 1):
         refused = pytest.raises(InputError, match=message) if message else contextlib.nullcontext()
         with refused:
@@ -52,7 +54,7 @@ def test_ranks_do_not_wait_for_one_that_fails(tmp_path, monkeypatch):
     waited = []
     trainer = Names(["x.jpg"], barrier=lambda: waited.append(True))
     callback = SavePredictions(tmp_path)
-    module = SimpleNamespace(task=task_of("panoptic"), classes=CLASSES)
+    module = SimpleNamespace(task=task_of("panoptic"), classes=CLASSES, data=trainer)
     callback.on_validation_start(trainer, module)
     monkeypatch.setattr(callback._writer, "_document", lambda rows: 1 / 0)
     with pytest.raises(ZeroDivisionError):

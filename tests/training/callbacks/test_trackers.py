@@ -115,14 +115,14 @@ def test_no_step_waits_for_the_device_but_where_numbers_are_logged():
     group = {"lr": 0.1, "stage": "head", "name": "head 0.1"}
     logged = []
     module = SimpleNamespace(
-        optimizers=lambda: SimpleNamespace(param_groups=[group]),
         output_losses={"mask": torch.ones(2)},
         device=torch.device("cpu"),
         total_steps=100,
         log_dict=logged.append,
+        data=SimpleNamespace(global_batch=8),
     )
-    data = SimpleNamespace(global_batch=8)
-    trainer = SimpleNamespace(global_step=0, log_every_n_steps=4, train_dataloader=[], datamodule=data)
+    optimizers = [SimpleNamespace(param_groups=[group])]
+    trainer = SimpleNamespace(global_step=0, log_every_n_steps=4, train_dataloader=[], optimizers=optimizers)
     trackers = Trackers()
     trackers.on_train_start(trainer, module)
     with HostSyncs() as waits:
