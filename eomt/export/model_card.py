@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,10 @@ def model_card(
     batch_size, rate = _value(config, "data", "global_batch"), _value(config, "optim", "lr")
     training = f"{weights.step} steps" + (f" of {batch_size} images, learning rate {rate}" if config else "")
     facts = {
-        "task": task,
+        "task": _plain(task),
         "segmentation": weights.kind,
         "classes": f"{len(classes)}{kinds}",
-        "data": f"`{reader}`" if reader else "unknown",
+        "data": _plain(reader) if reader else "unknown",
         "backbone": f"{network['backbone']}, patch {network['patch_size']}",
         "image size": f"{height} x {width}",
         "queries": f"{network['num_queries']}, in the last {network['num_masked_blocks']} blocks",
@@ -100,7 +101,7 @@ def model_card(
         step=weights.step,
         weights_licence=words,
         data_terms=next((terms for start, terms in _DATA_TERMS.items() if task.startswith(start)), "see its terms"),
-        classes=", ".join(classes.names),
+        classes=", ".join(map(_plain, classes.names)),
         config=json.dumps(config, indent=1) if config else None,
     )
     return str(card)
@@ -125,8 +126,14 @@ def _licence(backbone: str, config: Mapping[str, Any]) -> tuple[dict[str, str], 
         pretrained = "DINOv2 weights, Apache-2.0"
     if not others:
         return licence, f"derived from {pretrained}"
-    words = f"training started from other weights (`{source}`), whose licence applies; they may be derived from "
+    words = f"training started from other weights ({_plain(source)}), whose licence applies; they may be derived from "
     return licence, words + pretrained
+
+
+def _plain(text: Any) -> str:
+    """A text of a file, such as a class's name, as Markdown that shows it and does nothing: without its end if long."""
+    line = " ".join(str(text).split())
+    return re.sub(r"[\\`*_\[\]<>|&~$#!]", r"\\\g<0>", line if len(line) <= 80 else f"{line[:77]}...")
 
 
 def _value(config: Any, *keys: str) -> Any:

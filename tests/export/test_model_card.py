@@ -1,7 +1,10 @@
 """Model cards name scores and licences."""
 
+import re
+
 from huggingface_hub import ModelCard
 
+from eomt.classes import Classes
 from eomt.export.model_card import model_card
 from eomt.export.redact import LOCAL, redact
 from eomt.weights.spec import Weights
@@ -47,3 +50,12 @@ def test_scores_are_results_of_the_weights_that_they_belong_to():
     assert own.library_name == "transformers"
     assert other.eval_results is None
     assert "They belong to step 7 of the run; these weights are of step 8." in texts[1]
+
+
+def test_names_of_a_file_are_shown_and_do_nothing():
+    names = ("<script>alert(1)</script>", "[a](javascript:alert(1))", "a|b `c` *d*", "e" * 5000, "dining_table")
+    classes = Classes.from_categories({"id": k, "name": name} for k, name in enumerate(names))
+    text = model_card(weights_of(random_network(), classes), {"task_name": "x\n\n<img src=x> | y"}, {}, "hf", "32")
+    assert not re.search(r"(?<!\\)(<script|<img|\]\(javascript)", text.partition("## Configuration")[0])
+    assert "| task | x \\<img src=x\\> \\| y |" in text
+    assert "a\\|b \\`c\\` \\*d\\*, " + "e" * 77 + "..., dining\\_table" in text
