@@ -73,7 +73,7 @@ class Classes:
         """The inverse of `to_list`: the order of the rows is kept. InputError as `from_categories`."""
         return cls(
             tuple(
-                SegmentClass(row["id"], row["name"], tuple(row["color"] or distinct_color(k)), row["isthing"])
+                SegmentClass(row["id"], row["name"], row["color"] or distinct_color(k), row["isthing"])
                 for k, row in enumerate(map(_checked, rows))
             )
         )
@@ -125,7 +125,8 @@ def distinct_color(index: int) -> tuple[int, int, int]:
     hue = (index * 0.61803398875) % 1.0
     # Hues come near each other again 13, 21, 34 classes apart; the tone then differs.
     saturation, value = ((0.75, 0.95), (0.9, 0.6), (0.45, 0.95), (0.6, 0.75))[index % 4]
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+    red, green, blue = (round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue
 
 
 def is_whole(value: object, least: int, most: int) -> bool:
@@ -168,4 +169,4 @@ def _checked(row: Mapping) -> dict:
         is_thing = flag(row, "isthing", missing=True)
     except ValueError as error:
         raise InputError(f"the category {str(row)[:200]}: {error}") from error
-    return {"id": number, "name": str(name), "color": color, "isthing": is_thing}
+    return {"id": number, "name": str(name), "color": color and tuple(color), "isthing": is_thing}

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from eomt.classes import Classes, distinct_color, is_color, is_whole
 from eomt.errors import InputError
@@ -50,7 +51,7 @@ def read_classes(
     return Classes.from_list({"color": distinct_color(k), "isthing": 0} | row for k, row in enumerate(rows))
 
 
-def is_list(value: object) -> bool:
+def is_list(value: object) -> TypeGuard[Sequence]:
     """True for a list, also one of the configuration."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 

@@ -43,7 +43,8 @@ def walk(folder: str | Path, hidden: bool = True) -> Iterator[tuple[str, list[st
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{error.filename}: {error.strerror}") from error
 
-    above = {str(folder): (os.path.realpath(folder),)}  # the real paths of a folder and of those above it
+    # The real paths of a folder and of those above it.
+    above: dict[str, tuple[str, ...]] = {str(folder): (os.path.realpath(folder),)}
     visits: Counter[str] = Counter()
     for parent, folders, names in os.walk(str(folder), onerror=fail, followlinks=True):
         chain = above.pop(parent)
@@ -208,7 +209,7 @@ class ArchiveFile(io.FileIO):
             self._failure = error
         return size
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         if self._failure is not None:
             raise self._failure

@@ -214,7 +214,7 @@ def photo_size(data: bytes | bytearray, form: Form = "upright") -> tuple[int, in
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             is_turned = form == "upright" and _orientation(image) >= _SIDEWAYS
-            return image.size if is_turned else image.size[::-1]
+            return image.size if is_turned else (image.height, image.width)
     except Exception:  # what is wrong with it is said where it is decoded
         return None
 

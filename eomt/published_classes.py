@@ -88,8 +88,10 @@ COCO_PANOPTIC = Classes.from_categories([*_categories(_COCO_THINGS, True), *_cat
 
 ADE20K = Classes(
     tuple(
-        SegmentClass(k + 1, name.strip(), tuple(bytes.fromhex(color)), k not in _ADE20K_STUFF)
-        for k, (name, color) in enumerate(zip(_ADE20K_NAMES.split(","), _ADE20K_COLORS.split(), strict=True))
+        SegmentClass(k + 1, name.strip(), (red, green, blue), k not in _ADE20K_STUFF)
+        for k, (name, (red, green, blue)) in enumerate(
+            zip(_ADE20K_NAMES.split(","), map(bytes.fromhex, _ADE20K_COLORS.split()), strict=True)
+        )
     )
 )
 """The 150 classes of the scene-parsing benchmark (Zhou et al., arXiv 1608.05442) in its order; `id` is the value in

@@ -40,17 +40,21 @@ class Metric(Protocol):
     `confusion()`, pixels of true classes by predicted ones, see `MeanIoU`.
     """
 
-    def update(self, prediction: Segmentation | Instances, targets: ImageTargets, image_id: ImageId) -> None:
-        """Add one image, its ground truth at the image's own size."""
+    def update(self, prediction: Any, /, targets: ImageTargets, image_id: ImageId) -> None:
+        """Add one image: what the task predicts, `Segmentation` or `Instances`, and its ground truth of that size."""
+        ...
 
     def compute(self) -> dict[str, Tensor]:
         """The scores in percent, each a float64 scalar on the host; NaN where there is nothing to score."""
+        ...
 
     def per_class(self) -> list[dict[str, Any]]:
         """A row of scores for each class that was seen, with its id and name."""
+        ...
 
     def reset(self) -> None:
         """Forget all images."""
+        ...
 
 
 class Task(Protocol):
@@ -79,12 +83,15 @@ class Task(Protocol):
             size: height and width of the network's input.
             classes: the classes that the network was trained on.
         """
+        ...
 
     def metric(self, classes: Classes) -> Metric:
         """Make the official score."""
+        ...
 
     def table(self, scores: Mapping[str, float]) -> str:
         """Format the scores as a table to read."""
+        ...
 
 
 # Metrics are imported when they are made: they need the `train` extra, inference does not.
@@ -252,7 +259,7 @@ def predict_images(
     return [task.predict(part, placement, size, classes) for part, placement in zip(parts, placements, strict=True)]
 
 
-def _import(name: str) -> type[Task]:
+def _import(name: str) -> type[Any]:
     """Import the custom task with a dotted name."""
     module, _, attribute = str(name).rpartition(".")
     if not module:
@@ -265,7 +272,7 @@ def _import(name: str) -> type[Task]:
         raise InputError(f"kind={name} cannot be imported ({error}); is its folder in PYTHONPATH?") from error
     if not (isinstance(task, type) and is_dataclass(task) and hasattr(task, "predict")):
         raise InputError(f"kind={name} is no task: it must be a dataclass like those in eomt/tasks.py")
-    if task.kind != name:
+    if getattr(task, "kind", None) != name:
         raise InputError(f"kind={name}: the class must have kind = {name!r}, under which checkpoints name it")
     return task
 

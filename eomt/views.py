@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class _Around:
     """A task around another one; it has that one's kind, scores and files."""
 
     def __init__(self, task: Task):
-        self.task = task
+        self.task: Any = task  # of semantic segmentation it has `scores`, too
         self.kind, self.monitor, self.writer = task.kind, task.monitor, task.writer
         self.score_threshold = getattr(task, "score_threshold", 0)
 
@@ -88,7 +89,7 @@ class Tiled(_Around):
         if len(tiles) == 1:
             return self.task.predict(output, placement, size, classes)
         own = self._placement(size)
-        merger = self.merger(placement[:2], classes)
+        merger: Any = self.merger(placement[:2], classes)
         chunks = (logits.split(len(logits) // len(tiles)) for logits in output)
         for tile, *parts in zip(tiles, *chunks, strict=True):
             merger.add(tile, self.part(Logits(*parts), own, size, classes))
@@ -96,7 +97,8 @@ class Tiled(_Around):
 
     def _placement(self, size: tuple[int, int]) -> Placement:
         """That of each tile."""
-        return self.task.geometry.prepare(Image.new("RGB", tile_side(self.tile, size)[::-1]), size)[1]
+        height, width = tile_side(self.tile, size)
+        return self.task.geometry.prepare(Image.new("RGB", (width, height)), size)[1]
 
     def _is_reduced(self, placement: Placement, size: tuple[int, int]) -> bool:
         return len(self.tiles(placement[:2], size)) == 1 and self.task.geometry.is_reduced(placement, size)
@@ -203,8 +205,10 @@ def around(
         raise InputError(f"tta={tta} is none of null, flip")
     if tta and unpadded:
         raise InputError("tta=flip mirrors the padding, too: it needs unpadded=false")
-    seen = Flipped(task, patch_size) if tta else task
-    return Tiled(seen, tile) if tile else seen
+    seen: Any = Flipped(task, patch_size) if tta else task  # whose kind is an attribute of the object alone
+    if tile:
+        seen = Tiled(seen, tile)
+    return seen
 
 
 def _partners(masks: Tensor, others: Tensor, classes: Tensor, other_classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -44,6 +45,11 @@ def test_kinds():
 A_TASK = PanopticTask()
 
 
+@dataclass(frozen=True)
+class Kindless:
+    def predict(self): ...
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
@@ -57,6 +63,7 @@ A_TASK = PanopticTask()
         ("eomt.classes.Classes", {}, "kind=eomt.classes.Classes is no task"),
         ("tests.test_tasks.A_TASK", {}, "kind=tests.test_tasks.A_TASK is no task"),
         ("eomt.tasks.PanopticTask", {}, "must have kind = 'eomt.tasks.PanopticTask'"),
+        ("tests.test_tasks.Kindless", {}, "must have kind = 'tests.test_tasks.Kindless'"),
     ],
 )
 def test_bad_kinds_and_options_end_in_one_line(kind, options, words):

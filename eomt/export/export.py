@@ -82,6 +82,7 @@ def export(
             PyTorch.
     """
     path = check_request(format, precision, images, out, overwrite, postprocess)
+    assert weights.classes is not None
     config = redact(weights.config, weights.environment)
     metrics = dict(metrics or {})
     state = _rounded(weights.state, _DTYPES[precision])
@@ -221,6 +222,7 @@ def _write_graph(
         # No number where there is nothing to score, such as large objects.
         scores = {name: (value, after[name]) for name, value in before.items() if value == value}
     if postprocess:
+        assert weights.classes is not None
         task = task_of(str(weights.kind), weights.config.get("postprocess"))
         output = output_of(task, weights.classes, network.image_size)
         noise = graph.noise(network, batch or 2)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eomt.errors import InputError
+from eomt.export.postprocess import Output
 from eomt.files import ArchiveFile
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
@@ -80,7 +81,7 @@ def write_onnx(network: EoMT, path: Path, batch: int | None) -> Run:
     return lambda images: Logits(*run(images))
 
 
-def add_postprocess(path: Path, output: nn.Module, logits: Logits, batch: int | None) -> None:
+def add_postprocess(path: Path, output: Output, logits: Logits, batch: int | None) -> None:
     """Append post-processing to an ONNX graph of `write_onnx`, in place.
 
     Args:
@@ -145,6 +146,7 @@ def _save_onnx(
             dynamic_shapes=_dynamic_shapes(batch, len(inputs)),
             verbose=False,
         )
+        assert program is not None  # as it is of `dynamo=True`
         # The exporter notes the file of this machine that each node comes from.
         for node in program.model.graph:
             node.metadata_props.clear()
@@ -203,7 +205,7 @@ def check_graph(
 
 
 def check_postprocess(
-    output: nn.Module, run: Run, whole: Callable[..., list[Tensor]], batch: int | None, images: Iterable[Tensor]
+    output: Output, run: Run, whole: Callable[..., list[Tensor]], batch: int | None, images: Iterable[Tensor]
 ) -> None:
     """Compare a graph that ends in post-processing with that post-processing of its logits.
 

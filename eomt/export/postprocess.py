@@ -23,7 +23,7 @@ class SemanticOutput(nn.Module):
     """
 
     inputs: tuple[str, ...] = ()
-    outputs = ("map", "scores")
+    outputs: tuple[str, ...] = ("map", "scores")
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
@@ -47,8 +47,8 @@ class InstanceOutput(nn.Module):
         top_k: K, at most the pairs of query and class.
     """
 
-    inputs = ("sizes",)
-    outputs = ("labels", "scores", "boxes", "masks")
+    inputs: tuple[str, ...] = ("sizes",)
+    outputs: tuple[str, ...] = ("labels", "scores", "boxes", "masks")
 
     def __init__(self, size: tuple[int, int], top_k: int):
         super().__init__()
@@ -81,8 +81,9 @@ class PanopticOutput(nn.Module):
         task: the thresholds.
     """
 
-    inputs = ("sizes",)
-    outputs = ("map", "labels", "scores")
+    inputs: tuple[str, ...] = ("sizes",)
+    outputs: tuple[str, ...] = ("map", "labels", "scores")
+    is_thing: Tensor  # bool [C + 1]
 
     def __init__(self, size: tuple[int, int], is_thing: Tensor, task: PanopticTask):
         super().__init__()
@@ -114,7 +115,10 @@ class PanopticOutput(nn.Module):
         return ids * inside.gather(1, winner)[:, 0], torch.where(found, labels, -1), scores * found
 
 
-def output_of(task: Task, classes: Classes, size: tuple[int, int]) -> nn.Module:
+Output = SemanticOutput | InstanceOutput | PanopticOutput
+
+
+def output_of(task: Task, classes: Classes, size: tuple[int, int]) -> Output:
     """The post-processing of a built-in task, with its options, for a network's input of `size`.
 
     Raises:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.postprocess.draw import DRAWN_SCORE
 from eomt.postprocess.instance import encode_masks
+from eomt.postprocess.runs import coco_mask
 from eomt.postprocess.types import Instances
 from eomt.targets import ImageId, ImageTargets
 
@@ -69,7 +69,7 @@ class AveragePrecision:
         Raises:
             InputError: if the sizes differ.
         """
-        size = tuple(targets.ids.shape[1:])
+        size = targets.ids.shape[1], targets.ids.shape[2]
         if tuple(instances.size) != size:
             raise InputError(
                 f"the prediction of image {image_id!r} is {list(instances.size)}, its ground truth "
@@ -148,6 +148,7 @@ class AveragePrecision:
                 found = [self._evaluate({k: v for part in gathered for k, v in part.items()}) if gathered else None]
                 dist.broadcast_object_list(found)
                 self._evaluated = found[0]
+        assert self._evaluated is not None
         return self._evaluated
 
     def _evaluate(self, images: dict[ImageId, _Image]) -> tuple[np.ndarray, np.ndarray]:
@@ -165,18 +166,18 @@ class AveragePrecision:
             ],
             "categories": [{"id": k, "name": item.name} for k, item in enumerate(self.classes, start=1)],
         }
-        sides = []
+        sides: list[Any] = []
         with contextlib.redirect_stdout(io.StringIO()):
             for side in ("objects", "detections"):
                 rows = [(k, row) for k, image in enumerate(ordered, start=1) for row in getattr(image, side)]
-                coco = COCO()
+                coco: Any = COCO()  # of either library
                 coco.dataset = {
                     **document,
                     "annotations": [{**row, "id": n, "image_id": k} for n, (k, row) in enumerate(rows, start=1)],
                 }
                 coco.createIndex()
                 sides.append(coco)
-            evaluation = COCOeval(*sides, "segm")
+            evaluation: Any = COCOeval(sides[0], sides[1], "segm")
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

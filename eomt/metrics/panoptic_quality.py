@@ -49,8 +49,9 @@ class PanopticQuality(Metric):
             InputError: if true segments overlap (more than one plane), or the sizes differ.
         """
         overlap = shared_pixels(segmentation, targets, "panoptic quality")
-        columns = (part.numpy(force=True) for part in (targets.labels, segmentation.labels, targets.crowd))
-        sums = _count_segments(overlap, *columns, len(self.classes))
+        parts = targets.labels, segmentation.labels, targets.crowd
+        labels, found, crowd = (part.numpy(force=True) for part in parts)
+        sums = _count_segments(overlap, labels, found, crowd, len(self.classes))
         self._image = torch.from_numpy(sums)
         self.sums += self._image.to(self.sums.device)
 

@@ -210,7 +210,9 @@ def _write_names(
 
 @lru_cache(maxsize=8)
 def _font(height: int, width: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(max(12, round(min(height, width) / 28)))
+    font = ImageFont.load_default(max(12, round(min(height, width) / 28)))
+    assert isinstance(font, ImageFont.FreeTypeFont)  # as it is of a given size
+    return font
 
 
 def _enlarge(values: np.ndarray, factor: int) -> np.ndarray:

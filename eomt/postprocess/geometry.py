@@ -185,8 +185,8 @@ def run_unpadded(
     groups: dict[tuple[int, int], list[int]] = {}
     for index, placement in enumerate(placements):
         sides = zip((height, width), (placement.scaled_height, placement.scaled_width), strict=True)
-        own = tuple(min(side, -(-scaled // patch_size) * patch_size) for side, scaled in sides)
-        groups.setdefault(own, []).append(index)
+        rows, columns = (min(side, -(-scaled // patch_size) * patch_size) for side, scaled in sides)
+        groups.setdefault((rows, columns), []).append(index)
     outputs, order = [], []
     for (rows, columns), members in groups.items():
         for part in torch.tensor(members).split(at_once):
@@ -241,10 +241,10 @@ def merge_windows(score: Callable[[int], Tensor], placement: Placement, size: tu
     Returns:
         float [C, placement.scaled_height, placement.scaled_width].
     """
-    total = covered = None
+    total = covered = torch.empty(0)
     for number, (rows, columns) in enumerate(windows_of(placement, size)):
         scores = score(number)
-        if total is None:
+        if number == 0:
             total = scores.new_zeros(len(scores), *placement[2:])
             covered = scores.new_zeros(placement[2:])
         part = total[:, rows, columns]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from eomt.postprocess.geometry import Placement, undo_fit_in_chunks
+from eomt.postprocess.runs import coco_mask
 from eomt.postprocess.types import Instances
 
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+import pycocotools.mask
+
+coco_mask: Any = pycocotools.mask
+"""pycocotools' masks as run lengths; the types that others wrote for it lack lists of them."""
 
 _BLOCK = 2**24  # pixels
 

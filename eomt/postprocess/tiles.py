@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.photo import MAX_PIXELS
-from eomt.postprocess.runs import decode_box, encode_at, row_blocks
+from eomt.postprocess.runs import coco_mask, decode_box, encode_at, row_blocks
 from eomt.postprocess.types import Instances, Segmentation
 
 OVERLAP = 4
@@ -94,10 +93,10 @@ class _Objects:
         numbers: list[int] = []
         seen: dict[str, tuple[list[int], list[dict[str, Any]]]] = {name: ([], []) for name in strips}
         for mask, label, score in zip(masks, labels, scores, strict=True):
-            number, area, cut = len(self.labels), np.count_nonzero(mask), False
+            number, area, cut = len(self.labels), int(np.count_nonzero(mask)), False
             for name, part in strips.items():
                 within = mask[part]
-                if count := np.count_nonzero(within):
+                if count := int(np.count_nonzero(within)):
                     seen[name][0].append(number)
                     seen[name][1].append(coco_mask.encode(np.asfortranarray(within, dtype=np.uint8)))
                     edge = {"above": mask[0], "before": mask[:, 0], "below": mask[-1], "after": mask[:, -1]}[name]
@@ -191,7 +190,7 @@ class InstanceMerger:
             mask, top, left = decode_box(rle)
             mask = mask[: max(0, tile.shape[0] - top), : max(0, tile.shape[1] - left)]
             pieces.append((mask, tile.top + top, tile.left + left))
-        top, left = (min(piece[axis] for piece in pieces) for axis in (1, 2))
+        top, left = min(top for _, top, _ in pieces), min(left for _, _, left in pieces)
         bottom, right = (max(p[1 + axis] + p[0].shape[axis] for p in pieces) for axis in (0, 1))
         whole = np.zeros((bottom - top, right - left), dtype=bool)
         for mask, own_top, own_left in pieces:

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from eomt.postprocess.runs import decode_box, encode_at, row_blocks
+from eomt.postprocess.runs import coco_mask, decode_box, encode_at, row_blocks
 
 
 class Segmentation(NamedTuple):

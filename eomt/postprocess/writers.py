@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.photo import MAX_PIXELS
-from eomt.postprocess.runs import row_blocks
+from eomt.postprocess.runs import coco_mask, row_blocks
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.targets import ImageId
 
@@ -273,7 +272,7 @@ def write_large_png(path: Path, ids: np.ndarray, values: Callable[[np.ndarray], 
             lines = np.concatenate([above, pixels.view(np.uint8).reshape(len(rows), -1)])
             above = lines[-1:]
             # The filter "up": differences to the row above, mostly zeros.
-            chunk(b"IDAT", packed.compress(np.pad(np.diff(lines, axis=0), ((0, 0), (1, 0)), constant_values=2)))
+            chunk(b"IDAT", packed.compress(np.pad(np.diff(lines, axis=0), ((0, 0), (1, 0)), constant_values=2).data))
         chunk(b"IDAT", packed.flush())
         chunk(b"IEND", b"")
 

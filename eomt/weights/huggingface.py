@@ -234,7 +234,7 @@ def _config(
         "dtype": str(state["queries"].dtype).removeprefix("torch."),
         "hidden_size": backbone.embed_dim,
         "num_hidden_layers": len(backbone.blocks),
-        "num_attention_heads": backbone.blocks[0].attn.num_heads,
+        "num_attention_heads": backbone.vit.blocks[0].attn.num_heads,
         "hidden_act": "gelu",
         "layer_norm_eps": backbone.norm.eps,
         "image_size": height,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def to_ours(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     Raises:
         InputError: if one of several weights that make up one of ours is missing, or a DINOv3 has a bias for keys.
     """
-    parts: dict[str, dict[str, Tensor | None]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for key, value in state.items():
         ours, *others = _row_of(key, names, slice(1, None))
         parts.setdefault(ours, dict.fromkeys(others))[key] = value

@@ -127,26 +127,29 @@ def _completed(
     kind = weights.kind or kind
     by_number = weights.classes is None and classes is None
     classes = _classes(weights, classes, spec["num_classes"])
-    if complete and classes is None:
-        raise InputError(
-            f"it does not name its {spec['num_classes']} classes, which are of no published dataset: choose its task "
-            "and data, or give classes="
-        )
     if complete:
+        if classes is None:
+            raise InputError(
+                f"it does not name its {spec['num_classes']} classes, which are of no published dataset: choose its "
+                "task and data, or give classes="
+            )
         kind = kind or kind_of(classes)
     check_state(weights.state, spec)
     check_values(weights.state)
     guessed = guessed - network.keys() - {"classes"}
     probabilities = weights.mask_probabilities
     # A loss of information at worst: the network is mask-free without them.
-    fits = isinstance(probabilities, Tensor) and probabilities.shape == (spec["num_masked_blocks"],)
+    if isinstance(probabilities, Tensor) and probabilities.shape == (spec["num_masked_blocks"],):
+        probabilities = probabilities.float().nan_to_num(0).clamp(0, 1)
+    else:
+        probabilities = None
     return replace(
         weights,
         network=spec,
         kind=kind,
         classes=classes,
         guessed=guessed | {"classes"} if by_number and classes is not None else guessed,
-        mask_probabilities=probabilities.float().nan_to_num(0).clamp(0, 1) if fits else None,
+        mask_probabilities=probabilities,
     )
 
 
@@ -157,7 +160,7 @@ def _summary(weights: Weights) -> str:
     family = next((f"DINOv{version}" for version in (2, 3) if f"dinov{version}" in backbone), None)
     options = weights.network["backbone_options"]
     published = size and family and not options
-    if "classes" in weights.guessed:
+    if weights.classes is not None and "classes" in weights.guessed:
         count += f", taken for {dataset_of(weights.classes)}'s by their number"
     parts = [
         f"EoMT-{size} {family}" if published else f"EoMT on {backbone}{' of other sizes' * bool(options)}",
@@ -181,12 +184,12 @@ def _network(weights: Weights, chosen: Mapping[str, Any], complete: bool) -> tup
         spec = network_of(weights.state, {**chosen, **spec}, complete)
     # Shapes tell a published backbone; one of other sizes is as the caller describes it.
     options = chosen.get("backbone_options")
-    own_sizes = "backbone_options" in guessed and options
+    own_sizes = options if "backbone_options" in guessed else None
     free = guessed | ({"backbone"} if own_sizes else set())
     for key, value in chosen.items():
         if key in spec and key not in free and spec[key] != value:
             raise InputError(f"another network: {key} is {spec[key]} there, and {value} was chosen")
-        spec[key] = {**spec["backbone_options"], **options} if key == "backbone_options" and own_sizes else value
+        spec[key] = {**spec["backbone_options"], **own_sizes} if key == "backbone_options" and own_sizes else value
     return spec, guessed
 
 

@@ -100,7 +100,7 @@ def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         InputError: if a block of the backbone is incomplete.
     """
     weights = {key: value for key, value in state.items() if not _NO_WEIGHTS.match(key)}
-    return to_ours(weights, _names_in(weights, BACKBONE, "patch_embed.", "blocks.*.") + _NAMES)
+    return to_ours(weights, (*_names_in(weights, BACKBONE, "patch_embed.", "blocks.*."), *_NAMES))
 
 
 def to_original(state: Mapping[str, Tensor], network: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -120,7 +120,8 @@ def to_original(state: Mapping[str, Tensor], network: Mapping[str, Any]) -> dict
         fused = {key.removesuffix("qkv.weight"): value for key, value in state.items() if key.endswith("qkv.weight")}
         zeros = {f"{key}{part}_bias": value.new_zeros(len(value) // 3) for key, value in fused.items() for part in "qv"}
         state = zeros | dict(state)
-        names = _dinov3_names(BACKBONE, "patch_embed.", "blocks.*.", is_gated(first_block(state))) + _NAMES
+        backbone = _dinov3_names(BACKBONE, "patch_embed.", "blocks.*.", is_gated(first_block(state)))
+        names = (*backbone, *_NAMES)
     class_weights = torch.ones(network["num_classes"] + 1)
     class_weights[-1] = 0.1
     return from_ours(state, names) | {

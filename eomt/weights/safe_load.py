@@ -84,8 +84,8 @@ def read_source(path: Path) -> Source:
     state = {key.replace("_orig_mod.", ""): value for key, value in _tensors(state, path).items()}
     # Lightning modules carry buffers of the loss and the metrics beside their network.
     state = {key: value for key, value in state.items() if key.startswith("network.")} or state
-    found = [file for file in (EXPORT, CONFIG, PROCESSOR) if folder is not None and (folder / file).is_file()]
-    descriptions = {file: read_json(folder / file) for file in found}
+    beside = [folder / name for name in (EXPORT, CONFIG, PROCESSOR)] if folder is not None else []
+    descriptions = {file.name: read_json(file) for file in beside if file.is_file()}
     if FORMAT in content:
         descriptions[EXPORT] = plain(content[FORMAT], f"{path}: its description")
     return Source(content, state, descriptions)
@@ -244,7 +244,8 @@ def _check_archive(path: Path, stamp: tuple[int, int, int]) -> None:
         summed = any(entry.CRC for entry in entries)
         for entry in entries:
             if not summed:
-                entry.CRC = None  # torch.serialization.set_crc32_options(False) has left them out
+                # torch.serialization.set_crc32_options(False) has left them out.
+                entry.CRC = None  # pyright: ignore[reportAttributeAccessIssue]: zipfile then compares none
             with archive.open(entry) as file:
                 # PyTorch finds its pickle by a name in any case.
                 if entry.filename.lower().endswith(".pkl"):
@@ -255,7 +256,9 @@ def _check_archive(path: Path, stamp: tuple[int, int, int]) -> None:
 
 def _check_pickle(content: bytes) -> None:
     for operation, named, _ in pickletools.genops(content):
-        if operation.name in ("STACK_GLOBAL", "INST") or (operation.name == "GLOBAL" and not _PLAIN.fullmatch(named)):
+        if operation.name in ("STACK_GLOBAL", "INST") or (
+            operation.name == "GLOBAL" and not _PLAIN.fullmatch(str(named))
+        ):
             raise InputError(
                 f"holds Python objects ({named}) beside plain values and tensors, which could run code or fill the "
                 "memory and are not read: ask its author for the weights alone, best as safetensors"

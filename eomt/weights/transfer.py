@@ -109,7 +109,7 @@ def _fit(key: str, value: Tensor, source: Tensor, spec: Mapping, network: EoMT) 
         old, new = (f"{'x'.join(map(str, s['image_size']))} by {s['patch_size']}" for s in (spec, network.spec))
         grid = list(network.backbone.native_grid)
         # Positions of prefix tokens, if there are any, stand before those of the patches.
-        resampled = resample_abs_pos_embed(
+        resampled = resample_abs_pos_embed(  # pyright: ignore[reportCallIssue]: torch.fx.wrap's type
             source,
             grid,
             [length // spec["patch_size"] for length in spec["image_size"]],
