@@ -18,9 +18,10 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from eomt.classes import Classes
+from eomt.cli.check import plain
 from eomt.cli.nodes import READER_KEYS
 from eomt.errors import InputError
 from eomt.inference.graphs import compile_network
@@ -39,13 +40,13 @@ STAGED_ROOT = "EOMT_STAGED_ROOT"
 """The environment variable that names a node's own copy of `data.root`, as slurm/train.sbatch sets it."""
 
 
-def build_data(cfg: DictConfig) -> lightning.LightningDataModule:
-    """The data module of a configuration.
+def build_data(cfg: DictConfig) -> Any:
+    """The data module of a configuration: `datasets.module.SegmentationData`, or one that has all that is public there.
 
     Where the environment names a copy of `data.root`, that is read in its place. The configuration, which checkpoints
     keep, still names the folder outside this job.
     """
-    settings = OmegaConf.to_container(cfg.data, resolve=True) | {"_partial_": True}
+    settings: dict[str, Any] = plain(cfg.data) | {"_partial_": True}
     shared = {name: settings.pop(name, None) for name in READER_KEYS}
     for split in ("train", "val"):
         root = settings[split].get("root")
@@ -60,12 +61,12 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
     """Build a new network with its loss and recipe."""
     if cfg.loss.get("ignore_void") and cfg.kind == "instance":
         raise InputError("loss.ignore_void=true is not for instances: there, what belongs to no object is background")
-    model = OmegaConf.to_container(cfg.model, resolve=True)
+    model = plain(cfg.model)
     pretrained, freeze, lora = (model.pop(name) for name in ("pretrained", "freeze_backbone", "lora"))
     network = EoMT(image_size=image_size, num_classes=len(classes), **model)
     network.activation_checkpointing = cfg.activation_checkpointing
     module = ShardedModule if cfg.trainer.strategy == "fsdp2" else EoMTModule
-    annealing, optim = (OmegaConf.to_container(part, resolve=True) for part in (cfg.annealing, cfg.optim))
+    annealing, optim = (plain(part) for part in (cfg.annealing, cfg.optim))
     windows, span, power = (annealing[name] for name in ("windows", "span", "power"))
     max_skipped_steps = optim.pop("max_skipped_steps")
     return module(
@@ -82,15 +83,15 @@ def build_module(cfg: DictConfig, classes: Classes, image_size: tuple[int, int])
         lora=lora if lora["rank"] else None,
         seed=cfg.seed,
         run={
-            "config": OmegaConf.to_container(cfg, resolve=True),
-            "environment": list(_from_environment(OmegaConf.to_container(cfg))),
+            "config": plain(cfg),
+            "environment": list(_from_environment(plain(cfg, resolve=False))),
         },
     )
 
 
 def description(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) -> dict[str, Any]:
     """The `EoMTModule.description` of a configuration's module, without building it."""
-    network = OmegaConf.to_container(cfg.model, resolve=True)
+    network = plain(cfg.model)
     _, freeze, lora = (network.pop(name) for name in ("pretrained", "freeze_backbone", "lora"))
     return {
         "kind": cfg.kind,
@@ -109,6 +110,7 @@ def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int], 
         image_size: height and width of the network's input.
         unpadded: leave patches out that only show padding.
     """
+    assert weights.classes is not None, "complete"
     module = EoMTModule(
         network=EoMT(**{**weights.network, "image_size": image_size}),
         task=task_of(cfg.kind, cfg.postprocess),
@@ -188,7 +190,7 @@ def build_loggers(cfg: DictConfig) -> list:
 
 def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lightning.Trainer:
     """The Lightning trainer."""
-    settings = OmegaConf.to_container(cfg.trainer, resolve=True)
+    settings = plain(cfg.trainer)
     if settings["max_epochs"] is None:
         settings["max_epochs"] = -1
     if settings["precision"] is None:
@@ -224,7 +226,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         settings["strategy"] = ShardedStrategy()
     # Gradients need no copy. Not `static_graph`: PyTorch's reducer fails with it where batches are accumulated.
     StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
-    plugins = [AtomicCheckpointIO()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         # Lightning's requeuing saves within the signal handler, that is in the middle of a step.
         plugins.append(SLURMEnvironment(auto_requeue=False))

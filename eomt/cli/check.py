@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from eomt.cli.help import unknown
@@ -43,6 +44,11 @@ def check_settings(command: str, settings: Mapping[str, Any]) -> None:
     lines = lines or list(_unknown_scores(settings))
     if lines:
         raise InputError(lines[0], lines)
+
+
+def plain(cfg: Any, resolve: bool = True) -> dict[str, Any]:
+    """A configuration, or a section of one, as plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve))
 
 
 def check_typed(command: str, name: str, value: Any) -> None:
@@ -174,7 +180,7 @@ def _wanted(schema: Mapping[str, Any]) -> str:
     bounds = [
         f"{words} {schema[key]}" for key, words in limits.items() if schema.get(key, LARGEST_COUNT) != LARGEST_COUNT
     ]
-    return " ".join([names.get(schema.get("type"), "a section of keys"), " and ".join(bounds)]).strip()
+    return " ".join([names.get(schema.get("type", ""), "a section of keys"), " and ".join(bounds)]).strip()
 
 
 def _shown(value: Any) -> str:
@@ -204,7 +210,7 @@ def _dotted(*path: Any) -> str:
 
 def _unknown_scores(settings: Mapping[str, Any]) -> Iterator[str]:
     """A line for each callback that monitors a score which this kind of segmentation has not."""
-    scores = SCORES.get(settings.get("kind"), ())
+    scores = SCORES.get(settings.get("kind", ""), ())
     for name, node in (settings.get("callbacks") or {}).items():
         monitor = (node or {}).get("monitor")
         if scores and monitor is not None and monitor not in scores and not monitor.startswith("train/"):

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ def serve(cfg: Mapping[str, Any]) -> None:
     """
     try:
         socket.create_server((cfg["host"], cfg["port"])).close()  # before the weights are read
-    except OSError as error:
-        fault = error.strerror.partition(" (")[0]
+    except (OSError, TypeError) as error:  # the latter of a name that cannot be encoded
+        fault = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
         raise InputError(f"host={cfg['host']} port={cfg['port']}: {fault}; choose another") from error
     with tempfile.TemporaryDirectory(prefix="eomt-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when it is imported
@@ -83,6 +83,7 @@ def build(segmenter: Segmenter, max_megapixels: int, folder: Path) -> Any:
     import gradio
 
     task, meanings = segmenter.task, keys_of("predict")
+    assert is_dataclass(task), "load_segmenter puts no views around it"
     options = [field.name for field in fields(task) if field.name.endswith("threshold")]
     slider = partial(gradio.Slider, 0, 1, step=0.01)
     with gradio.Blocks(title="EoMT", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
@@ -113,6 +114,7 @@ def _function(segmenter: Segmenter, options: list[str], max_megapixels: int, fol
 
     @lru_cache(maxsize=2)  # a threshold that moves does not take the network
     def result(path: str, *values: float) -> Result:
+        assert is_dataclass(segmenter.task)
         segmenter.task = replace(segmenter.task, **dict(zip(options, values, strict=True)))
         return segmenter(read_upload(Path(path), max_megapixels))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eomt.cli.arguments import GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
+from eomt.cli.check import plain
 from eomt.cli.folders import check_unused, held, record
 from eomt.cli.help import in_our_words
 from eomt.cli.main import checked, log
@@ -82,6 +83,7 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
     except InputError as error:
         raise error if chosen is None else InputError(f"{error} (asked for: task={chosen.task_name})") from None
     carried = {} if chosen is not None else _inherited(weights, cfg.run_folder)
+    assert weights.kind is not None, "complete"
     if not cfg.trust_code:
         check_config(cfg.ckpt, weights.kind, carried)
     if settings is None:
@@ -122,7 +124,7 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
         ProgressLines(),
         MetricsFile(cfg.run_folder),
         PredictionPictures(cfg.run_folder, cfg.pictures),
-        Report(cfg.run_folder, min(3, cfg.pictures), OmegaConf.to_container(settings, resolve=True)),
+        Report(cfg.run_folder, min(3, cfg.pictures), plain(settings)),
     ]
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))
@@ -134,7 +136,8 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
         module.network = with_cast_weights(module.network, dtype)
     make_fast(module, trainer, settings.compile)
     with listening() as signals, memory_errors(data):
-        trainer.callbacks.append(Listening(signals))
+        ours = Listening(signals)
+        trainer.callbacks.append(ours)  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
         signals.block(trainer.strategy.launcher)
         trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
@@ -153,17 +156,18 @@ def scorer(ckpt: str, delta_base: str | None = None) -> Callable[[Callable[[Tens
     """
     carried = {"ckpt": ckpt, "delta_base": delta_base, "trust_code": False, "run_folder": None, "settings": []}
     weights, settings = weights_and_settings(OmegaConf.create(carried))
-    data, task = build_data(settings), task_of(settings.kind, settings.postprocess)
-    check_same_classes(weights.classes, data.val_classes)
+    data, task, classes = build_data(settings), task_of(settings.kind, settings.postprocess), weights.classes
+    assert classes is not None, "complete"
+    check_same_classes(classes, data.val_classes)
     data.setup(TrainerFn.VALIDATING)
 
     @torch.no_grad()
     def score(run: Callable[[Tensor], Logits]) -> dict[str, float]:
-        metric = task.metric(weights.classes)
+        metric = task.metric(classes)
         for batch in data.val_dataloader():
             size = tuple(batch.inputs.shape[-2:])
             output = run(batch.inputs)
-            found = predict_images(task, output, batch.counts, batch.placements, size, weights.classes)
+            found = predict_images(task, output, batch.counts, batch.placements, size, classes)
             for prediction, targets, image_id in zip(found, batch.targets, batch.image_ids, strict=True):
                 metric.update(prediction, targets, image_id)
         return {name: float(value) for name, value in metric.compute().items()}
@@ -200,7 +204,7 @@ def _composed(overrides: Sequence[str], carried: Mapping[str, Any] | None = None
 
 def _scored(config: DictConfig) -> DictConfig:
     """The part of a chosen configuration that an evaluation takes."""
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = plain(config)
     return OmegaConf.create({key: settings[key] for key in Scored.model_fields})
 
 
@@ -227,9 +231,9 @@ def _with_typed(carried: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
         raise InputError(
             f"ckpt={cfg.ckpt} carries no settings: choose its task, as in task=coco_panoptic data.root=DIR"
         )
-    carried = OmegaConf.to_container(OmegaConf.merge(carried, _NOT_INHERITED))
-    carried["data"] = with_references(carried["data"], [key_of(override) for override in cfg.settings])
-    settings = _composed(cfg.settings, carried)
+    merged = plain(OmegaConf.merge(carried, _NOT_INHERITED), resolve=False)
+    merged["data"] = with_references(merged["data"], [key_of(override) for override in cfg.settings])
+    settings = _composed(cfg.settings, merged)
     # Also with what was typed for it, such as a path that an export has left out.
     settings.data.train = settings.data.get("val")
     return settings
@@ -240,9 +244,9 @@ def _typed_network(overrides: Sequence[str], chosen: DictConfig | None) -> dict[
     typed = {override.key_or_group: override.value() for override in parsed(overrides)}
     network = {"image_size": typed["data.image_size"]} if "data.image_size" in typed else {}
     if chosen is not None:
-        model = OmegaConf.to_container(chosen.model, resolve=True)
+        model = plain(chosen.model)
         whole = bool({"model", "experiment"} & typed.keys())
         network |= {key: model[key] for key in _NETWORK if whole or f"model.{key}" in typed}
         if "experiment" in typed:
-            network["image_size"] = OmegaConf.to_container(chosen.data, resolve=True)["image_size"]
+            network["image_size"] = plain(chosen.data)["image_size"]
     return network

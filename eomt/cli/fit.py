@@ -115,7 +115,8 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
         trainer.fit(module, data, ckpt_path=resume)
     if resume and trainer.global_step == resumed_at:
         log.info("no step was left to train: the run of ckpt= had ended at step %d", trainer.global_step)
-    if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trainer.fast_dev_run:
+    trial = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
+    if module.validated_at != trainer.global_step and trainer.limit_val_batches and not trial:
         # The run ended within an epoch, or in one that is not validated.
         with memory_errors(data):
             trainer.validate(module, data, verbose=False)

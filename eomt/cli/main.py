@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eomt.cli.arguments import FindLayout, key_of, prepared
-from eomt.cli.check import check_roots, check_settings
+from eomt.cli.check import check_roots, check_settings, plain
 from eomt.cli.folders import run_id
 from eomt.cli.help import help_of, in_our_words
 from eomt.cli.meanings import CONFIGS
@@ -110,7 +110,7 @@ def checked(name: str, cfg: DictConfig) -> dict[str, Any]:
     Raises:
         InputError: see `check_settings` and `check_roots`.
     """
-    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings = plain(cfg)
     check_settings(name, settings)
     check_roots(settings)
     return settings

@@ -177,7 +177,7 @@ class Progress(Callback):
 class Logger(OpenSection):
     """Its class takes further keys, which a file must not bring: some name folders or programs."""
 
-    save_dir: Folder = None
+    save_dir: Folder = "."
     name: Text | None = None
     version: Text | int | None = None
 
@@ -186,7 +186,7 @@ class WandbLogger(Logger):
     project: Text | None = None
     id: Text | None = None
     resume: Literal["allow", "must", "never", "auto"] | bool | None = None
-    offline: bool = None
+    offline: bool = False
     entity: Text | None = None
     group: Text | None = None
     job_type: Text | None = None

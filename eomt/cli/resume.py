@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from eomt.cli.arguments import GROUPS, key_of, parsed, quote_paths
+from eomt.cli.check import plain
 from eomt.cli.meanings import CONFIGS
 from eomt.cli.nodes import READER_KEYS
 from eomt.cli.settings import Run
@@ -150,7 +151,7 @@ def _of_this_job(cfg: DictConfig) -> Path | None:
     saved = read_checkpoint(last, mmap=True)
     if saved.get(CONTINUATION, {}).get("job") != job:
         return None
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = plain(cfg)
     if {**config, "ckpt": None} != {**(saved[FORMAT].get("config") or {}), "ckpt": None}:
         raise InputError(
             f"{cfg.run_folder} holds another run of this job, started with other settings: give each run of a job a "

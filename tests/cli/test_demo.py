@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from eomt.classes import Classes
-from eomt.cli.demo import read_upload, write_downloads
+from eomt.cli.demo import read_upload, serve, write_downloads
 from eomt.errors import InputError
 from eomt.inference.result import Result
 from eomt.postprocess.types import Segmentation
@@ -61,6 +61,12 @@ def test_an_upload_is_refused_in_one_line(name, content, line, tmp_path):
         read_upload(path, max_megapixels=1)
     assert str(error.value).startswith(line)
     assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["ü..b", "192.0.2.1"])
+def test_an_address_that_is_none_is_refused_in_one_line(host):
+    with pytest.raises(InputError, match=f"^host={host} port=7860: [^(]+; choose another$"):
+        serve({"host": host, "port": 7860})
 
 
 def test_downloads(tmp_path):
