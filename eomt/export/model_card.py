@@ -50,6 +50,7 @@ def model_card(
         postprocess: whether a graph ends in post-processing.
         compared: scores of PyTorch in float32 and of the graph, by name.
     """
+    assert weights.classes is not None
     network, classes, task = weights.network, weights.classes, str(config.get("task_name") or weights.kind)
     height, width = network["image_size"]
     scores = {key: value for key, value in metrics.items() if key not in ("step", "mask_free")}
@@ -107,7 +108,7 @@ def model_card(
     return str(card)
 
 
-def _licence(backbone: str, config: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+def _licence(backbone: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The licence of the weights, as the card's metadata and in words.
 
     It depends on the weights that training started from: a pretrained backbone, unless the configuration says random
