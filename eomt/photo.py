@@ -99,7 +99,7 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
         # NumPy has no bfloat16.
         values = (values.float() if values.is_floating_point() else values).numpy(force=True)
         return _from_array(values if values.ndim != 3 else values.transpose(1, 2, 0), list(values.shape))
-    if isinstance(source, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(source, np.ndarray):
         return _from_array(source, list(source.shape))
     raise InputError(
         "an image must be a path, an address, bytes, a PIL image, a NumPy array or a tensor, found "
