@@ -95,7 +95,7 @@ def compare(run: str) -> None:
         sets = {"single": singles}
         # Average precision takes a hundred objects of an image.
         cells = 2 if kind == "instance" else 5
-        for name, gap in (("mosaic", 0), ("mosaic with gaps", SIDE // 2)):
+        for name, gap in (("mosaic", 0), ("mosaic with gaps", SIDE)):
             sets[name] = mosaics(singles, _stuff(kind, classes), cells, gap)
         for tta in (None, "flip"):
             for name, data in sets.items():

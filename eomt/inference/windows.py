@@ -26,7 +26,7 @@ Read = Callable[[int, int, int, int], NDArray[np.uint8]]
 """Takes top, left, bottom and right, and returns uint8 [h, w, 3]."""
 
 # Bytes of decoded blocks; and no files beside the TIFF.
-_GDAL = {"GDAL_CACHEMAX": 64 * 2**20, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+_GDAL: dict[str, Any] = {"GDAL_CACHEMAX": 64 * 2**20, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 _PLAIN, _BLACK_IS_ZERO, _RGB, _YCBCR = ("L", "LA", "RGB", "RGBA", "I;16"), 1, 2, 6
 
 
@@ -56,7 +56,7 @@ def load_thinned(source: ImageSource, step: int) -> NDArray[np.uint8]:
 
 
 def _read(file: Any, source: object, top: int, left: int, bottom: int, right: int) -> NDArray[np.uint8]:
-    import rasterio
+    import rasterio.errors  # pyright: ignore[reportMissingTypeStubs]
 
     try:
         with rasterio.Env(**_GDAL):
@@ -78,7 +78,7 @@ def _open_tiff(source: ImageSource, stack: ExitStack) -> Any:
         size = image.size
         if plain:
             try:
-                import rasterio
+                import rasterio.errors  # pyright: ignore[reportMissingTypeStubs]
             except ImportError:
                 if size[0] * size[1] > MAX_PIXELS:
                     log.warning("%s is decoded whole; pip install rasterio reads it by windows", source)

@@ -21,8 +21,8 @@ from eomt.photo import MAX_PIXELS
 from eomt.postprocess.runs import coco_mask, decode_box, encode_at, row_blocks
 from eomt.postprocess.types import Instances, Segmentation
 
-OVERLAP = 2
-"""The overlap of two tiles is a tile's side over this: what is smaller than half a tile is whole in one of them."""
+OVERLAP = 4
+"""The overlap of two tiles is a tile's side over this."""
 
 SAME = 0.5
 
