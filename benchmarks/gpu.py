@@ -52,7 +52,7 @@ Row = tuple[str, float, str]
 
 
 class Operations(TorchDispatchMode):
-    """Counts dispatched operations, without those that only look at memory in another way."""
+    """Counter of dispatched operations, without those that only look at memory in another way."""
 
     def __init__(self):
         super().__init__()

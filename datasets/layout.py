@@ -314,12 +314,12 @@ def _yolo(folder: Path) -> Layout | None:
         from datasets.readers.yolo import description, folders
 
         try:
-            sets: Mapping[str | None, str | None] = {split: folders(folder / name, split) for split in _SPLITS}
-            description(folder / name)
+            entries, _ = description(folder / name)
         except InputError:
             if name == "data.yaml":
                 raise
             continue
+        sets: Mapping[str | None, str | None] = {split: folders(folder / name, entries, split) for split in _SPLITS}
         if has_no_yaml:
             inner = {split_of(place): f"images/{place}" for place in names(folder / "images") if split_of(place)}
             sets = inner or {None: "images"}

@@ -238,7 +238,7 @@ class BatchLoader(DataLoader):
 
 
 class ImageNotes:
-    """Says what was done with the images that have been read, in a line of each kind.
+    """Remarks on what was done with the images that have been read, in a line of each kind.
 
     Args:
         reader: their set; custom readers need not have `photos`.

@@ -96,7 +96,7 @@ class Tiled(_Around):
         return merger.result()
 
     def _placement(self, size: tuple[int, int]) -> Placement:
-        """That of each tile."""
+        """Placement of each tile."""
         height, width = tile_side(self.tile, size)
         return self.task.geometry.prepare(Image.new("RGB", (width, height)), size)[1]
 
@@ -212,8 +212,8 @@ def around(
 
 
 def _partners(masks: Tensor, others: Tensor, classes: Tensor, other_classes: Tensor) -> tuple[Tensor, Tensor]:
-    """For each query of one view that of the other view whose mask and classes are most alike, int64 [Q], and whether
-    each is the other's most alike one, with a mask IoU of at least 0.5, bool [Q]."""
+    """The query of the other view that is most alike in mask and classes, int64 [Q], and True, bool [Q], where each is
+    the other's most alike one, with a mask IoU of at least 0.5."""
     one, other = ((part > 0).flatten(1).float() for part in (masks, others))
     both = one @ other.T
     iou = both / (one.sum(1)[:, None] + other.sum(1) - both).clamp(min=1)

@@ -105,5 +105,5 @@ if __name__ == "__main__":
         sys.exit("error: give an exported folder and an image: python examples/run_graph.py DIR IMAGE [PICTURE.png]")
     try:
         main(*sys.argv[1:])
-    except (OSError, KeyError, ValueError, ImportError) as error:
+    except Exception as error:  # runtimes raise nearly anything on a file that is missing or damaged
         sys.exit(f"error: {error}: give a folder that export.py has made, and an image")

@@ -11,7 +11,7 @@ from eomt.errors import InputError
 from eomt.inference.segmenter import Segmenter
 from eomt.tasks import task_of
 from eomt.views import around
-from tests.colour_network import CLASSES, ColourNetwork, picture
+from tests.colour_network import CLASSES, SKY, ColourNetwork, picture
 from tests.random_networks import KINDS, random_image, random_network
 from tests.running import typed
 
@@ -44,6 +44,29 @@ def test_objects_that_tiles_cut_are_whole(size, side):
             assert sum((mask == one).all() for one in found) == 1
         assert (sure.areas == sure.masks.sum((1, 2))).all()
         assert (sure.labels == 2).sum() == 1  # stuff is one segment
+
+
+class Undecided(ColourNetwork):
+    """A network that takes what it sees beside a white pixel for the other class."""
+
+    def forward(self, images):
+        (output,) = super().forward(images)
+        logits = output.logits()
+        for image, classes in zip(images, logits.class_logits, strict=True):
+            if (image == 255).all(0).any():
+                classes[1:, [0, 1]] = classes[1:, [1, 0]]
+        return [output]
+
+
+@pytest.mark.parametrize("kind", ["instance", "panoptic"])
+def test_an_object_of_two_tiles_that_do_not_agree_is_not_lost(kind):
+    """It lies in the strip of both for the most part, and each cuts it."""
+    pixels = np.full((32, 56, 3), SKY, np.uint8)
+    pixels[8:24, 22:34] = 200, 0, 0
+    pixels[0, 55] = 255
+    result = segmenter_of(kind, Undecided(32, 2), tile=True)(pixels).above(0.5)
+    assert sorted(CLASSES.names[label] for label in result.labels if label < 2) == ["cup", "dog"]
+    assert (result.map[8:24, 22:34] > 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

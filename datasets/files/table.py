@@ -28,6 +28,8 @@ COLUMN = re.compile(r"(.+\.(?:parquet|arrow)):([^/:]+)")
 
 _VERSION = 1  # part of an archive's name: raise it when what stands there changes
 _ROWS = 32  # read at a time
+_TOO_LARGE = f"{{}} unpacks to more than {LARGEST_RATIO} times its size: it holds no images"
+_ROW_BYTES = 128  # of an archive's member without data: empty cells are not free
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,8 @@ def column_archive(parent: Path, pattern: str, column: str) -> Path:
     Raises:
         InputError: if no file fits the pattern, one is damaged or lacks the column, or the cache cannot be written.
     """
-    files = sorted(map(Path, glob.glob(glob.escape(os.path.join(parent, pattern)).replace("[*]", "*"))))
+    literal = glob.escape(pattern).replace("[*]", "*")
+    files = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(parent)), literal))))
     if not files:
         raise InputError(f"there is no file {parent / pattern}")
     state = blake2b(f"{column}\n".encode(), digest_size=16)
@@ -91,21 +94,24 @@ def _cells(file: Path, column: str) -> Iterator[tuple[str, bytes | None]]:
     with _opened(file, column) as (schema, batches):
         if column not in schema.names or not _holds_bytes(schema.field(column).type):
             raise InputError(f"{file} has no column {column!r} of images; its columns are {', '.join(schema.names)}")
-        first, left = _first_image(schema), max(FREE_BYTES, LARGEST_RATIO * file.stat().st_size)
+        first, left = _first_image(schema), _limit(file)
         for batch in batches:
             batch.validate(full=True)  # the memory of a damaged one may end before its images do
-            names = batch.column(first).to_pylist() if first else [None] * batch.num_rows
             # One by one: a dictionary's cells may be one large text, named again and again.
-            for name, value in zip(names, batch.column(column), strict=True):
-                cell = value.as_py()
+            for row in range(batch.num_rows):
+                cell, name = batch.column(column)[row].as_py(), batch.column(first)[row].as_py() if first else None
                 stem = Path(str((name or {}).get("path") or "")).stem[:100]
                 # It is the same in all columns, and may hold anything.
                 clean = re.sub(r"[^\w.+-]", " ", stem.encode(errors="ignore").decode()).strip()
                 data = cell["bytes"] if isinstance(cell, dict) else cell
-                left -= len(data or b"")
+                left -= len(data or b"") + _ROW_BYTES
                 if left < 0:
-                    raise InputError(f"{file} unpacks to more than {LARGEST_RATIO} times its size: it holds no images")
+                    raise InputError(_TOO_LARGE.format(file))
                 yield f" {clean}".rstrip(), data
+
+
+def _limit(file: Path) -> int:
+    return max(FREE_BYTES, LARGEST_RATIO * file.stat().st_size)
 
 
 def _first_image(schema: Any) -> str | None:
@@ -129,8 +135,19 @@ def _opened(file: Path, column: str | None = None) -> Iterator[tuple[Any, Iterat
     try:
         if file.suffix == ".parquet":
             with parquet.ParquetFile(file) as table:
+                first, metadata = _first_image(table.schema_arrow), table.metadata
+                leaves = [leaf.path for leaf in table.schema]
+            # Cells stay numbers of a dictionary where the file has one: each may name the same large text.
+            wanted = (column, f"{column}.bytes", f"{first}.bytes", f"{first}.path")
+            repeated = [leaf for leaf in leaves if column and leaf in wanted]
+            groups = map(metadata.row_group, range(metadata.num_row_groups) if repeated else ())
+            chunks = (group.column(k) for group in groups for k, leaf in enumerate(leaves) if leaf in repeated)
+            # A page is unpacked whole.
+            if sum(chunk.total_uncompressed_size for chunk in chunks) > _limit(file):
+                raise InputError(_TOO_LARGE.format(file))
+            with parquet.ParquetFile(file, read_dictionary=repeated) as table:
                 schema = table.schema_arrow
-                needed = [column, *(f"{name}.path" for name in [_first_image(schema)] if name not in (None, column))]
+                needed = [column, *(f"{name}.path" for name in [first] if name not in (None, column))]
                 yield schema, table.iter_batches(_ROWS, columns=needed)
         else:
             with pyarrow.memory_map(str(file)) as source:
@@ -151,6 +168,8 @@ def _holds_bytes(kind: Any) -> bool:
 
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 

@@ -1,4 +1,4 @@
-"""From COCO's JSONs to the arrays of an index, checked for contradictions on the way.
+"""The arrays of an index from COCO's JSONs, checked for contradictions on the way.
 
 Polygons become run lengths here, once, so that reading an image draws none. COCO's 860,000 training annotations
 take some 40 seconds and 0.7 GB.
@@ -316,7 +316,7 @@ class _Rows:
 
 
 def _other_kind(row: object, panoptic: bool) -> str:
-    """Why an annotation is of the other kind of JSON, and what reads it; empty if it is not."""
+    """The reason why an annotation is of the other kind of JSON, and what reads it; empty if it is not."""
     if isinstance(row, Mapping) and panoptic != ("segments_info" in row):
         if not panoptic:
             return "it is a panoptic JSON, whose annotations have segments_info: task=coco_panoptic reads it"

@@ -137,7 +137,7 @@ class _Text:
             self._extend()
 
     def _extend(self) -> None:
-        """At least double what is not parsed yet: a value in many pieces is tried few times."""
+        """Read on, to at least twice what is not parsed yet: a value in many pieces is tried few times."""
         pieces = [self._buffer[self._at :]]
         wanted = length = len(pieces[0])
         while length <= 2 * wanted and not self._ended:

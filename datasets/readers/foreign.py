@@ -19,7 +19,7 @@ from eomt.photo import Form, photo_size
 
 
 class BadImage(InputError):
-    """Why the ground truth of an image cannot be read; `image_id` is its id."""
+    """The reason why the ground truth of an image cannot be read; `image_id` is its id."""
 
     def __init__(self, image_id: str, error: InputError):
         super().__init__(str(error))

@@ -154,7 +154,7 @@ def _document(file: Path) -> dict[str, Any] | None:
 
 
 def _left_out(shape: object) -> str:
-    """Why a shape is no object, in words; empty for an object, and for what is none of LabelMe's shapes."""
+    """The reason why a shape is no object, in words; empty for an object, and for what is none of LabelMe's shapes."""
     label, kind = (shape.get("label"), shape.get("shape_type")) if isinstance(shape, Mapping) else (None, None)
     if label in _NO_CLASS:
         return f"of the label {label}"

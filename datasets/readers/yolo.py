@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,15 @@ def description(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not isinstance(names, dict) or not names:
         raise InputError(f"{path} has no 'names': YOLO's form is names, a list or {{number: name}}, and train and val")
     for number, name in names.items():
-        if type(number) is not int or type(name) not in (str, int, float):
+        # Python writes no numbers of thousands of digits, which YAML has in other bases.
+        huge = any(type(value) is int and value.bit_length() > 64 for value in (number, name))
+        if huge or type(number) is not int or type(name) not in (str, int, float):
             raise InputError(f"{path}: names must be texts by number: quote those that YAML takes for something else")
     return entries, [{"id": number, "name": str(name)} for number, name in names.items()]
 
 
-def places(path: Path, split: str) -> list[Path]:
+def places(path: Path, entries: Mapping[str, Any], split: str) -> list[Path]:
     """The folders and lists of images that a data.yaml names for "train", "val" or "test"; those that are there."""
-    entries, _ = description(path)
     named = entries.get(split) or (entries.get("valid") if split == "val" else None)
     named = [entry for entry in (named if isinstance(named, list) else [named]) if isinstance(entry, str)]
     base = entries.get("path")
@@ -57,15 +58,15 @@ def places(path: Path, split: str) -> list[Path]:
         ways = [path.parent / base / entry, path.parent / entry]
         # Roboflow writes ../train/images for the folder beside the file, other tools the path on another machine.
         parts = entry.split("/")
-        foreign = range(len(parts)) if _ELSEWHERE.match(entry) else range(parts[:1] == [".."], 2)
+        foreign = range(len(parts)) if _ELSEWHERE.match(entry) else range(parts[:1] == [".."], min(2, len(parts)))
         ways += [path.parent.joinpath(*parts[k:]) for k in foreign]
         found += [Path(os.path.normpath(way)) for way in ways if os.path.exists(way)][:1]
     return found
 
 
-def folders(path: Path, split: str) -> str | None:
+def folders(path: Path, entries: Mapping[str, Any], split: str) -> str | None:
     """The folder of a set's images, from that of its data.yaml: the folder itself where there are several or lists."""
-    found = places(path, split)
+    found = places(path, entries, split)
     if len(found) == 1 and found[0].is_dir():
         return os.path.relpath(found[0], path.parent)
     return "." if found else None
@@ -85,8 +86,8 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
         things: not used: all classes are things.
         form: the form in which photos are taken.
     """
-    _, categories = description(path)
-    chosen = next(filter(None, (places(path, part) for part in _INSTEAD[split])), [])
+    entries, categories = description(path)
+    chosen = next(filter(None, (places(path, entries, part) for part in _INSTEAD[split])), [])
     members, base = images.members(), os.path.normpath(images.path)
     photos = {
         name: os.path.join(base, name)

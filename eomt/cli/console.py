@@ -14,7 +14,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Console(logging.StreamHandler):
-    """Writes each message on a line of its own: a progress bar is cleared before it and drawn again below."""
+    """Handler that gives each message a line of its own: a progress bar is cleared before it and drawn again below."""
 
     def format(self, record: logging.LogRecord) -> str:
         # A hostile file's name, or a name in it, would be a command to the terminal.

@@ -175,7 +175,7 @@ class Progress(Callback):
 
 
 class Logger(OpenSection):
-    """Its class takes further keys, which a file must not bring: some name folders or programs."""
+    """A logger, whose class takes further keys that a file must not bring: some name folders or programs."""
 
     save_dir: Folder = "."
     name: Text | None = None

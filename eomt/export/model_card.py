@@ -53,10 +53,10 @@ def model_card(
     assert weights.classes is not None
     network, classes, task = weights.network, weights.classes, str(config.get("task_name") or weights.kind)
     height, width = network["image_size"]
-    scores = {key: value for key, value in metrics.items() if key not in ("step", "mask_free")}
+    shown = {key: value for key, value in metrics.items() if key not in ("step", "mask_free")}
     licence, words = _licence(network["backbone"], config)
     # Scores of another step are shown, but they are not results of these weights.
-    own = {key: value for key, value in scores.items() if isinstance(value, int | float)}
+    own = {key: value for key, value in shown.items() if isinstance(value, int | float)}
     own = own if metrics.get("step") == weights.step and precision != "int8" else {}
     own = {key: after for key, (_, after) in (compared or {}).items()} or own
     data = ModelCardData(
@@ -70,7 +70,9 @@ def model_card(
     things, reader = sum(classes.is_thing), _value(config, "data", "train", "_target_")
     kinds = "" if weights.kind == "semantic" else f" ({things} things, {len(classes) - things} stuff)"
     batch_size, rate = _value(config, "data", "global_batch"), _value(config, "optim", "lr")
-    training = f"{weights.step} steps" + (f" of {batch_size} images, learning rate {rate}" if config else "")
+    training = f"{weights.step} steps" + (
+        f" of {_plain(batch_size)} images, learning rate {_plain(rate)}" if config else ""
+    )
     facts = {
         "task": _plain(task),
         "segmentation": weights.kind,
@@ -93,13 +95,13 @@ def model_card(
         batch="B" if batch is None else batch,
         height=height,
         width=width,
-        scores=scores,
+        scores={_plain(key): value if isinstance(value, float) else _plain(value) for key, value in shown.items()},
         compared=compared,
         int8=precision == "int8",
         postprocess=postprocess,
         mask_free=metrics.get("mask_free"),
-        scored_step=metrics.get("step"),
-        step=weights.step,
+        scored_step=_plain(metrics.get("step")),
+        step=_plain(weights.step),
         weights_licence=words,
         data_terms=next((terms for start, terms in _DATA_TERMS.items() if task.startswith(start)), "see its terms"),
         classes=", ".join(map(_plain, classes.names)),

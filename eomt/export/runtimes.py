@@ -1,4 +1,4 @@
-"""From an ONNX graph to other runtimes, and to integers: OpenVINO, TensorRT, and ONNX Runtime's quantisation."""
+"""Other runtimes for an ONNX graph, and integers: OpenVINO, TensorRT, and ONNX Runtime's quantisation."""
 
 from __future__ import annotations
 

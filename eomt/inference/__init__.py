@@ -1,1 +1,1 @@
-"""From images to results: any image in, arrays, pictures and official result files out."""
+"""Inference: any image in; arrays, pictures and official result files out."""

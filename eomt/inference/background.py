@@ -18,7 +18,7 @@ log = logging.getLogger("eomt")
 
 
 class Background:
-    """Runs functions of a GPU's tensors in threads; those of other devices' at once, in the caller's thread.
+    """Runner of functions: those of a GPU's tensors in threads, of other devices' at once, in the caller's thread.
 
     The first function runs both in a thread and in the caller's: if the results differ, all others run in the caller's
     alone, and a line says so.

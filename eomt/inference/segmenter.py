@@ -53,7 +53,7 @@ _Prepared: TypeAlias = tuple[Tensor, Placement, bytes | None]
 
 
 class Segmenter:
-    """Segments images of any size with the mask-free network.
+    """Segmentation of images of any size with the mask-free network.
 
     Args:
         network: the network; it is moved to the device and set to evaluation.

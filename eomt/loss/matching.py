@@ -79,7 +79,7 @@ class Pairs(NamedTuple):
 
 
 class Matcher:
-    """Assigns queries to targets at the least total cost, separately for each output and image.
+    """Assignment of queries to targets at the least total cost, separately for each output and image.
 
     By SciPy on the host, which waits for the costs; or on a GPU by torch-linear-assignment, without waiting. The
     device's assignments are compared with SciPy's for the first costs of each size; if it fails or differs, SciPy

@@ -99,7 +99,7 @@ class RandomPoints:
 
 
 class TargetReader:
-    """Reads targets at points as `grid_sample` reads masks, bilinearly, with zeros outside.
+    """Targets that are read at points as `grid_sample` reads masks, bilinearly, with zeros outside.
 
     The segments of the four pixels around a point stand side by side, so that a point takes one access to memory.
 

@@ -81,9 +81,9 @@ class Backbone(nn.Module):
         self.num_prefix_tokens = self.vit.num_prefix_tokens
         self.embed_dim = self.vit.embed_dim
         self.crop_position = False
-        self.is_rotary = isinstance(self.vit, Eva)
+        self._is_rotary = isinstance(self.vit, Eva)
         # Made once: timm would make it on the CPU at every call, and a GPU's copy waits, and is in no CUDA graph.
-        rope = self.vit.rope.get_embed(self.native_grid) if self.is_rotary else None
+        rope = self.vit.rope.get_embed(self.native_grid) if self._is_rotary else None
         self.register_buffer("native_rope", rope, persistent=False)
 
     @property
@@ -118,7 +118,7 @@ class Backbone(nn.Module):
 
     def rotary_embedding(self, grid: tuple[int, int]) -> Tensor | None:
         """The rotary embedding of a grid of patches, [grid_h * grid_w, ...], or None where there is none."""
-        if not self.is_rotary:
+        if not self._is_rotary:
             return None
         random = self.training and getattr(self.vit.rope, "aug_active", False)
         # timm keeps at least float32: what was rounded to half, or was made in float32 for float64, is made anew.
@@ -310,8 +310,8 @@ def _create(name: str, options: dict) -> nn.Module:
 
 
 def _check_supported(name: str, vit: Any) -> None:
-    has_blocks = issubclass(type(vit), VisionTransformer | Eva) and len(vit.blocks)
-    block = vit.blocks[0] if has_blocks else None
+    known = isinstance(vit, VisionTransformer | Eva)
+    block = next(iter(getattr(vit, "blocks", ())), None) if known else None
     attn = getattr(block, "attn", None)  # blocks that run in parallel have several
     plain = attn is not None and getattr(attn, "qkv", None) is not None and getattr(attn, "gate", None) is None
     if not plain or isinstance(vit.norm, nn.Identity) or getattr(vit, "rope_mixed", False):

@@ -157,7 +157,7 @@ class EoMT(nn.Module):
 
 
 class Upscale(nn.Module):
-    """Doubles the resolution of a feature map: [B, h, w, D] to [B, 2h, 2w, D].
+    """Layer that doubles the resolution of a feature map: [B, h, w, D] to [B, 2h, 2w, D].
 
     A transposed convolution whose stride is its kernel is a linear layer and a shuffle of pixels; its own backward pass
     takes three times as long on a CPU. All but the linear layer is cheap and recomputed in the backward pass: a quarter

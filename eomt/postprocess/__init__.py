@@ -1,1 +1,1 @@
-"""From logits to segments, label maps, result files and pictures."""
+"""Post-processing: logits in; segments, label maps, result files and pictures out."""

@@ -66,7 +66,7 @@ def draw_segments(
     texts = [classes[label].name for label in labels.tolist()]
     if scores is not None:
         texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, _array(scores).tolist(), strict=True)]
-    # Of segments that lie on each other the surest is named, of others those first that have the fewest places.
+    # Named first: by score in steps of 0.1, then those that have the fewest places.
     sure = np.zeros(len(texts)) if scores is None else _array(scores).round(1)
     return _write_names(canvas, ids, texts, colors, sure)
 

@@ -1,8 +1,8 @@
 """Large images in overlapping tiles: the tiles' segments joined where they overlap.
 
 Two objects of neighbouring tiles are one if they have one class, and their masks inside the strip that both tiles show
-an IoU of at least `SAME`; each has one partner at most. An object that its tile's edge cuts, most of it in a strip
-there, and that has no partner, is left out: the neighbour sees more of it.
+an IoU of at least `SAME`; each has one partner at most. An object that its tile's edge cuts, most of it in the half of
+a strip beside that edge, and that has no partner, is left out: the neighbour sees more of it.
 """
 
 from __future__ import annotations
@@ -90,17 +90,23 @@ class _Objects:
             "below": np.s_[height - tile.below :],
             "after": np.s_[:, width - tile.after :],
         }
+        outer = {  # the halves of the strips in which the neighbour sees more around than this tile
+            "above": np.s_[: tile.above // 2],
+            "before": np.s_[:, : tile.before // 2],
+            "below": np.s_[height - tile.below // 2 :],
+            "after": np.s_[:, width - tile.after // 2 :],
+        }
         numbers: list[int] = []
         seen: dict[str, tuple[list[int], list[dict[str, Any]]]] = {name: ([], []) for name in strips}
         for mask, label, score in zip(masks, labels, scores, strict=True):
             number, area, cut = len(self.labels), int(np.count_nonzero(mask)), False
             for name, part in strips.items():
                 within = mask[part]
-                if count := int(np.count_nonzero(within)):
+                if within.any():
                     seen[name][0].append(number)
                     seen[name][1].append(coco_mask.encode(np.asfortranarray(within, dtype=np.uint8)))
                     edge = {"above": mask[0], "before": mask[:, 0], "below": mask[-1], "after": mask[:, -1]}[name]
-                    cut |= 2 * count > area and bool(edge.any())
+                    cut |= bool(edge.any()) and 2 * int(np.count_nonzero(mask[outer[name]])) > area
             numbers.append(number)
             self.labels.append(label)
             self.scores.append(score)
@@ -150,7 +156,7 @@ class _Objects:
 
 
 class InstanceMerger:
-    """Joins the objects of an image's tiles; they are held as run lengths."""
+    """Merger of the objects of an image's tiles; they are held as run lengths."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = size
@@ -199,7 +205,7 @@ class InstanceMerger:
 
 
 class PanopticMerger:
-    """Joins the segments of an image's tiles: things by their overlap, stuff by its class.
+    """Merger of the segments of an image's tiles: things by their overlap, stuff by its class.
 
     A pixel is of the tile in whose middle it lies nearer, or, where that has no segment there, of the other one.
     """
@@ -262,7 +268,7 @@ class PanopticMerger:
 
 
 class SemanticMerger:
-    """Averages the scores of an image's tiles where they overlap.
+    """Mean of the scores of an image's tiles where they overlap.
 
     Those of the strips below a row of tiles are held: 4 bytes a class and pixel.
     """

@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves `last.ckpt` before each validation, every so many steps, at the end, and when a signal asks to stop.
+    """`last.ckpt`, saved before each validation, every so many steps, at the end, and when a signal asks to stop.
 
     Ctrl-C, SIGTERM and SIGUSR1 finish the optimizer step (with several ranks: the one after it), save and end
     the run with `Stopped`. In a validation they end it between two batches. A run that is resumed from a checkpoint
@@ -234,7 +234,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(Checkpoint):
-    """Keeps the `last.ckpt` of before a validation as `best.ckpt` where its score is the best so far.
+    """`best.ckpt`: the `last.ckpt` of before the validation whose score is the best so far.
 
     So `best.ckpt` holds the weights that were scored, averages with `callbacks.ema`. A score that is not a number is
     kept only until another one comes.

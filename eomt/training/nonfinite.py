@@ -20,7 +20,7 @@ MAX_NAMES = 8
 
 
 class NonFiniteSteps:
-    """Leaves out optimizer steps whose total gradient norm is NaN or infinite, and ends the run after too many.
+    """Guard against total gradient norms that are NaN or infinite: leaves out their steps, ends the run after too many.
 
     The norm is taken over all parameters of all ranks' gradients: it is not finite wherever a loss or a gradient
     is not, on every rank alike, so that all ranks leave the same step out without asking each other. With

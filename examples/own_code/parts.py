@@ -44,7 +44,7 @@ class Lion(Recipe):
 
 
 class SegmentsPerImage(Callback):
-    """Logs how many segments an image has, on average over a validation."""
+    """The number of segments an image has, on average over a validation."""
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int, dataloader_idx: int = 0

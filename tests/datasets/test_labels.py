@@ -1,4 +1,4 @@
-"""Things that labels lack or say in other words: left out, read right or taken for granted, and said with its count."""
+"""Missing and unusual values in labels: left out, read right or taken for granted, and said with their count."""
 
 import json
 import re

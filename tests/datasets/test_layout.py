@@ -1,6 +1,7 @@
 """Data sets as tools export them: each is found out, and all give the same masks."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -225,6 +226,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("yolo", "data.yaml", BOMB + "names: *i", "data.yaml: names must be texts by number"),
         ("yolo", "data.yaml", "train: train/images\nnc: 3", "data.yaml has no 'names'"),
         ("yolo", "data.yaml", "train: train/images\nnames: [car, no]", "names must be texts by number: quote"),
+        ("yolo", "data.yaml", f"names: [0x{'f' * 5000}]", "names must be texts by number"),
+        ("yolo", "data.yaml", f"names: {{? 0x{'f' * 5000} : car}}", "names must be texts by number"),
         ("yolo", "data.yaml", b"\xff\xfe\x00", "data.yaml is no text in UTF-8"),
         (
             "yolo",
@@ -299,6 +302,16 @@ def test_changed_classes_are_read_anew(tmp_path):
     path = tmp_path / "labelmap.txt"
     path.write_text(path.read_text().replace(f"{CLASSES[0]}:", "renamed:"))
     assert "renamed" in opened(tmp_path, typed).reader("train").classes.names
+
+
+def test_a_set_that_is_not_there_is_not_the_whole_folder(tmp_path):
+    EXPORTS["yolo"].write(tmp_path)
+    path = tmp_path / "data.yaml"
+    path.write_text(re.sub("^train: .*", "train: nowhere", path.read_text(), flags=re.MULTILINE))
+    keys = find_layout(tmp_path, None)[1]
+    assert "nowhere" not in str(keys)
+    assert keys["data.train.images"] == keys["data.val.images"] != "."
+    assert "data.split" in keys
 
 
 def test_what_does_not_fit_is_said(tmp_path):

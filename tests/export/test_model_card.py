@@ -55,7 +55,9 @@ def test_scores_are_results_of_the_weights_that_they_belong_to():
 def test_names_of_a_file_are_shown_and_do_nothing():
     names = ("<script>alert(1)</script>", "[a](javascript:alert(1))", "a|b `c` *d*", "e" * 5000, "dining_table")
     classes = Classes.from_categories({"id": k, "name": name} for k, name in enumerate(names))
-    text = model_card(weights_of(random_network(), classes), {"task_name": "x\n\n<img src=x> | y"}, {}, "hf", "32")
+    config = {"task_name": "x\n\n<img src=x> | y", "optim": {"lr": "<img src=x>"}, "data": {"global_batch": "<img>"}}
+    metrics = {"<script>": "<img src=x>", "step": "<script>"}
+    text = model_card(weights_of(random_network(), classes), config, metrics, "hf", "32")
     assert not re.search(r"(?<!\\)(<script|<img|\]\(javascript)", text.partition("## Configuration")[0])
     assert "| task | x \\<img src=x\\> \\| y |" in text
     assert "a\\|b \\`c\\` \\*d\\*, " + "e" * 77 + "..., dining\\_table" in text

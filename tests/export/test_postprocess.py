@@ -1,6 +1,7 @@
 """Graphs that end in post-processing give what `eomt.postprocess` gives, in every runtime and precision."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -238,10 +239,13 @@ def test_what_cannot_be_had_is_told_in_one_line(typed, message, tmp_path):
 def test_the_example_says_what_is_missing(photos, tmp_path):
     network = random_network().eval()
     export(weights_of(network, kind="instance", classes=CLASSES), "onnx", tmp_path / "logits", batch=1)
-    image = next(photos.iterdir())
+    image, damaged = next(photos.iterdir()), tmp_path / "damaged"
+    shutil.copytree(tmp_path / "logits", damaged)
+    (damaged / "model.onnx").write_bytes(b"no graph")
     for folder, file, words in (
         (tmp_path / "logits", image, "export it again with postprocess=true"),
         (tmp_path, image, "eomt.json"),
+        (damaged, image, "error: "),
         (tmp_path / "logits", photos, "Is a directory"),
     ):
         command = [sys.executable, "examples/run_graph.py", folder, file, tmp_path / "picture.png"]

@@ -75,7 +75,7 @@ def test_a_header_cannot_claim_more_than_max_pixels(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_of_a_very_large_image(kind, write_tiff, tmp_path, monkeypatch, caplog):
-    """They are those of one of a size that memory holds, with pictures made smaller."""
+    """Same results as for an image that memory holds, with pictures made smaller."""
     pixels, _ = picture(200, 260)
     path = write_tiff(pixels, compress="deflate")
     segmenter = Segmenter(ColourNetwork(), task_of(kind), CLASSES, "cpu", tile=True)

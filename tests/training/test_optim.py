@@ -51,7 +51,7 @@ def test_schedule_of_a_run_shorter_than_its_warmup_stays_in_range():
     ],
 )
 def test_moments_of_other_shapes_are_refused(damage):
-    """The moments alone are taken of a checkpoint's optimizer, and only where they fit."""
+    """Only the moments of a checkpoint's optimizer, where they fit."""
     parameter = torch.nn.Parameter(torch.zeros(3, 4))
     optimizer = Recipe().optimizer([{"params": [parameter], "lr": 0.5}], fused=True)
     parameter.grad = torch.ones_like(parameter)

@@ -26,7 +26,7 @@ PANELS = {
 
 
 class CurvePlot(Callback):
-    """Draws the run's CSV logs after each validation.
+    """Drawing of the run's CSV logs after each validation.
 
     Args:
         folder: the run folder.

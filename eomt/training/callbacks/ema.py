@@ -16,7 +16,7 @@ from eomt.training.module import EoMTModule
 
 
 class WeightAverage(WeightAveraging):
-    """Averages the weights after each optimizer step: `average = d * average + (1 - d) * weights`.
+    """Average of the weights, made after each optimizer step: `average = d * average + (1 - d) * weights`.
 
     At step t, counted from 1, d is the smaller of `decay` and (1 + t) / (10 + t), so that the average of a young run
     is one of its last steps, not of its random start.

@@ -9,7 +9,7 @@ from eomt.training.stop import StopSignals
 
 
 class Listening(Callback):
-    """Puts our handlers in place of Lightning's, which talk to other ranks from within a step, as early as it can.
+    """Our handlers in place of Lightning's, which talk to other ranks from within a step, as early as a callback can.
 
     Args:
         signals: the handlers of the whole program.

@@ -65,7 +65,7 @@ class Progress(TQDMProgressBar):
 
 
 class ProgressLines(Callback):
-    """Logs a line every `trainer.log_every_n_steps` optimizer steps and for each validation.
+    """A line every `trainer.log_every_n_steps` optimizer steps and for each validation.
 
     Where there is a bar, the lines of steps are written to the log's file alone.
 
@@ -158,7 +158,7 @@ def _duration(seconds: float) -> str:
 
 
 class EarlyStop(EarlyStopping):
-    """Ends a run after `patience` validations without a better score.
+    """End of a run after `patience` validations without a better score.
 
     Args:
         monitor: the score.

@@ -24,7 +24,7 @@ from eomt.training.module import EoMTModule
 
 
 class Report(Callback):
-    """Writes `report.html` after each validation and at the end of a run: curves, scores, the confusion of classes, the
+    """`report.html` after each validation and at the end of a run: curves, scores, the confusion of classes, the
     best and the worst images, settings without what belongs to the machine.
 
     Args:

@@ -27,7 +27,7 @@ from eomt.training.module import EoMTModule
 
 
 class MetricsFile(Callback):
-    """Writes the scores of a validation, in percent: `metrics.json` and `metrics_per_class.json`; of a semantic one
+    """Scores of a validation, in percent: `metrics.json` and `metrics_per_class.json`; of a semantic one
     also `confusion.csv`, pixels of true classes (rows) by predicted ones.
 
     A score over no class at all is null.
@@ -57,7 +57,7 @@ class MetricsFile(Callback):
 
 
 class PredictionPictures(Callback):
-    """Writes `pictures/step-N.png` after each validation: image, ground truth and prediction side by side.
+    """`pictures/step-N.png` after each validation: image, ground truth and prediction side by side.
 
     Args:
         folder: the run folder.
@@ -97,7 +97,7 @@ class PredictionPictures(Callback):
 
 
 class SavePredictions(Callback):
-    """Writes each prediction of a validation in the format of the benchmark's server.
+    """Each prediction of a validation in the format of the benchmark's server.
 
     The trainer's data module must be like `SegmentationData`: its `reader("val")` knows all images' names.
 

@@ -45,7 +45,7 @@ class Picture(NamedTuple):
 
 
 class Trackers(Callback):
-    """Logs what a run is and how it goes, every `trainer.log_every_n_steps` optimizer steps.
+    """What a run is and how it goes, logged every `trainer.log_every_n_steps` optimizer steps.
 
     All loggers get images/s and the share of the time that the loop waited for data, both since the last time and
     without validations; peaks of memory; the loss terms of each output; the learning rate of each group of parameters.

@@ -48,6 +48,32 @@ def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path):
     fails("a.parquet unpacks to more than 200 times its size", find_source, tmp_path, "a.parquet:image")
 
 
+def test_what_repeats_is_not_unpacked_at_once(tmp_path, monkeypatch):
+    table = pyarrow.table({"image": pyarrow.array([bytes(1 << 24)] * 32)})
+    parquet.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    whole, pool = pyarrow.default_memory_pool(), pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
+    pyarrow.set_memory_pool(pool)
+    try:
+        fails("a.parquet unpacks to more than 200 times its size", find_source, tmp_path, "a.parquet:image")
+    finally:
+        pyarrow.set_memory_pool(whole)
+    assert pool.max_memory() < 1 << 28
+    plain = pyarrow.table({"image": pyarrow.array([bytes(1 << 24)] * 8)})
+    parquet.write_table(plain, tmp_path / "b.parquet", compression="zstd", use_dictionary=False)
+    fails("b.parquet unpacks to more than 200 times its size", find_source, tmp_path, "b.parquet:image")
+    # Cells without data make members of an archive, too.
+    parquet.write_table(pyarrow.table({"image": pyarrow.nulls(100, pyarrow.binary())}), tmp_path / "c.parquet")
+    monkeypatch.setattr("datasets.files.table._limit", lambda file: 5000)
+    fails("c.parquet unpacks to more than 200 times its size", find_source, tmp_path, "c.parquet:image")
+
+
+def test_a_folder_named_like_a_pattern(tmp_path):
+    for name in ("a*b", "aXb"):
+        (tmp_path / name).mkdir()
+        parquet.write_table(pyarrow.table({"image": pyarrow.array([name.encode()])}), tmp_path / name / "t.parquet")
+    assert list(contents(find_source(tmp_path / "a*b", "t.parquet:image")).values()) == [b"a*b"]
+
+
 def test_columns_of_other_tools(tmp_path):
     rows = [{"image": {"bytes": b"1", "filepath": "a.png"}, "label": {"bytes": b"2", "filepath": "b.png"}}]
     (tmp_path / "[one]").mkdir()

@@ -46,7 +46,7 @@ def test_a_semantic_run_shows_its_confusion(options, tmp_path):
 
 
 def test_the_best_and_the_worst_are_kept(monkeypatch, tmp_path):
-    """Few of any number of images are held, none twice, and none without a score."""
+    """Bounded number of images in memory, none twice, and none without a score."""
     scores = torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist()
     made = []
     monkeypatch.setattr(
