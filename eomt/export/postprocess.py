@@ -38,7 +38,7 @@ class SemanticOutput(nn.Module):
 
 
 class InstanceOutput(nn.Module):
-    """The K most probable objects, by falling class probability: `labels` int64 [B, K], `scores` float32 [B, K],
+    """The K most probable objects, by falling score: `labels` int64 [B, K], `scores` float32 [B, K],
     `boxes` int64 [B, K, 4] (left, top, right, bottom; the last two are the first pixels outside), `masks` bool
     [B, K, H, W].
 
@@ -68,7 +68,11 @@ class InstanceOutput(nn.Module):
         inside = (logits > 0) & _shown(sizes, self.size)
         areas = inside.float().sum((2, 3))
         means = ((logits.sigmoid() * inside).sum((2, 3)) / (areas + 1e-6)).clamp(max=1)
-        return labels, scores * means, _boxes(inside), inside
+        scores = scores * means
+        order = _falling(scores)
+        # By the image's number: indices of the masks' own shape would take eight times their memory.
+        images = torch.arange(order.shape[0], device=order.device)[:, None]
+        return labels.gather(1, order), scores.gather(1, order), _boxes(inside)[images, order], inside[images, order]
 
 
 class PanopticOutput(nn.Module):
@@ -141,6 +145,15 @@ def _shown(sizes: Tensor, size: tuple[int, int]) -> Tensor:
     """The pixels of the images without padding, bool [B, 1, H, W]."""
     rows, columns = (torch.arange(side, device=sizes.device) for side in size)
     return (rows[:, None] < sizes[:, 0, None, None, None]) & (columns < sizes[:, 1, None, None, None])
+
+
+def _falling(scores: Tensor) -> Tensor:
+    """The order int64 [B, K] by falling scores float [B, K], of equals the first first, which a runtime's sort may
+    leave open: objects with empty masks have score 0 alike."""
+    numbers = torch.arange(scores.shape[1], device=scores.device)
+    one, other = scores[:, :, None], scores[:, None]
+    ranks = ((other > one) | ((other == one) & (numbers < numbers[:, None]))).float().sum(2)
+    return (ranks[:, None] == numbers[:, None]).float().argmax(2)
 
 
 def _boxes(masks: Tensor) -> Tensor:

@@ -61,6 +61,9 @@ class Segment(NamedTuple):
 class Result:
     """The S segments of one image: classes present, objects, or panoptic segments.
 
+    Objects are sorted by falling score: `result[:3]` are the best three. Panoptic segments are in the order of their
+    queries, semantic ones in that of their classes.
+
     `len(result)` is S. Iteration gives a `Segment` after the other, and so does `result[0]`; `result[result.scores >
     0.7]`, by a bool array, `result[:3]` and `result[[4, 1]]` give a result.
 

@@ -36,8 +36,8 @@ def instance_segmentation(
         max_bytes: the memory that the masks upsampled at a time may take; the result does not depend on it.
 
     Returns:
-        Objects at the original size by falling class probability, of equals the first query's first class first; all
-        on the host.
+        Objects at the original size by falling score, of equals the more probable class first, then the first query's
+        first class; all on the host.
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
     # A full stable sort: `topk` leaves the order of equals to the device.
@@ -63,14 +63,16 @@ def instance_segmentation(
             k += 1
         del logits, one, inside, own  # before the next chunk is made
     means = (sums / (areas + 1e-6)).clamp(max=1)
-    scores *= means[position]
+    # The original leaves them by class probability. Stable, so that ties, and with them AP, stay as they were.
+    scores, order = (scores * means[position]).sort(descending=True, stable=True)
+    position = position[order]
     return Instances(
         (placement.height, placement.width),
         [rles[k] for k in position.tolist()],
-        labels.cpu(),
+        labels[order].cpu(),
         scores.cpu(),
         areas[position].cpu(),
-        queries.cpu(),
+        queries[order].cpu(),
     )
 
 

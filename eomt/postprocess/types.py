@@ -84,7 +84,7 @@ class Segmentation(NamedTuple):
 
 
 class Instances(NamedTuple):
-    """The S objects of one image, which may overlap; on the host.
+    """The S objects of one image by falling score, which may overlap; on the host.
 
     Attributes:
         size: height and width of the image.
