@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -192,25 +192,61 @@ def _coco(folder: Path) -> Layout | None:
         if own:
             return Layout("COCO 2017 as downloaded", own)
     found: dict[str, dict[str | None, dict[str, str]]] = {}
-    several = set()
+    several: set[str] = set()
+    strays: list[tuple[str | None, Path, InputError]] = []
     for path in _jsons(folder):
-        seen = _peek(path)
+        split = split_of(path.stem) or split_of(path.parent.relative_to(folder).as_posix())
+        try:
+            seen = _peek(path)
+        except InputError as error:
+            strays.append((split, path, error))
+            continue
         if seen is None:
             continue
         first, panoptic = seen
         task, name = f"coco_{'panoptic' if panoptic else 'instance'}", path.relative_to(folder).as_posix()
-        split = split_of(path.stem) or split_of(path.parent.relative_to(folder).as_posix())
         sets = found.setdefault(task, {})
         if split is None and split in sets:
             several.add(task)
         images = _photos_of(path, first, folder, split).relative_to(folder).as_posix()
         sets.setdefault(split, {"images": images, "annotations": name})
+    has = {split for sets in found.values() for split in sets}
+    if "val" in has:
+        has.add("test")  # not used then
+    for split, path, error in strays:
+        if _is_expected(path, split, has):
+            raise InputError(f"{error}; repair it, move it away, or name the files by keys") from error
     readings = {
         task: both(sets)
         for task, sets in sorted(found.items(), reverse=True)
         if {*sets} - {None} or task not in several
     }
-    return Layout("a data set with JSONs of COCO's form", readings) if readings else None
+    return Layout(f"a data set with JSONs of COCO's form{_without_json(folder, has)}", readings) if readings else None
+
+
+def _is_expected(path: Path, split: str | None, has: Collection[str | None]) -> bool:
+    """True for a JSON that is not of COCO's form, but stands where that of a set is expected which has no other."""
+    from datasets.readers.labelme import is_labelme
+
+    is_named = bool(_words(path.stem) & {"coco", "instances", "panoptic"})
+    is_named |= split is not None and path.parent.name == "annotations"
+    # Lists and statistics lie beside JSONs of COCO's form, too.
+    needed = split not in has and None not in has and (split is not None or not has)
+    return needed and (is_named or bool(has)) and not is_labelme(path)
+
+
+def _without_json(folder: Path, has: Collection[str | None]) -> str:
+    """The folders of photos that seem to be of a set without a JSON, in words with a comma before them."""
+    if None in has:
+        return ""
+    from eomt.photo import IMAGE_SUFFIXES
+
+    said = []
+    for place in _below(folder):
+        if split_of(place) not in (None, *has) and not _words(place) & (_MASKS | _NO_MASKS):
+            photos = [name for name in names(folder / place) if name.lower().endswith(IMAGE_SUFFIXES)]
+            said += [f"{place} ({len(photos)} photos)"] * bool(photos)
+    return f", but none for the photos in {' and '.join(said)}, which are not used" if said else ""
 
 
 def _jsons(folder: Path) -> Iterator[Path]:
@@ -229,6 +265,9 @@ def _peek(path: Path) -> tuple[str, bool] | None:
     """The name of the first image of a JSON of COCO's form, and whether it is panoptic; None if it is none.
 
     The name is empty if it lies far back, or the JSON is damaged: the reader says so.
+
+    Raises:
+        InputError: if it is JSON, but names no images.
     """
     from datasets.files.source import Folder
     from datasets.readers.coco_json import ROW_ERRORS, file_name, stream_arrays
@@ -249,10 +288,15 @@ def _peek(path: Path) -> tuple[str, bool] | None:
                 break
     except InputError as error:
         is_cut = error.__cause__ is not None  # not for a JSON without images
-        if image is None and is_cut and (split_of(path.stem) or words & _COCO_WORDS):
+        if image is None and not is_cut:
+            raise
+        if image is None and (split_of(path.stem) or words & _COCO_WORDS):
             image = ""
     except ROW_ERRORS:
         image = image or ""
+    else:
+        if image is None:
+            raise InputError(f"{path} names no images")
     return None if image is None else (image, panoptic)
 
 

@@ -43,6 +43,7 @@ class _CocoReader:
 
     kind: str
     archive: str
+    crowds_are_meant = False  # nothing is to be said of them
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class _CocoReader:
         lines = index_remarks(self._index)
         image, labels, crowd = self.segments()
         flagged = image[self._index.column("crowd")]
-        if len(flagged):
+        if len(flagged) and not self.crowds_are_meant:
             images = np.unique(flagged)
             lines.append(
                 f"{len(flagged)} segments in {len(images)} images are crowds (iscrowd 1), {_CROWDS[self._crowds]}: "

@@ -40,7 +40,7 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
         (key, element), in the file's order.
 
     Raises:
-        InputError: if the file is not JSON, or lacks one of the arrays.
+        InputError: if the file is not JSON, or lacks one of the arrays or has something else in its place.
     """
     text = _Text(chunks)
     missing = set(names)
@@ -55,7 +55,9 @@ def stream_arrays(chunks: Iterable[bytes], names: Collection[str], where: str) -
             text.take(":")
             wanted = key in missing
             missing.discard(key)
-            if wanted or text.peek() == "[":
+            if wanted and text.peek() != "[":
+                raise InputError(f"{where}: {key!r} must be a list, found {json.dumps(text.value())[:60]}: {form}")
+            if text.peek() == "[":
                 for _ in text.items("[", "]"):
                     element = text.value()
                     if wanted:
@@ -234,8 +236,9 @@ def _polygon(numbers: Sequence[float], size: tuple[int, int]) -> np.ndarray:
     if not set(map(type, numbers)) <= {int, float}:
         raise ValueError(f"a corner of its polygon is no number: {str(numbers)[:60]}")
     polygon = np.array(numbers, dtype=np.float64)
-    # Negated, for comparisons with NaN are False.
-    if not np.abs(polygon).max() <= _FARTHEST * max(size):
+    if not np.isfinite(polygon).all():
+        raise ValueError(f"a corner of its polygon is NaN or infinite: {str(numbers)[:60]}")
+    if np.abs(polygon).max() > _FARTHEST * max(size):
         raise ValueError(f"a corner of its polygon lies far off its image of {size[1]}x{size[0]} (width x height)")
     return polygon
 

@@ -81,12 +81,17 @@ def shapes(
         InputError: if the folder lacks a file, or as `ensure_shapes` does.
     """
     folder = Path(root or ensure_shapes(seed, train_images, val_images, size)).expanduser().absolute()
-    if kind != "semantic":
-        return (CocoPanoptic if kind == "panoptic" else CocoInstance)(folder, split)
     name = f"{split}2017"
     images, archive = find_source(folder, name), folder / _SEMANTIC
-    if images is None or not archive.is_file():
-        raise InputError(f"data.root: {folder} lacks {name}.zip or {_SEMANTIC}: set data.root=null to have them drawn")
+    if images is None or (kind == "semantic" and not archive.is_file()):
+        raise InputError(
+            f"data.root: {folder} lacks {name}.zip or {_SEMANTIC} of the built-in shapes: set data.root=null to have "
+            "them drawn; to take the data in that folder, leave out task=, or name another"
+        )
+    if kind != "semantic":
+        reader = (CocoPanoptic if kind == "panoptic" else CocoInstance)(folder, split)
+        reader.crowds_are_meant = True
+        return reader
     files = pair_files(images, [".jpg"], [(ZipArchive(archive, f"semantic_{name}"), ".png")])
     classes = Classes.from_categories(CATEGORIES)
     class_of = {0: VOID} | {k + 1: k for k in range(len(classes))}

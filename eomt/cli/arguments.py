@@ -98,7 +98,12 @@ def with_layout(arguments: Sequence[str], find_layout: FindLayout, scores: bool 
     if task is not None:
         found.pop("task")
     if "data.split" in typed and _read(typed["data.split"]).value() is not None:  # of one set, that of training
-        found |= {key.replace(".train.", ".val."): value for key, value in found.items() if ".train." in key}
+        training = {key.replace(".train.", ".val."): value for key, value in found.items() if ".train." in key}
+        own = [f"{found[key]}" for key in training if found.get(key) != training[key] and key not in typed]
+        if own and first_rank():
+            divided = f"{_read(typed['data.split']).input_line} divides {found['data.train.images']}"
+            print(f"note: {divided}: {own[0]} is not used; leave data.split out to validate on it", file=sys.stderr)
+        found |= training
     found = {key: value for key, value in found.items() if key not in typed and not (scores and key == "data.split")}
     if foreign := next((value for value in found.values() if "${" in str(value)), None):
         raise InputError(f"data.root={root}: rename {foreign}: ${{ in a name has a meaning of its own")

@@ -214,6 +214,44 @@ def test_a_typed_split_divides_the_training_set(tmp_path):
     assert not {*map(data.reader("train").name, range(8))} & {*map(data.reader("val").name, range(8))}
 
 
+def test_a_validation_set_that_a_typed_split_leaves_unused_is_said(tmp_path, capsys):
+    EXPORTS["roboflow"].write(tmp_path)
+    opened(tmp_path, "data.split=0.5")
+    assert "note: data.split=0.5 divides train: valid is not used; leave data.split out" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "valid")
+    opened(tmp_path, "data.split=0.5")
+    assert "is not used" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "[" * 100_000, '{"a": 1}', '{"images": null}', '{"images": []}'])
+@pytest.mark.parametrize(
+    ("name", "file"), [("roboflow", "train/_annotations.coco.json"), ("coco", "annotations/instances_val.json")]
+)
+def test_a_json_that_is_no_set_is_named(text, name, file, tmp_path):
+    EXPORTS[name].write(tmp_path)
+    write(tmp_path / file, text)
+    fails(f"{file}(: 'images' must| is a list| has no| names no images).* repair", find_layout, tmp_path, None)
+
+
+def test_other_jsons_beside_a_set_are_passed_over(tmp_path):
+    EXPORTS["coco"].write(tmp_path)
+    before = find_layout(tmp_path, None)
+    for name in ("annotations/train_names.json", "test_results.json", "train.json", "labels.json"):
+        write(tmp_path / name, "[1, 2]")
+    assert find_layout(tmp_path, None) == before
+
+
+@pytest.mark.parametrize(("name", "folder"), [("roboflow", "train"), ("roboflow", "valid"), ("coco", "images/val")])
+def test_photos_of_a_set_without_its_json_are_said(name, folder, tmp_path):
+    EXPORTS[name].write(tmp_path)
+    assert "not used" not in find_layout(tmp_path, None)[0]
+    inside = tmp_path / folder / "_annotations.coco.json"
+    (inside if inside.exists() else tmp_path / "annotations/instances_val.json").unlink()
+    count = 16 if folder == "train" else 4
+    what, _ = find_layout(tmp_path, None)
+    assert what.endswith(f", but none for the photos in {folder} ({count} photos), which are not used")
+
+
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join(f'*{a}' for _ in range(9))}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )

@@ -60,7 +60,8 @@ COMMON_FAULTS = {
     "no annotations key": (lambda j: j.pop("annotations"), "has no 'annotations'"),
     "no categories key": (lambda j: j.pop("categories"), "has no 'categories'"),
     "no images key": (lambda j: j.pop("images"), "has no 'images'"),
-    "no array": (lambda j: j.update(images={}), r"is not valid JSON \(expected \["),
+    "no array": (lambda j: j.update(images={}), "'images' must be a list, found {}"),
+    "no array but null": (lambda j: j.update(annotations=None), "'annotations' must be a list, found null"),
     "annotation of text": (lambda j: j["annotations"].append("x"), "the entry 'x' of 'annotations': "),
 }
 
@@ -94,7 +95,10 @@ INSTANCE_FAULTS = {
     "corner of nothing": (first(segmentation=[[0, 0, 9, None, 1, 2]]), MASK + "a corner"),
     "corner of text": (first(segmentation=[["0", "0", "9", "0", "9", "9"]]), MASK + "a corner .* no number"),
     "corner of true": (first(segmentation=[[0, 0, 9, True, 9, 9]]), MASK + "a corner .* no number"),
-    "corner of NaN": (first(segmentation=[[0, 0, 9, float("nan"), 9, 9]]), MASK + "a corner .* far off"),
+    "corner of NaN": (
+        first(segmentation=[[0, 0, 9, float("nan"), 9, 9]]),
+        MASK + "a corner .* NaN or infinite: .0, 0, 9, nan",
+    ),
     "polygon within no list": (first(segmentation=[0, 0, 9, 0, 9, 9]), MASK + "3 corners"),
     "outside": (first(segmentation=[[-9, -9, -2, -9, -2, -2]]), MASK + "outside its image of 30x20"),
     "corner far off": (first(segmentation=[[0, 0, 9, 1e9, 1, 2]]), MASK + "a corner .* image of 30x20"),

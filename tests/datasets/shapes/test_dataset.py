@@ -91,6 +91,7 @@ def test_the_readers_of_coco_read_what_was_drawn(kind, kinds, root, tmp_path, mo
         assert reader.classes.names == [one.name for one in kinds]
         assert reader.classes.is_thing == [one in THINGS for one in kinds]
         assert len(reader) == SMALL[f"{split}_images"]
+        assert not any("are crowds" in line for line in reader.remarks())
         for index in range(len(reader)):
             image, targets = reader.read(index)
             scene = shape_scene(SMALL["seed"], split, index, SMALL["size"])
@@ -116,5 +117,6 @@ def test_the_semantic_set_agrees_with_the_panoptic_one(root, tmp_path, monkeypat
             (image, targets), (other, whole) = data.read(k), panoptic.read(k)
             np.testing.assert_array_equal(image, other)
             check_classes(targets, np.append(whole.labels.numpy(), VOID)[whole.ids[0].numpy() - 1])
-    with pytest.raises(InputError, match=r"lacks train2017\.zip or semantic_trainval2017\.zip: set data\.root=null"):
-        shapes("semantic", "train", root=tmp_path)
+    for kind in ("semantic", "instance"):
+        with pytest.raises(InputError, match=r"lacks train2017\.zip or sem.* shapes: set data\.root=null .* out task="):
+            shapes(kind, "train", root=tmp_path)
