@@ -88,6 +88,8 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
         check_config(cfg.ckpt, weights.kind, carried)
     if settings is None:
         settings = _with_typed(carried, cfg)
+    if note := _seen(weights.config.get("data"), plain(settings.data)):
+        log.warning(note)
     if "image_size" not in weights.guessed:
         settings.data.image_size = list(weights.network["image_size"])
     checked("scored", settings)
@@ -237,6 +239,23 @@ def _with_typed(carried: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     # Also with what was typed for it, such as a path that an export has left out.
     settings.data.train = settings.data.get("val")
     return settings
+
+
+_PLACES = ("images", "annotations", "labels")
+"""The keys by which a reader finds its files."""
+
+
+def _seen(trained: Any, scored: Mapping[str, Any]) -> str | None:
+    """The remark that a run was trained on images which are scored, as far as the two configurations of data tell."""
+    if not isinstance(trained, Mapping) or trained.get("root") != scored.get("root"):
+        return None
+    own, split, there = trained.get("train"), scored.get("split"), trained.get("split")
+    if split != there:
+        return f"note: data.split={split} here and {there} in training: images of the training set may be scored"
+    names = [own.get(name) for name in _PLACES] if isinstance(own, Mapping) and split is None else []
+    if any(names) and names == [scored["val"].get(name) for name in _PLACES]:
+        return "note: data.val names the images of the run's training set"
+    return None
 
 
 def _typed_network(overrides: Sequence[str], chosen: DictConfig | None) -> dict[str, Any]:

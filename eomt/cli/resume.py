@@ -40,12 +40,15 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
         The arguments with the run's folder, unless a folder is typed; and the name of the configuration.
 
     Raises:
-        InputError: if the saved configuration holds more than plain values of known keys, or would write outside the
-            run's folder, and trust_code=true is not typed.
+        InputError: if weights= is typed, too; or if the saved configuration holds more than plain values of known keys,
+            or would write outside the run's folder, and trust_code=true is not typed.
     """
     arguments, keys = list(arguments), [key_of(argument) for argument in arguments]
     place = max(place for place, key in enumerate(keys) if key == "ckpt")
-    given = parsed([arguments[place]])[0].value()
+    last = dict(zip(keys, arguments, strict=True))
+    given, weights = (parsed([last[key]])[0].value() if key in last else None for key in ("ckpt", "weights"))
+    if given is not None and weights is not None:
+        raise InputError("ckpt= goes on with a run, weights= begins one from them: type one of them")
     path = run_checkpoint(Path(str(given)), LAST_FIRST)
     saved = None if given is None else _saved_part(path)
     if saved is None:

@@ -343,12 +343,19 @@ def check_same_run(checkpoint: Mapping, description: Mapping, averages: bool) ->
     """
     saved = checkpoint[FORMAT]
     if saved.get("kind") != description["kind"]:
-        raise InputError(f"ckpt= is of a {saved.get('kind')} model, this run is {description['kind']}: choose its task")
+        raise InputError(
+            f"ckpt= is of {saved.get('kind')} segmentation, this run of {description['kind']}: type its task=, too "
+            "(model= and experiment= replace the run's configuration)"
+        )
     check_same_classes(*(Classes.from_list(part["classes"]) for part in (saved, description)))
     for key, value in description["network"].items():
         there = saved["network"].get(key)
         if there != value and (there or value):  # no options are {} or None
-            raise InputError(f"ckpt= is of another model: {key} is {there} there and {value} here; choose its model")
+            cure = "leave data.image_size as it was" if key == "image_size" else "choose its model"
+            raise InputError(
+                f"ckpt= is of another model: {key} is {there} there and {value} here; {cure}, or start another run "
+                "from its weights by weights="
+            )
     for key, value in description["learns"].items():
         there = (saved.get("learns") or {}).get(key)
         # True is all blocks, and equals 1, which is one.

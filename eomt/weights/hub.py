@@ -89,12 +89,12 @@ def _snapshot(repo_id: str, patterns: list[str], **options: Any) -> Path | None:
         if isinstance(error, errors.GatedRepoError):
             fault = "it is gated: ask for access on its page there, then run `hf auth login` or set HF_TOKEN"
         elif isinstance(error, errors.RepositoryNotFoundError):
-            fault = "no such file or folder, and no such repository; a private one needs `hf auth login` or HF_TOKEN"
+            fault = "no such repository; a private one needs `hf auth login` or HF_TOKEN"
         elif constants.HF_HUB_OFFLINE:
             fault = "HF_HUB_OFFLINE is set: run once with HF_HUB_OFFLINE=0, where there is internet, with this HF_HOME"
         else:
             fault = f"{reason(error.__cause__ or error)}: try again where there is internet, with this HF_HOME"
         raise InputError(
-            f"{repo_id} cannot be had from the Hugging Face Hub ({fault}), or download its files elsewhere and give "
-            "their folder (the DINOv3 of delta weights: by delta_base=)"
+            f"{repo_id} is no file or folder here, and cannot be had from the Hugging Face Hub ({fault}), or download "
+            "its files elsewhere and give their folder (the DINOv3 of delta weights: by delta_base=)"
         ) from error

@@ -175,7 +175,8 @@ def check_same_classes(trained: Classes, given: Classes) -> None:
     if found is not None:
         there, here = found
         raise InputError(
-            f"ckpt= was trained on other classes, {there} where the data has {here}: choose its task and data"
+            f"ckpt= was trained on other classes, {there} where the data has {here}: choose its task and data, and "
+            "data.only and data.merge as they were"
         )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import eval as evaluation
 import train
-from eomt.cli.evaluate import weights_and_settings
+from eomt.cli.evaluate import _seen, weights_and_settings
 from eomt.errors import InputError
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
@@ -85,6 +85,19 @@ def test_scores_are_the_same_as_on_a_gpu(run, tmp_path, monkeypatch, caplog):
     for name in ("metrics_per_class.json", "predictions/panoptic.json"):
         one, other = (json.loads((tmp_path / folder / name).read_text()) for folder in ("cpu", "gpu"))
         assert one == other, name
+
+
+def test_images_that_training_has_seen_are_named():
+    train, val = ({"images": name, "labels": None} for name in ("train", "val"))
+    trained = {"root": "photos", "split": None, "train": train, "val": val}
+    assert _seen(trained, trained) is None
+    assert _seen(trained, trained | {"val": train, "root": "others"}) is None
+    assert "the run's training set" in str(_seen(trained, trained | {"val": train}))
+    divided = trained | {"split": 0.9, "val": train}
+    assert _seen(divided, divided) is None
+    for split in (0.3, None):
+        assert f"data.split={split} here and 0.9 in training" in str(_seen(divided, divided | {"split": split}))
+    assert _seen(None, trained) is None  # weights without a configuration
 
 
 def test_an_evaluation_of_no_image_is_refused(run, tmp_path):

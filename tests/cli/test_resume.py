@@ -89,3 +89,8 @@ def test_foreign_settings_are_refused_unless_they_are_trusted(tmp_path):
         with pytest.raises(InputError, match=r"ckpt= would run os\.system"):
             resumed(refused)
     assert resumed([ckpt, "trust_code=true"])[1] == "resumed"
+
+
+def test_a_run_goes_on_or_begins():
+    with pytest.raises(InputError, match="ckpt= goes on with a run, weights= begins one"):
+        resumed(["ckpt='runs/one'", "weights='two.bin'"])

@@ -49,7 +49,7 @@ def test_a_repository_is_read_like_its_folder(tmp_path, monkeypatch, caplog):
     [
         # Without the server's response, which their constructor asks for.
         (errors.GatedRepoError.__new__(errors.GatedRepoError), "gated: ask for access.*HF_TOKEN.*delta_base="),
-        (errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError), "no such file or folder, and no such"),
+        (errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError), "here, .*no such repository"),
         (errors.LocalEntryNotFoundError("no\nway"), r"\(no: try again where.*give their folder"),
         (TimeoutError("took too long"), r"cannot be had.*\(took too long: try again"),
         (OSError(28, "No space left on device"), "No space left on device"),

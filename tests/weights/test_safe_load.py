@@ -126,6 +126,11 @@ def broken_files(folder):
     yield index("odd", {"weight_map": [1]}), "has no weight_map"
     (folder / "run" / "checkpoints").mkdir(parents=True)
     yield folder / "run", "has not saved a checkpoint yet"
+    (folder / "runs" / "today" / "checkpoints").mkdir(parents=True)
+    yield folder / "runs", "holds runs, 1 of them: give one, such as .*today"
+    (folder / "graph").mkdir()
+    (folder / "graph" / "model.onnx").write_bytes(b"")
+    yield folder / "graph", r"is an exported graph, model.onnx, which runs without weights"
     (folder / "bare").mkdir()
     yield folder / "bare", "holds no weights: a folder must have model.safetensors"
     yield folder / "none.ckpt", "no such file or folder"
