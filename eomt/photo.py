@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,14 @@ from torch import Tensor
 from eomt.errors import InputError, reason
 from eomt.files import walk
 
-ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
+
+class Readable(Protocol):
+    """A file that is open for reading bytes."""
+
+    def read(self) -> bytes: ...
+
+
+ImageSource: TypeAlias = str | Path | bytes | Readable | Image.Image | NDArray[Any] | Tensor
 Form = Literal["upright", "stored"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -74,11 +81,13 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
     Args:
         source: one of
 
-            - a JPEG, PNG, TIFF, WebP, BMP or GIF file, or the bytes of one,
+            - a JPEG, PNG, TIFF, WebP, BMP or GIF file, or the bytes of one, or one that is opened with "rb", which is
+              read from where it stands,
             - the http:// or https:// address of one, see `download`,
             - a PIL image of any mode,
             - an array [H, W] (grey) or [H, W, K], or a tensor [H, W] or [K, H, W], with K = 1 grey, 2 grey and
-              alpha, 3 RGB, or 4 RGB and alpha; uint8, uint16, bool, or floating point 0..1.
+              alpha, 3 RGB, or 4 RGB and alpha; uint8, uint16, bool, or floating point 0..1. OpenCV's arrays are
+              blue, green, red: give `array[..., ::-1]`.
 
     Returns:
         uint8 [H, W, 3], red, green, blue; the given array itself where it is in this form.
@@ -89,8 +98,12 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
     if is_address(source):
         return read_photo(io.BytesIO(download(source)), _shown(source)).pixels
     if isinstance(source, str | Path):
+        if not str(source):
+            raise InputError("an image's path is empty")
         return _from_file(Path(source).expanduser())
-    if isinstance(source, bytes):
+    if is_file(source):
+        return read_photo(io.BytesIO(_read(source)), "the image in this file").pixels
+    if isinstance(source, bytes | bytearray | memoryview):
         return read_photo(io.BytesIO(source), "the image in these bytes").pixels
     if isinstance(source, Image.Image):
         return _from_pil(source, "the PIL image").pixels
@@ -101,9 +114,15 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
         return _from_array(values if values.ndim != 3 else values.transpose(1, 2, 0), list(values.shape))
     if isinstance(source, np.ndarray):
         return _from_array(source, list(source.shape))
-    raise InputError(
-        "an image must be a path, an address, bytes, a PIL image, a NumPy array or a tensor, found "
-        f"{type(source).__name__}"
+    raise no_image(source)
+
+
+def no_image(source: object) -> InputError:
+    """The error about what is no image of any form."""
+    hint = ", which cv2.imread gives for a file that it cannot read" if source is None else ""
+    return InputError(
+        'an image must be a path, an address, bytes, a file opened with "rb", a PIL image, a NumPy array or a tensor, '
+        f"and several a list of these; found {type(source).__name__}{hint}"
     )
 
 
@@ -127,6 +146,32 @@ def is_image(path: Path) -> bool:
 def is_address(source: object) -> TypeGuard[str]:
     """True for an address such as https://host/photo.jpg. A file of that name is none."""
     return isinstance(source, str) and bool(_ADDRESS.match(source)) and not Path(source).is_file()
+
+
+def is_file(source: object) -> TypeGuard[Readable]:
+    """True for an open file, or what is read like one."""
+    return callable(getattr(source, "read", None))
+
+
+def content_of(source: ImageSource) -> bytes | None:
+    """The bytes of what can be had only once, an address or an open file; None for any other image.
+
+    Raises:
+        InputError: see `download`; or if a file is closed, or opened as text.
+    """
+    return download(source) if is_address(source) else _read(source) if is_file(source) else None
+
+
+def _read(file: Readable) -> bytes:
+    try:
+        content: object = file.read()
+    except (OSError, ValueError) as error:  # closed, or binary but opened as text
+        raise InputError(f'the image in this file cannot be read: {reason(error)}; open it with "rb"') from error
+    if not content:
+        raise InputError("this file has no bytes from where it stands: has it been read before? file.seek(0) goes back")
+    if not isinstance(content, bytes):
+        raise InputError(f'a file must give bytes, found {type(content).__name__}: open it with "rb"')
+    return content
 
 
 def download(address: str) -> bytes:

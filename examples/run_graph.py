@@ -84,6 +84,22 @@ def segment(folder: Path, photo: Image.Image) -> list[tuple[str, float, np.ndarr
     return [(names[k], min(1.0, float(best[classes == k].mean())), classes == k) for k in np.unique(classes)]
 
 
+def rgb(photo: Image.Image) -> Image.Image:
+    """An upright RGB image: 16-bit values scaled, those of floating point from 0..1, transparency on white."""
+    photo = ImageOps.exif_transpose(photo)
+    if photo.mode.startswith("I") or photo.mode == "F":
+        # Pillow's own conversion would clip all that is above 255 to white.
+        values = np.asarray(photo)
+        top, slack = (1, 0.01) if photo.mode == "F" else (65535, 0)
+        if not (values.min() >= -slack and values.max() <= top + slack):
+            raise ValueError(f"its values go from {values.min()} to {values.max()}, not within 0..{top}")
+        photo = Image.fromarray(np.rint(values.clip(0, top) * (255 / top)).astype(np.uint8))
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
+    return photo.convert("RGB")
+
+
 def starts(length: int, size: int) -> list[int]:
     """The starts of windows that cover a side evenly."""
     count = -(-length // size)
@@ -91,7 +107,7 @@ def starts(length: int, size: int) -> list[int]:
 
 
 def main(folder: str, image: str, picture: str = "segments.png") -> None:
-    photo = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
+    photo = rgb(Image.open(image))
     painted = np.array(photo)
     for number, (name, score, mask) in enumerate(segment(Path(folder), photo)):
         print(f"{name}: {score:.2f}, {mask.sum()} pixels")

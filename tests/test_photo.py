@@ -1,5 +1,8 @@
 """Images of all depths, colours and orientations."""
 
+import importlib.util
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,14 @@ from eomt import photo
 from eomt.errors import InputError
 from eomt.photo import load_image
 from tests.random_networks import random_image
+from tests.running import ROOT
+
+
+def example():
+    spec = importlib.util.spec_from_file_location("run_graph", ROOT / "examples" / "run_graph.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_files_of_all_depths_and_colours(tmp_path):
@@ -45,6 +56,8 @@ def test_files_of_all_depths_and_colours(tmp_path):
         found = load_image(tmp_path / name)
         assert found.dtype == np.uint8, name
         assert np.array_equal(found, expected), name
+        # The example of exported graphs reads without this package.
+        assert np.array_equal(example().rgb(Image.open(tmp_path / name)), expected), name
     # The nearest of the 256 values that 16 bits stand for.
     assert load_image(np.array([[0, 128, 129, 65535]], np.uint16))[0, :, 0].tolist() == [0, 0, 1, 255]
     frames = [Image.fromarray(rgb), Image.fromarray(255 - rgb)]
@@ -101,6 +114,8 @@ def test_bad_images_are_named(tmp_path):
         with pytest.raises(InputError, match=words):
             load_image(tmp_path / name)
     Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "wide.tif")
+    with pytest.raises(ValueError, match=r"from 70000 to 70000, not within 0\.\.65535"):
+        example().rgb(Image.open(tmp_path / "wide.tif"))
     for source, message in (
         (tmp_path / "empty.png", r"empty\.png cannot be read: it is no image"),
         (tmp_path / "wide.tif", r"wide\.tif cannot be read: its values go from 70000 to 70000"),
@@ -112,6 +127,8 @@ def test_bad_images_are_named(tmp_path):
         (np.full((4, 4), np.nan), "must lie in 0..1"),
         (rgb.astype(np.int64), "found int64"),
         (None, "found NoneType"),
+        (io.StringIO("text"), 'found str: open it with "rb"'),
+        (io.BytesIO(), "has it been read before"),
     ):
         with pytest.raises(InputError, match=message):
             load_image(source)

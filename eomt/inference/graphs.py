@@ -36,7 +36,7 @@ def compile_network(network: EoMT, wanted: bool | str, one_size: bool = True) ->
         InputError: if `wanted` is none of these.
     """
     if wanted:
-        if wanted not in COMPILE_MODES:
+        if wanted not in list(COMPILE_MODES):
             raise InputError(f"compile={wanted} is none of true, false, max-autotune")
         # The next run takes the code of this one. Where that folder cannot be written, PyTorch chooses one.
         with suppress(OSError, RuntimeError):

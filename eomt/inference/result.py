@@ -57,12 +57,19 @@ class Segment(NamedTuple):
     mask: NDArray[np.bool_]
 
 
+def check_threshold(threshold: object) -> None:
+    """Raise InputError unless a threshold of scores is a number from 0 to 1."""
+    # True is no threshold, though Python takes it for 1.
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number) or not 0 <= threshold <= 1:
+        raise InputError(f"threshold={threshold!r} must be a number from 0 to 1")
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """The S segments of one image: classes present, objects, or panoptic segments.
 
-    Objects are sorted by falling score: `result[:3]` are the best three. Panoptic segments are in the order of their
-    queries, semantic ones in that of their classes.
+    Objects are sorted by falling score: `result[:3]` are the best three. Panoptic segments are in no order
+    of scores, semantic ones in that of their classes.
 
     `len(result)` is S. Iteration gives a `Segment` after the other, and so does `result[0]`; `result[result.scores >
     0.7]`, by a bool array, `result[:3]` and `result[[4, 1]]` give a result.
@@ -73,7 +80,7 @@ class Result:
         source: the image as it was given: a path, or the caller's own object, which lives as long as the result.
         threshold: segments with lower scores are not painted and not printed, but all else has them; default 0.5 for
             instances, of which there are a hundred, most of them unlikely, otherwise 0.
-        content: the bytes that were downloaded where `source` is an address, for pictures.
+        content: the bytes that `source` gave where it is an address or an open file, for pictures.
     """
 
     prediction: Segmentation | Instances
@@ -174,6 +181,7 @@ class Result:
 
     def above(self, threshold: float) -> Result:
         """The segments with a score of at least `threshold`, all of which are painted and printed."""
+        check_threshold(threshold)
         return replace(self, prediction=self.prediction.above(threshold), threshold=threshold)
 
     def picture(
@@ -196,6 +204,8 @@ class Result:
         source = (self.content or self.source) if image is None else image
         if source is None:
             raise InputError("this result has no image: give one, as in picture(image)")
+        if threshold is not None:
+            check_threshold(threshold)
         step = self.shrinking
         pixels, prediction = load_thinned(source, step), self.prediction.thinned(step)
         if pixels.shape[:2] != prediction.size:

@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, TypeAlias, TypeGuard, cast, overload
 
 import numpy as np
 import torch
@@ -22,34 +23,41 @@ from PIL import Image
 from torch import Tensor
 
 from eomt.classes import Classes
-from eomt.errors import InputError
+from eomt.errors import InputError, reason
 from eomt.inference.background import Background
 from eomt.inference.graphs import FixedBatches, compile_network
 from eomt.inference.precision import PRECISIONS, with_cast_weights
-from eomt.inference.result import Result
+from eomt.inference.result import Result, check_threshold
 from eomt.inference.windows import opened
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
 from eomt.photo import (
     IMAGE_SUFFIXES,
     ImageSource,
-    download,
+    Readable,
+    content_of,
     files_below,
     is_address,
+    is_file,
     is_image,
     limit_pixels,
     load_image,
+    no_image,
 )
 from eomt.postprocess.geometry import MAX_WINDOWS, Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
-from eomt.tasks import SemanticTask, Task, predict_images, task_of
+from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, Task, predict_images, task_of
 from eomt.views import Flipped, Tiled, around
 from eomt.weights.load import read_weights
 
 log = logging.getLogger("eomt")
 
+# The command line's limits, see eomt/cli/settings.py.
+_LARGEST_SIDE, _MOST_THREADS = 2**16, 512
+_OPTIONS = {field.name for task in (SemanticTask, InstanceTask, PanopticTask) for field in fields(task)}
+
 _Prepared: TypeAlias = tuple[Tensor, Placement, bytes | None]
-"""An image's inputs uint8 [N, 3, H, W], its placement, and the bytes that were downloaded for it."""
+"""An image's inputs uint8 [N, 3, H, W], its placement, and its bytes where they can be had only once."""
 
 
 class Segmenter:
@@ -74,7 +82,7 @@ class Segmenter:
         network: the network; in mixed precision with cast weights, see `with_cast_weights`.
 
     Raises:
-        InputError: if the device cannot be used, there is no such precision, or the network has another
+        InputError: if the device cannot be used, another argument is none of these, or the network has another
             number of classes.
     """
 
@@ -92,12 +100,14 @@ class Segmenter:
     ):
         if network.num_classes != len(classes):
             raise InputError(f"the network tells {network.num_classes} classes apart, but {len(classes)} are named")
+        _check_flag("unpadded", unpadded)
+        if not isinstance(tile, bool):
+            _check_count("tile", tile, 1, _LARGEST_SIDE, "true, false or ")
+        self.device = _device_of(device)
         try:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             network = network.to(self.device).eval()
         except (AssertionError, NotImplementedError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device={device} cannot be used ({reason}); such as cpu, cuda or cuda:1 can") from error
+            raise InputError(f"device={device} cannot be used ({reason(error)}): choose {_devices()}") from error
         if precision is None:
             precision = "bf16" if self.device.type == "cuda" else "32"
         if str(precision) not in PRECISIONS:
@@ -149,6 +159,12 @@ class Segmenter:
             InputError: if the source cannot be read or is incomplete, names a custom task, or an option is unknown or
                 out of range; otherwise see `Segmenter`.
         """
+        if not isinstance(source, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"Segmenter.load takes a path or a Hub id, found {type(source).__name__}")
+        if network is not None and not isinstance(network, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"network={network} must be options by name, such as {{'backbone': NAME}}")
+        if max_pixels is not None:
+            _check_count("max_pixels", max_pixels, 1, None)
         if classes is not None and not isinstance(classes, Classes):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError("classes must be eomt.classes.Classes, such as Classes.from_categories gives them")
         # Memory-mapped: optimizer states, twice the weights, are not loaded.
@@ -159,7 +175,14 @@ class Segmenter:
         if "." in weights.kind and trust_code is not True:
             raise InputError(f"ckpt={source} would run {weights.kind}: if you trust it, say so by trust_code=true")
         given = {name: value for name, value in options.items() if value is not None}
-        task = task_of(weights.kind, (weights.config.get("postprocess") or {}) | given)
+        saved: dict[str, Any] = weights.config.get("postprocess") or {}
+        known = [field.name for field in fields(cast("Any", task_of(weights.kind, saved)))]
+        for name in given.keys() - _OPTIONS - {*known}:
+            raise InputError(
+                f"{name} is no argument of Segmenter.load, and postprocess.{name} no option of {weights.kind} "
+                f"segmentation; it has: {', '.join(known)}"
+            )
+        task = task_of(weights.kind, saved | given)
         model = EoMT(**weights.network)
         model.load_state_dict(weights.state)
         if max_pixels is not None:
@@ -179,7 +202,7 @@ class Segmenter:
     @overload
     def __call__(
         self,
-        images: str | Path | NDArray[Any] | Tensor,
+        images: str | Path | Readable | NDArray[Any] | Tensor,
         batch_size: int = 8,
         num_workers: int = 0,
         threshold: float | None = None,
@@ -202,20 +225,16 @@ class Segmenter:
         """Segment an image, or several: the result, or a list of results. See `stream`.
 
         Args:
-            images: one image, see `load_image`, or several: any iterable, a folder (with all below it), or one array or
-                tensor with one more dimension. Sizes may differ.
+            images: one image, see `load_image`, or several: any iterable but a mapping, a folder (with all below it),
+                or one array or tensor with one more dimension. Sizes may differ.
             batch_size, num_workers, threshold: see `stream`.
         """
-        if isinstance(images, str | Path | bytes | Image.Image) or (
-            isinstance(images, np.ndarray | Tensor) and images.ndim < 4
-        ):
-            results = list(self.stream([images], batch_size, num_workers, threshold=threshold))
-            return results if _is_folder(images) else results[0]
-        return list(self.stream(cast("Iterable[ImageSource]", images), batch_size, num_workers, threshold=threshold))
+        results = list(self.stream(images, batch_size, num_workers, threshold=threshold))
+        return results[0] if _is_single(images) and not _is_folder(images) else results
 
     def stream(
         self,
-        images: Iterable[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         batch_size: int = 8,
         num_workers: int = 0,
         on_error: Callable[[ImageSource, InputError], None] | None = None,
@@ -224,7 +243,8 @@ class Segmenter:
         """Segment any number of images, holding only those of a few batches.
 
         Args:
-            images: images, see `load_image`, and folders; the iterable is read as they are needed.
+            images: an iterable of images, see `load_image`, and folders, which is read as they are needed; or one of
+                these, or one array or tensor of several, as at a call.
             batch_size: the number of inputs that the network takes at a time. A semantic model has several inputs,
                 its windows, for an image that is no square. Results depend on it only by rounding.
             num_workers: the number of threads that read and scale images while the network runs.
@@ -239,15 +259,16 @@ class Segmenter:
         Raises:
             InputError: if an argument is out of range, an image cannot be read, or a folder has none.
         """
-        if batch_size < 1 or num_workers < 0:
-            raise InputError(f"batch_size={batch_size} must be at least 1, and num_workers={num_workers} at least 0")
+        _check_count("batch_size", batch_size, 1, _LARGEST_SIDE)
+        _check_count("num_workers", num_workers, 0, _MOST_THREADS)
+        sources = _expanded(_listed(images))
         if threshold is not None:
             self._check_threshold(threshold)
         if self._tiled is None:
             finish = partial(self._finish, threshold=threshold)
-            yield from self._stream(_expanded(images), batch_size, num_workers, on_error, self._predict, finish)
+            yield from self._stream(sources, batch_size, num_workers, on_error, self._predict, finish)
             return
-        for source in _expanded(images):
+        for source in sources:
             try:
                 yield self._in_tiles(self._tiled, source, batch_size, num_workers, threshold)
             except InputError as error:
@@ -259,7 +280,7 @@ class Segmenter:
         self, tiled: Tiled, source: ImageSource, batch_size: int, num_workers: int, threshold: float | None
     ) -> Result:
         """Segment an image of any size; a tile after the other is read."""
-        content = download(source) if is_address(source) else None
+        content = content_of(source)
         input_size = self.network.image_size
         with opened(source if content is None else content) as (size, read):
             tiles = tiled.tiles(size, input_size)
@@ -344,6 +365,7 @@ class Segmenter:
             raise InputError(f"probabilities of pixels are semantic segmentation's, and this is {self.task.kind}")
         if self._tiled is not None:
             raise InputError("probabilities of pixels are of whole images: load it without tile")
+        _check_count("batch_size", batch_size, 1, _LARGEST_SIDE)
         parts, placement, _ = self._prepare(image)
         found: list[Logits] = []
         for batch in parts.split(batch_size):
@@ -353,8 +375,7 @@ class Segmenter:
         return np.divide(probabilities, total, out=probabilities, where=total > 0)
 
     def _check_threshold(self, threshold: float) -> None:
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold={threshold} must be a number from 0 to 1")
+        check_threshold(threshold)
         least = getattr(self.task, "score_threshold", 0)
         if threshold < least:
             log.warning(
@@ -395,7 +416,7 @@ class Segmenter:
             pool.shutdown(cancel_futures=True)
 
     def _prepare(self, image: ImageSource) -> _Prepared:
-        content = download(image) if is_address(image) else None
+        content = content_of(image)
         pixels = load_image(image) if content is None else load_image(content)
         inputs, placement = self.task.geometry.prepare(pixels, self.network.image_size)
         if self.task.geometry.is_reduced(placement, self.network.image_size):
@@ -478,8 +499,51 @@ def _joined(outputs: Sequence[Logits]) -> Logits:
     return Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
 
+def _device_of(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device={device} is no device of PyTorch: choose {_devices()}") from error
+
+
+def _devices() -> str:
+    """The devices of this machine, in words."""
+    found = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    return " or ".join([*found, "mps"] if torch.backends.mps.is_available() else found)
+
+
+def _check_flag(name: str, value: object) -> None:
+    # A text such as "no" would be true.
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r} must be true or false")
+
+
+def _check_count(name: str, value: object, least: int, most: int | None, before: str = "") -> None:
+    count = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else -1
+    if count < least or (most is not None and count > most):
+        limit = "" if most is None else f" and at most {most}"
+        raise InputError(f"{name}={value!r} must be {before}a whole number of at least {least}{limit}")
+
+
+def _is_single(images: object) -> TypeGuard[ImageSource]:
+    """True for one source, a folder's among them, of which many could be iterated over."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim < 4
+    return isinstance(images, str | Path | bytes | bytearray | memoryview | Image.Image) or is_file(images)
+
+
+def _listed(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    if _is_single(images):
+        return [images]
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise no_image(images)
+    return cast("Iterable[ImageSource]", images)
+
+
 def _is_folder(image: object) -> bool:
-    return isinstance(image, str | Path) and not is_address(image) and Path(image).expanduser().is_dir()
+    # An empty path would be the folder that we are in.
+    path = str(image) if isinstance(image, str | Path) and not is_address(image) else ""
+    return path != "" and Path(path).expanduser().is_dir()
 
 
 def _expanded(images: Iterable[ImageSource]) -> Iterator[ImageSource]:

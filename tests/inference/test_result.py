@@ -111,6 +111,11 @@ def test_pictures_show_the_image_that_was_given(tmp_path):
     assert one.shape == image.shape
     assert np.array_equal(one, result.picture(image, threshold=0.0))
     assert np.array_equal(one, segmenter(image).picture(threshold=0.0))
+    with path.open("rb") as file:
+        assert np.array_equal(one, segmenter(file).picture(threshold=0.0))
+    for wrong in (result.above, lambda threshold: result.picture(threshold=threshold)):
+        with pytest.raises(InputError, match=r"threshold='0\.5' must be a number from 0 to 1"):
+            wrong("0.5")
     assert not np.array_equal(one, result.picture(alpha=0.1, threshold=0.0))
     assert np.array_equal(result.picture(threshold=1.0), image)
     # The default leaves unlikely instances out.

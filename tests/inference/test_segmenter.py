@@ -1,5 +1,7 @@
 """A trained network as a function from images to results, and its loading."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,8 @@ def test_every_form_of_an_image_gives_the_files_result(kind, tmp_path):
     for same in (
         str(path),
         path.read_bytes(),
+        bytearray(path.read_bytes()),
+        io.BytesIO(path.read_bytes()),
         Image.open(path),
         Image.fromarray(opaque),
         image,
@@ -107,6 +111,10 @@ def test_every_form_of_an_image_gives_the_files_result(kind, tmp_path):
         torch.from_numpy(opaque).permute(2, 0, 1),
     ):
         assert_same(segmenter(same), expected)
+        if isinstance(same, io.BytesIO):
+            same.seek(0)
+        (one,) = segmenter.stream(same)
+        assert_same(one, expected)
     for several in ([image, path], (image for _ in range(2)), np.stack([image, image]), torch.stack([planes, planes])):
         results = segmenter(several)
         assert len(results) == 2
@@ -133,8 +141,17 @@ def test_a_checkpoint_is_the_network_that_it_holds(tmp_path):
 def test_what_cannot_be_loaded_is_named(tmp_path, monkeypatch):
     path = write_checkpoint(tmp_path / "one.ckpt", "panoptic")
     for options, message in (
-        ({"device": "abacus"}, "device=abacus"),
-        ({"device": "cuda:99"}, "device=cuda:99"),
+        ({"device": "abacus"}, "device=abacus is no device of PyTorch: choose cpu"),
+        ({"device": ["cpu"]}, r"device=\['cpu'\] is no device of PyTorch"),
+        ({"device": "cuda:99"}, r"device=cuda:99 cannot be used \(.*\): choose cpu"),
+        ({"tile": -1}, "tile=-1 must be true, false or a whole number of at least 1 and at most 65536"),
+        ({"tile": "abc"}, "tile='abc' must be true, false or a whole number"),
+        ({"unpadded": "no"}, "unpadded='no' must be true or false"),
+        ({"tta": "x"}, "tta=x is none of null, flip"),
+        ({"compile": ["x"]}, r"compile=\['x'\] is none of true, false, max-autotune"),
+        ({"max_pixels": "x"}, "max_pixels='x' must be a whole number of at least 1"),
+        ({"network": "x"}, "network=x must be options by name"),
+        ({"foo": 3}, r"foo is no argument of Segmenter\.load, and postprocess\.foo no option of panoptic segmentation"),
         ({"precision": "8"}, "precision=8 is none of 32, bf16, 16"),
         ({"top_k": 3}, "top_k is no option of panoptic"),
     ):
@@ -142,6 +159,8 @@ def test_what_cannot_be_loaded_is_named(tmp_path, monkeypatch):
             Segmenter.load(path, **options)
     with pytest.raises(InputError, match="no such file"):
         Segmenter.load(tmp_path / "none.ckpt")
+    with pytest.raises(InputError, match="takes a path or a Hub id, found NoneType"):
+        Segmenter.load(None)
     with pytest.raises(InputError, match=r"Classes\.from_categories"):
         Segmenter.load(path, classes=["a", "b"])
     network = random_network()
@@ -176,8 +195,23 @@ def test_unreadable_images_are_errors_or_left_out(tmp_path):
     assert [source for source, _ in failed] == images[1::2] * 2
     assert failed[1][1].endswith("none.jpg: no such file")
     assert segmenter([]) == []
-    with pytest.raises(InputError, match="batch_size=0"):
-        segmenter(image, batch_size=0)
+    for arguments, message in (
+        ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1 and at most 65536"),
+        ({"batch_size": "8"}, "batch_size='8' must be a whole number"),
+        ({"num_workers": -1}, "num_workers=-1 must be a whole number of at least 0 and at most 512"),
+        ({"threshold": "0.5"}, "threshold='0.5' must be a number from 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            segmenter(image, **arguments)
+    for value, message in (
+        (None, "found NoneType, which cv2.imread gives"),
+        (3, "found int"),
+        ({"image": image}, "found dict"),
+        ("", "path is empty"),
+    ):
+        for call in (segmenter, lambda images: list(segmenter.stream(images))):
+            with pytest.raises(InputError, match=message):
+                call(value)
 
     def run_out(*args):
         raise torch.OutOfMemoryError
@@ -196,6 +230,7 @@ def test_a_folder_is_the_images_in_it(tmp_path):
     expected = [tmp_path / "photos" / name for name in ("b.png", "below/a.jpg")]
     assert [result.source for result in segmenter(tmp_path / "photos")] == expected
     assert [result.source for result in segmenter(str(tmp_path / "photos"))] == expected
+    assert [result.source for result in segmenter.stream(tmp_path / "photos")] == expected
     one = random_image(30, 30)
     assert [result.source for result in segmenter.stream([one, tmp_path / "photos"], 2, 2)][1:] == expected
     (tmp_path / "none").mkdir()
