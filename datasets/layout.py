@@ -100,6 +100,8 @@ def find_layout(root: Path, task: str | None) -> tuple[str, dict[str, Any]]:
             what = f"{found[tasks[0]].what}, for task={' or '.join(tasks)}"
             raise InputError(f"data.root={root} is {what}, not for task={task}; {_WAY_OUT}")
         return "", {}
+    if not found and (unread := _masks_of_other_kinds(folder)):
+        raise InputError(f"data.root={root}: the masks in {unread} must be PNGs: JPEG alters values; export them anew")
     if not found:
         looked_for = ", ".join((function.__doc__ or "").splitlines()[0].rstrip(".") for function in LAYOUTS)
         raise InputError(f"data.root={root} is nothing that is known here; looked for {looked_for}; {_WAY_OUT}")
@@ -434,6 +436,17 @@ def _masks(folder: Path) -> Layout | None:
     classes = {} if file is None else {"classes": file}
     colors = {"color_labels": True} if file == "labelmap.txt" else {}
     return Layout("a data set of images and label PNGs", {"folder_semantic": {**both(sets), **classes, **colors}})
+
+
+def _masks_of_other_kinds(folder: Path) -> str | None:
+    """The folder of masks beside a folder of photos, if they are photos' files, such as JPEGs."""
+    from eomt.photo import IMAGE_SUFFIXES
+
+    words = {name: _words(name) for name in _below(folder)}
+    masks = (name for name in words if words[name] & _MASKS and not words[name] & _NO_MASKS)
+    has_photos = any(words[name] & _PHOTOS and not words[name] & _MASKS for name in words)
+    kinds = tuple(kind for kind in IMAGE_SUFFIXES if kind != ".png")
+    return next((name for name in masks if has_photos and _holds(folder / name, kinds)), None)
 
 
 def _tables(folder: Path) -> Layout | None:

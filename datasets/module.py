@@ -167,6 +167,14 @@ class SegmentationData(LightningDataModule):
             if line not in self._said:  # two parts of one set say the same
                 self._said.add(line)
                 yield line
+        names = reader.classes.names
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+            line = (
+                f"{names.count(name)} classes are called {name!r}, each with scores of its own; data.merge joins them"
+            )
+            if line not in self._said:
+                self._said.add(line)
+                yield line
         if self.split is not None:
             yield f"{self._sizes[split]} images by data.split={self.split:g}, the same in every run"
         empty = int((~reader.has_targets()).sum())

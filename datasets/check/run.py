@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
@@ -141,5 +142,7 @@ def _check_unused(readers: Iterable[Any], report: Report) -> None:
             there |= its_there
     for path in sorted(there - used):
         name = PurePath(path.rpartition(": ")[2])
-        if name.suffix.lower() in IMAGE_SUFFIXES and not name.name.startswith("."):
+        if os.path.islink(path) and not os.path.exists(path):
+            report.add("unused_file", "", path, "a link to nothing")
+        elif name.suffix.lower() in IMAGE_SUFFIXES and not name.name.startswith("."):
             report.add("unused_file", "", path, "nothing refers to it")

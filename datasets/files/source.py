@@ -119,7 +119,10 @@ class Folder:
                 while chunk := file.read(CHUNK):
                     yield chunk
         except OSError as error:
-            raise InputError(f"cannot read {self.describe(name)}: {error.strerror}") from error
+            is_link = isinstance(error, FileNotFoundError) and os.path.islink(self.path / name)
+            target = os.path.realpath(self.path / name) if is_link else ""
+            why = f"it is a link to {target}, which is not there" if is_link else error.strerror
+            raise InputError(f"cannot read {self.describe(name)}: {why}") from error
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -29,7 +29,7 @@ from eomt.targets import ImageId
 
 log = logging.getLogger(__name__)
 
-VERSION = 7
+VERSION = 8
 """Part of an index's key: raise it when the arrays or their meaning change."""
 
 MAX_SEGMENTS = int(np.iinfo(np.int16).max)
@@ -220,7 +220,8 @@ class _Rows:
         for written in (number, str(number), int(number) if str(number).isdecimal() else number):
             if written in self.index_of:
                 return self.index_of[written]
-        raise ValueError(f"it belongs to the unknown image id {number!r}")
+        first = repr(next(iter(self.index_of)))[:60]
+        raise ValueError(f"it belongs to the unknown image id {number!r}; the first image has the id {first}")
 
     def _add_segment(self, image: int, number: ImageId, row: Mapping) -> None:
         category, crowd = whole(row, "category_id"), flag(row, "iscrowd")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 
 from datasets.files.finder import FileFinder
 from datasets.files.source import Source, is_hidden
+from datasets.readers.base import listed
 from datasets.readers.foreign import BadImage, Foreign, Row, read_lines, read_text, sized_row
 from eomt.errors import InputError
 from eomt.photo import IMAGE_SUFFIXES, Form
@@ -94,6 +95,8 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
         for name in sorted(members)
         if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
     }
+    labels = {name: _label_file(file) for name, file in photos.items()}
+    left_over = _without_image({*labels.values()})
     faults: list[Row] = []
     if len(chosen) > 1 or not all(place.is_dir() for place in chosen):
         below = tuple(os.path.join(place, "") for place in chosen if place.is_dir())
@@ -106,10 +109,12 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
                 except ValueError as error:
                     faults.append(InputError(f"{file.name}: {error}"))
         photos = {name: file for name, file in photos.items() if name in taken}
-    labels = {name: _label_file(file) for name, file in photos.items()}
+    labels = {name: labels[name] for name in photos}
+    names = {row["id"]: row["name"] for row in categories}
+    known = listed([f"{number}: {name[:40]}" for number, name in names.items()], most=5)
     sizes: dict[str, tuple[int, int]] = {}
     foreign = Foreign(
-        lambda: [path, *map(Path, photos.values()), *labels.values()],
+        lambda: [path, *map(Path, photos.values()), *labels.values(), *left_over],
         lambda: chain(faults, map(image, photos)),
         lambda: categories,
         lambda: (row for name in sizes for row in annotations(name)),
@@ -131,11 +136,28 @@ def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form |
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     where = f"{os.path.relpath(labels[name], path.parent)}:{number}"
-                    yield _row(where, name, line.split(), sizes[name])
+                    row = _row(where, name, line.split(), sizes[name])
+                    if isinstance(row, dict) and row["category_id"] not in names:
+                        unknown = f"{row['category_id']}"[:20]
+                        row = InputError(f"{where}: class {unknown} is not among the names of {path.name}: {known}")
+                    yield row
 
+    nc = entries.get("nc")
+    if type(nc) is int and 0 <= nc < 1 << 32 and nc != len(categories):
+        foreign.remarks.append(f"{path.name} says nc: {nc}, but has {len(categories)} names, which are the classes")
+    if left_over:
+        files = listed(os.path.relpath(file, path.parent) for file in left_over)
+        foreign.remarks.append(f"{len(left_over)} label files have no image and are not used: {files}")
     if missing := sum(not file.exists() for file in labels.values()):
         foreign.remarks.append(f"{missing} of {len(labels)} images have no label file: taken to show no object")
     return foreign
+
+
+def _without_image(labels: Collection[Path]) -> list[Path]:
+    """The label files that lie beside those of images, in folders of their own."""
+    folders = {file.parent for file in labels if "labels" in file.parent.parts}
+    files = (file for folder in folders for file in folder.glob("*.txt") if not is_hidden(file.name))
+    return sorted(file for file in files if file not in labels and file.name != "classes.txt")
 
 
 def _label_file(image: str) -> Path:

@@ -271,7 +271,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
             "yolo",
             "train/labels/picture 00.txt",
             "7 0 0 1 0 1 1",
-            "labels/picture 00.txt:1.* category id 7, which is not",
+            "labels/picture 00.txt:1: class 7 is not among the names of data.yaml: 0: bus, 1: car, 2: traffic cone",
         ),
         (
             "yolo",
@@ -311,6 +311,39 @@ def test_bad_annotations_are_left_out_and_counted(name, tmp_path):
         assert len(reader.read(0)[1].labels) == 1
     else:
         assert len(reader) + len(data.reader("val")) == 19
+
+
+def test_what_a_yolo_set_has_too_much_is_said(tmp_path):
+    EXPORTS["yolo"].write(tmp_path)
+    assert not any("nc:" in line or "no image" in line for line in opened(tmp_path).remarks("train"))
+    text = (tmp_path / "data.yaml").read_text()
+    write(tmp_path / "data.yaml", text.replace("nc: 3", "nc: 5"))
+    for name in ("gone", "classes"):
+        write(tmp_path / f"train/labels/{name}.txt", "")
+    lines = [*opened(tmp_path).remarks("train")]
+    assert "data.yaml says nc: 5, but has 3 names, which are the classes" in lines
+    assert "1 label files have no image and are not used: train/labels/gone.txt" in lines
+    (tmp_path / "train/labels/gone.txt").unlink()
+    assert not any("no image" in line for line in opened(tmp_path).remarks("train"))
+
+
+def test_classes_of_one_name_are_said_and_can_be_joined(tmp_path):
+    EXPORTS["yolo"].write(tmp_path)
+    write(tmp_path / "data.yaml", (tmp_path / "data.yaml").read_text().replace("'bus'", "'car'"))
+    line = "2 classes are called 'car', each with scores of its own; data.merge joins them"
+    data = opened(tmp_path)
+    assert [*data.remarks("train"), *data.remarks("val")].count(line) == 1
+    data = opened(tmp_path, "data.merge={car: [car]}")
+    assert data.classes.names == ["car", "traffic cone"]
+    assert line not in data.remarks("train")
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    EXPORTS["yolo"].write(tmp_path)
+    path = tmp_path / "train/images/picture 00.png"
+    path.unlink()
+    path.symlink_to(tmp_path / "gone.png")
+    fails(r"picture 00\.png: it is a link to .*gone\.png, which is not there", opened(tmp_path).reader, "train")
 
 
 def test_photos_are_turned_as_their_polygons_were_drawn(tmp_path):
@@ -362,6 +395,12 @@ def test_what_does_not_fit_is_said(tmp_path):
         tmp_path / "yolo",
         SEMANTIC,
     )
+
+
+def test_masks_that_are_no_pngs_are_said(tmp_path):
+    for folder in ("images", "masks"):
+        write(tmp_path / folder / "a.jpg", photo(20, 40))
+    fails("the masks in masks must be PNGs", find_layout, tmp_path, None)
 
 
 @pytest.mark.slow

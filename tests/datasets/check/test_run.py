@@ -125,6 +125,7 @@ def odd_set(root):
     good["area.jpg"]["area"] = 1440
     many = [row(300 + k, number["many.jpg"], square(3 * k, 30, 5)) for k in range(3)]  # they overlap
     write_coco(root, "train", images, [*good.values(), *many], files | {"left.jpg": photo(8, 8)})
+    (root / "train" / "broken").symlink_to("nothing")
     leak = [image_row(1, "seen.jpg"), image_row(2, "own.jpg")]
     here = {"seen.jpg": files["fine.jpg"], "own.jpg": photo(48, 64, 99), "notes.txt": b"no image"}
     write_coco(root, "val", leak, [row(1, 1, square(2, 2, 12)), row(2, 2, square(2, 2, 12), 2)], here)
@@ -159,7 +160,10 @@ def test_every_oddity_is_named_and_is_no_error(tmp_path, monkeypatch):
         },
         "area": {"area.jpg": "area 1440, its mask 144 pixels"},
         "unseen_class": {"dog": "no image"},
-        "unused_file": {str(tmp_path / "set" / "train" / "left.jpg"): "nothing refers to it"},
+        "unused_file": {
+            str(tmp_path / "set" / "train" / "left.jpg"): "nothing refers to it",
+            str(tmp_path / "set" / "train" / "broken"): "a link to nothing",
+        },
     }
     assert report["findings"].keys() == expected.keys()
     elsewhere = {"left_out", "unknown_id", "no_pixels", "reduced"}
@@ -174,7 +178,7 @@ def test_every_oddity_is_named_and_is_no_error(tmp_path, monkeypatch):
     report, _ = checked(tmp_path / "first", *coco(tmp_path / "set"), "data.max_images=9")
     assert report["sets"]["train"]["images"] == 9
     assert found(report, "box").keys() == {"box.jpg", "outside.jpg"}
-    assert len(found(report, "unused_file")) == 1
+    assert len(found(report, "unused_file")) == 2
 
 
 def test_all_faults_of_an_instance_json_are_named(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ MASK = "annotation 11: .*"
 INSTANCE_FAULTS = {
     "no id": (lambda j: j["annotations"][0].pop("id"), "of 'annotations': it lacks 'id'"),
     "id twice": (lambda j: j["annotations"][0].update(id=14), "annotation id 14 stands more than once"),
-    "unknown image": (first(image_id=8), MASK + "belongs to the unknown image id 8"),
+    "unknown image": (first(image_id=8), MASK + "to the unknown image id 8; the first image has the id 7"),
     "image of text": (first(image_id="seven"), MASK + "belongs to the unknown image id 'seven'"),
     "unknown category": (first(category_id=3), "annotation 11 of the image a.jpg has the category id 3, which"),
     "category 1.5": (first(category_id=1.5), MASK + "category_id must be a whole number, found 1.5"),
