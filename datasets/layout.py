@@ -223,7 +223,7 @@ def _coco(folder: Path) -> Layout | None:
         for task, sets in sorted(found.items(), reverse=True)
         if {*sets} - {None} or task not in several
     }
-    return Layout(f"a data set with JSONs of COCO's form{_without_json(folder, has)}", readings) if readings else None
+    return Layout(f"a data set with JSONs of COCO's form{_unused_photos(folder, has)}", readings) if readings else None
 
 
 def _is_expected(path: Path, split: str | None, has: Collection[str | None]) -> bool:
@@ -237,8 +237,8 @@ def _is_expected(path: Path, split: str | None, has: Collection[str | None]) -> 
     return needed and (is_named or bool(has)) and not is_labelme(path)
 
 
-def _without_json(folder: Path, has: Collection[str | None]) -> str:
-    """The folders of photos that seem to be of a set without a JSON, in words with a comma before them."""
+def _unused_photos(folder: Path, has: Collection[str | None]) -> str:
+    """The folders of photos that seem to be of a set without ground truth, in words with a comma before them."""
     if None in has:
         return ""
     from eomt.photo import IMAGE_SUFFIXES
@@ -432,10 +432,13 @@ def _masks(folder: Path) -> Layout | None:
             sets.setdefault(split, {"images": name, "labels": of_set[0]})
     if not sets:
         return None
+    unused = _unused_photos(folder, {*sets, *["test"] * ("val" in sets)})
     file = next((name for name in _CLASS_FILES if (folder / name).is_file()), None)
     classes = {} if file is None else {"classes": file}
     colors = {"color_labels": True} if file == "labelmap.txt" else {}
-    return Layout("a data set of images and label PNGs", {"folder_semantic": {**both(sets), **classes, **colors}})
+    return Layout(
+        f"a data set of images and label PNGs{unused}", {"folder_semantic": {**both(sets), **classes, **colors}}
+    )
 
 
 def _masks_of_other_kinds(folder: Path) -> str | None:

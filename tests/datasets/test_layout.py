@@ -252,6 +252,15 @@ def test_photos_of_a_set_without_its_json_are_said(name, folder, tmp_path):
     assert what.endswith(f", but none for the photos in {folder} ({count} photos), which are not used")
 
 
+def test_photos_of_a_set_without_its_masks_are_said(tmp_path):
+    EXPORTS["masks"].write(tmp_path)
+    assert "not used" not in find_layout(tmp_path, None)[0]
+    shutil.rmtree(tmp_path / "val/masks")
+    what, keys = find_layout(tmp_path, None)
+    assert what.endswith("label PNGs, but none for the photos in val/images (4 photos), which are not used")
+    assert keys["data.split"] == 0.9
+
+
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join(f'*{a}' for _ in range(9))}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
