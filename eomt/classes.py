@@ -112,7 +112,8 @@ def difference(one: Classes, other: Classes) -> tuple[str, str] | None:
     None if networks' outputs mean the same: id, name, thing or stuff, in one order. Colours may differ.
     """
     if len(one) != len(other):
-        return f"{len(one)} classes", f"{len(other)} classes"
+        mine, theirs = (f"{len(classes)} class{'es' * (len(classes) > 1)}" for classes in (one, other))
+        return mine, theirs
     for k, pair in enumerate(zip(one, other, strict=True)):
         mine, theirs = (f"{c.name!r} (id {c.id}, {'thing' if c.is_thing else 'stuff'})" for c in pair)
         if mine != theirs:

@@ -87,7 +87,7 @@ def with_layout(arguments: Sequence[str], find_layout: FindLayout, scores: bool 
     """
     typed = {key_of(argument): argument for argument in arguments if "=" in argument and argument[0] != "-"}
     truths = [f"data.{split}.{key}" for key in ("annotations", "labels") for split in ("train", "val")]
-    task = _task(typed)
+    task = typed_task(typed)
     own = ("ckpt" in typed and task is None) or {*truths[:2]} <= typed.keys() or {*truths[2:]} <= typed.keys()
     root = None if own or "data.root" not in typed else _read(typed["data.root"]).value()
     if not isinstance(root, str):
@@ -114,8 +114,12 @@ def with_layout(arguments: Sequence[str], find_layout: FindLayout, scores: bool 
     return [*added, *arguments]
 
 
-def _task(typed: Mapping[str, str]) -> str | None:
-    """The task that is typed, or that the experiment is of."""
+def typed_task(typed: Mapping[str, str]) -> str | None:
+    """The task that is typed, or that the experiment is of; None for neither.
+
+    Args:
+        typed: the typed arguments by key.
+    """
     if "task" in typed:
         return str(_read(typed["task"]).value())
     experiment = str(_read(typed["experiment"]).value()) if "experiment" in typed else ""

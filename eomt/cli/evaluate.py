@@ -241,21 +241,34 @@ def _with_typed(carried: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     return settings
 
 
-_PLACES = ("images", "annotations", "labels")
+_PLACES = ("images", "annotations", "labels", "names")
 """The keys by which a reader finds its files."""
 
 
 def _seen(trained: Any, scored: Mapping[str, Any]) -> str | None:
     """The remark that a run was trained on images which are scored, as far as the two configurations of data tell."""
-    if not isinstance(trained, Mapping) or trained.get("root") != scored.get("root"):
+    own, val = trained.get("train") if isinstance(trained, Mapping) else None, scored["val"]
+    if not isinstance(own, Mapping) or _files(own) != _files(val) or not any(_files(own)):
         return None
-    own, split, there = trained.get("train"), scored.get("split"), trained.get("split")
-    if split != there:
-        return f"note: data.split={split} here and {there} in training: images of the training set may be scored"
-    names = [own.get(name) for name in _PLACES] if isinstance(own, Mapping) and split is None else []
-    if any(names) and names == [scored["val"].get(name) for name in _PLACES]:
-        return "note: data.val names the images of the run's training set"
-    return None
+    roots, there, here = {own.get("root"), val.get("root")} - {None}, trained.get("split"), scored.get("split")
+    if len(roots) > 1 or (there is not None and there == here):
+        return None
+    if there is not None:
+        return (
+            f"note: data.split={here or 'null'} scores images that the run, of data.split={there}, may have been "
+            "trained on: leave data.split out to score those that it has not seen"
+        )
+    key = "images" if "images" in val else "split"
+    return (
+        f"note: data.val.{key}={val.get(key)} names the images that the run was trained on: all that are scored may "
+        f"have been seen in training; data.val.{key}= chooses others"
+    )
+
+
+def _files(reader: Mapping[str, Any]) -> list[Any]:
+    """What names a reader's files below its root; `split` does where a name is left to it."""
+    given = [reader[key] for key in _PLACES if key in reader] or [None]
+    return [reader.get("split") if name is None else name for name in given]
 
 
 def _typed_network(overrides: Sequence[str], chosen: DictConfig | None) -> dict[str, Any]:

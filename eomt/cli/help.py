@@ -122,6 +122,8 @@ def help_of(command: str, about: str, words: str = "") -> str:
 
 def unknown(key: str, command: str) -> str:
     """The line for a key that a command has not: which was meant, as far as can be told."""
+    if (command, key) == ("eval", "split"):
+        return "split is no key of eval.py, which scores the set that data.val names: data.val.images= chooses another"
     found, known = nearest(key, command), keys_of("train") | keys_of(command)
     training = nearest(key, "train")[:1] if command == "eval" and not found else []
     if training:

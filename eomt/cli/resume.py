@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, open_dict
 
-from eomt.cli.arguments import GROUPS, key_of, parsed, quote_paths
+from eomt.cli.arguments import GROUPS, key_of, parsed, quote_paths, typed_task
 from eomt.cli.check import plain
 from eomt.cli.meanings import CONFIGS
 from eomt.cli.nodes import READER_KEYS
 from eomt.cli.settings import Run
 from eomt.cli.trust import check_config, inside
 from eomt.errors import InputError
-from eomt.training.slurm import batch_job
+from eomt.training.slurm import batch_job, first_rank
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, intact, read_checkpoint
 from eomt.weights.hub import LAST_FIRST, run_checkpoint
 
@@ -40,8 +41,9 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
         The arguments with the run's folder, unless a folder is typed; and the name of the configuration.
 
     Raises:
-        InputError: if weights= is typed, too; or if the saved configuration holds more than plain values of known keys,
-            or would write outside the run's folder, and trust_code=true is not typed.
+        InputError: if weights= is typed, too; if another model or experiment is, without the task, which would be
+            another; if the saved configuration holds more than plain values of known keys, or would write outside the
+            run's folder, and trust_code=true is not typed.
     """
     arguments, keys = list(arguments), [key_of(argument) for argument in arguments]
     place = max(place for place, key in enumerate(keys) if key == "ckpt")
@@ -58,7 +60,11 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
     if path.parent.name == "checkpoints" and "hydra.run.dir" not in keys:
         # Overrides stand together: with a flag such as --config-dir between them, Hydra reads none behind it.
         arguments.insert(keys.index("ckpt") + 1, *quote_paths([f"hydra.run.dir={path.absolute().parents[1]}"]))
-    if {*keys} & {*GROUPS} or not isinstance(saved.get("config"), Mapping):
+    own = yaml.safe_load(Path(CONFIGS, "train.yaml").read_text())
+    if not isinstance(saved.get("config"), Mapping):
+        return arguments, "train"
+    if {*keys} & {*GROUPS}:
+        _say_replaced(arguments, saved["config"].get("task_name"), own["defaults"])
         return arguments, "train"
     chosen = {*keys} & {"logger", "trainer", "callbacks", "debug"}
     config = {key: saved["config"][key] for key in Run.model_fields if key in saved["config"] and key not in chosen}
@@ -70,7 +76,6 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
     if isinstance(data, Mapping):
         seed = {"seed": "${seed}"} if data.get("seed") == config.get("seed") else {}
         config["data"] = {**with_references(data, keys), **seed}
-    own = yaml.safe_load(Path(CONFIGS, "train.yaml").read_text())
     config |= {key: own[key] for key in ("hydra", "ckpt", "trust_code", "prefetch", "run_folder")}
     kept = {"_self_", "override hydra/job_logging", *chosen}
     config["defaults"] = [entry for entry in own["defaults"] if kept & {*([entry] if entry == "_self_" else entry)}]
@@ -134,6 +139,28 @@ def with_references(data: Any, typed: Sequence[str]) -> Any:
             same = [name for name in shared if reader[name] == data[name] or f"data.{name}" in typed]
             data[split] = {**reader, **{name: f"${{data.{name}}}" for name in same}}
     return data
+
+
+def _say_replaced(arguments: Sequence[str], task: Any, defaults: Sequence[Any]) -> None:
+    """Say that the settings of a typed task, model or experiment take the place of the run's.
+
+    Args:
+        arguments: the typed arguments.
+        task: the name of the run's task.
+        defaults: those of train.yaml.
+
+    Raises:
+        InputError: if no task is typed, and the default is another.
+    """
+    default = next(entry["task"] for entry in defaults if "task" in entry)
+    words = " ".join(word for word in arguments if key_of(word) in GROUPS)
+    if typed_task({key_of(word): word for word in arguments}) is None and task != default:
+        raise InputError(
+            f"{words} takes settings of its own, of task={default} if none is typed, and ckpt= is of a run of "
+            f"task={str(task)[:80]}: type that, too, with its data, or leave {words} out"
+        )
+    if first_rank():
+        print(f"note: {words}: settings are those of a new run with what is typed, not the run's own", file=sys.stderr)
 
 
 def _saved_part(path: Path) -> Mapping[str, Any] | None:

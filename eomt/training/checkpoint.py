@@ -351,10 +351,10 @@ def check_same_run(checkpoint: Mapping, description: Mapping, averages: bool) ->
     for key, value in description["network"].items():
         there = saved["network"].get(key)
         if there != value and (there or value):  # no options are {} or None
-            cure = "leave data.image_size as it was" if key == "image_size" else "choose its model"
+            name = f"{'data' if key == 'image_size' else 'model'}.{key}"
             raise InputError(
-                f"ckpt= is of another model: {key} is {there} there and {value} here; {cure}, or start another run "
-                "from its weights by weights="
+                f"ckpt= is of another model: {name} is {there} there and {value} here, which cannot change within a "
+                "run; start another from its weights by weights="
             )
     for key, value in description["learns"].items():
         there = (saved.get("learns") or {}).get(key)

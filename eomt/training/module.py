@@ -210,8 +210,12 @@ class EoMTModule(lightning.LightningModule):
         late = [k + 1 for k, (_, end) in enumerate(windows) if end > self.total_steps]
         if late:
             lines.append(f"note: the run ends before attention masks {late} are off; its score is mask-free")
-        if sum(self.recipe.warmup_steps) >= self.total_steps:
-            lines.append(f"note: the run ends before its warm-up, optim.warmup_steps={list(self.recipe.warmup_steps)}")
+        warmup = list(self.recipe.warmup_steps)
+        if sum(warmup) >= self.total_steps:
+            lines.append(
+                f"note: the warm-up, optim.warmup_steps={warmup}, takes {sum(warmup)} steps, and the run has "
+                f"{self.total_steps}: the backbone never learns at its full rate"
+            )
         scored, images = data.validated()
         if scored < images:
             limits = {"data.max_images": data.max_images, "trainer.limit_val_batches": trainer.limit_val_batches}

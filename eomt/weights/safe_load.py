@@ -181,8 +181,9 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} is an exported graph, {graph}, which runs without weights, as by examples/run_graph.py"
         )
-    if runs := sorted(place.parent for place in folder.glob("*/checkpoints")):
-        raise InputError(f"{folder} holds runs, {len(runs)} of them: give one, such as {runs[-1]}")
+    if runs := [*folder.glob("*/checkpoints"), *folder.glob("*/*/checkpoints")]:
+        newest = max(runs, key=lambda place: place.stat().st_mtime).parent
+        raise InputError(f"{folder} holds {len(runs)} run{'s' * (len(runs) > 1)}: give one, the newest is {newest}")
     raise InputError(f"{folder} holds no weights: a folder must have {' or '.join(WHOLE)}")
 
 

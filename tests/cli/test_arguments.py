@@ -123,6 +123,11 @@ def here(tmp_path, monkeypatch):
             "eval ckpt=RUN/checkpoints/lst.ckpt",
             "ckpt=HERE/RUN/checkpoints/lst.ckpt: no such file or folder; did you mean",
         ),
+        (
+            "eval ckpt=RUN split=train",
+            "split is no key of eval.py, which scores the set that data.val names: data.val.i",
+        ),
+        ("train split=0.9", "split is no key of train.py: did you mean data.split"),
         ("train weights=nowhere.ckpt", "weights=HERE/nowhere.ckpt: no such file or folder"),
         ("train data.root=nowhere", "data.root=HERE/nowhere: no such folder"),
         ("train data.root=RUN/checkpoints/last.ckpt", "data.root=HERE/RUN/checkpoints/last.ckpt is a file: give the"),

@@ -88,16 +88,30 @@ def test_scores_are_the_same_as_on_a_gpu(run, tmp_path, monkeypatch, caplog):
 
 
 def test_images_that_training_has_seen_are_named():
-    train, val = ({"images": name, "labels": None} for name in ("train", "val"))
-    trained = {"root": "photos", "split": None, "train": train, "val": val}
+    train, val = ({"root": "photos", "images": name, "labels": None} for name in ("train", "val"))
+    trained = {"split": None, "train": train, "val": val}
     assert _seen(trained, trained) is None
-    assert _seen(trained, trained | {"val": train, "root": "others"}) is None
-    assert "the run's training set" in str(_seen(trained, trained | {"val": train}))
+    assert _seen(trained, trained | {"split": 0.3}) is None, "a part of the validation set"
+    assert _seen(trained, trained | {"val": train | {"root": "others"}}) is None
+    for root in ("photos", None):  # which exports leave out
+        own = trained | {"train": train | {"root": root}}
+        assert "data.val.images=train names the images" in str(_seen(own, trained | {"val": train, "split": 0.3}))
     divided = trained | {"split": 0.9, "val": train}
     assert _seen(divided, divided) is None
-    for split in (0.3, None):
-        assert f"data.split={split} here and 0.9 in training" in str(_seen(divided, divided | {"split": split}))
+    for split, words in ((0.3, "data.split=0.3"), (None, "data.split=null")):
+        assert f"{words} scores images that the run, of data.split=0.9" in str(
+            _seen(divided, divided | {"split": split})
+        )
     assert _seen(None, trained) is None  # weights without a configuration
+
+
+def test_a_split_names_the_images_of_published_sets():
+    """Also where one of the names is given, such as that of the annotations."""
+    for more in ({}, {"images": None, "annotations": None}, {"images": None, "annotations": "a.json"}):
+        train, val = ({"root": "coco", "split": name} | more for name in ("train", "val"))
+        assert _seen({"train": train}, {"val": val}) is None
+        assert "names the images" in str(_seen({"train": train}, {"val": train}))
+    assert _seen({"train": {"count": 9}}, {"val": {"count": 2}}) is None, "a reader of other keys"
 
 
 def test_an_evaluation_of_no_image_is_refused(run, tmp_path):

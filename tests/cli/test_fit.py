@@ -45,7 +45,9 @@ def test_settings_that_do_not_fit_together_end_before_training(options, tmp_path
 
 def test_resuming_another_model_is_refused(run, options, tmp_path):
     checkpoint = run / "checkpoints" / "last.ckpt"
-    with pytest.raises(InputError, match=r"of another model: num_queries is 12 there and 7 here"):
+    with pytest.raises(InputError, match=r"data\.image_size is \[64, 64\] there and \[32, 32\] here.*by weights="):
+        train.main(configured(tmp_path, *options, f"ckpt='{checkpoint}'", "data.image_size=32"))
+    with pytest.raises(InputError, match=r"of another model: model\.num_queries is 12 there and 7 here"):
         train.main(configured(tmp_path, *options, f"ckpt='{checkpoint}'", "model.num_queries=7"))
 
 

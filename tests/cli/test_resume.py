@@ -53,8 +53,7 @@ def test_the_checkpoints_configuration_then_what_is_typed(tmp_path):
     assert cfg["callbacks"]["last"]["folder"] == "new/checkpoints", "not into the other run's folder"
     cfg = settings(ckpt, "debug=fast")
     assert (cfg["task_name"], cfg["trainer"]["max_steps"], cfg["optim"]["warmup_steps"]) == ("coco_panoptic", 4, [1, 1])
-    for choice in ("task=shapes_panoptic", "model=small", "experiment=small_set"):
-        assert resumed([ckpt, choice])[1] == "train"
+    assert resumed([ckpt, "task=shapes_panoptic"])[1] == "train"
     assert resumed(quote_paths([f"ckpt={tmp_path}/it's a run"]))[0] == arguments[:2], "the folder stands for last.ckpt"
     assert resumed([ckpt, "hydra.run.dir=x"])[0] == [ckpt, "hydra.run.dir=x"]
     assert resumed(["ckpt=null", "seed=1"]) == (["ckpt=null", "seed=1"], "train")
@@ -94,3 +93,20 @@ def test_foreign_settings_are_refused_unless_they_are_trusted(tmp_path):
 def test_a_run_goes_on_or_begins():
     with pytest.raises(InputError, match="ckpt= goes on with a run, weights= begins one"):
         resumed(["ckpt='runs/one'", "weights='two.bin'"])
+
+
+def test_a_run_that_began_from_weights_goes_on(tmp_path):
+    ckpt = saved(tmp_path, "weights='/w'")
+    assert settings(ckpt)["weights"] == "/w"
+    assert resumed([ckpt, "weights=null"])[1] == "resumed"
+
+
+def test_another_model_takes_no_other_task_silently(tmp_path, capsys):
+    ckpt = saved(tmp_path, "task=coco_instance", "data.root='/a'")
+    for choice in ("model=small", "experiment=small_set"):
+        with pytest.raises(InputError, match=rf"{choice} takes settings .* of a run of task=coco_instance: type that"):
+            resumed([ckpt, choice])
+    for choice in (["model=small", "task=coco_instance"], ["experiment=coco_instance_large_640"]):
+        assert resumed([ckpt, *choice])[1] == "train"
+        assert capsys.readouterr().err.startswith(f"note: {choice[0]}")
+    assert resumed([saved(tmp_path), "model=small"])[1] == "train", "of the default task"

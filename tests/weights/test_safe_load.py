@@ -126,8 +126,10 @@ def broken_files(folder):
     yield index("odd", {"weight_map": [1]}), "has no weight_map"
     (folder / "run" / "checkpoints").mkdir(parents=True)
     yield folder / "run", "has not saved a checkpoint yet"
-    (folder / "runs" / "today" / "checkpoints").mkdir(parents=True)
-    yield folder / "runs", "holds runs, 1 of them: give one, such as .*today"
+    for day, age in (("z/yesterday", 99), ("today", 0)):
+        (folder / "runs" / day / "checkpoints").mkdir(parents=True)
+        os.utime(folder / "runs" / day / "checkpoints", (1e9 - age, 1e9 - age))
+    yield folder / "runs", "holds 2 runs: give one, the newest is .*/runs/today"
     (folder / "graph").mkdir()
     (folder / "graph" / "model.onnx").write_bytes(b"")
     yield folder / "graph", r"is an exported graph, model.onnx, which runs without weights"
