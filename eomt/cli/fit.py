@@ -27,7 +27,7 @@ from eomt.cli.resume import choose_checkpoint, continue_logs
 from eomt.errors import InputError, reason
 from eomt.files import replacing
 from eomt.training.callbacks import Listening, ProgressLines, Trackers
-from eomt.training.checkpoint import LastCheckpoint, check_same_run
+from eomt.training.checkpoint import BestCheckpoint, LastCheckpoint, check_same_run
 from eomt.training.memory import largest_batch
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import FORMAT, PREVIOUS, read_checkpoint
@@ -133,6 +133,10 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
                 log.info("validations:\n%s", callback.table())
         if module.scores:
             log.info("%s", module.task.table(module.scores))
+        best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
+        if best and best.step is not None and Path(cfg.run_folder, "checkpoints", "best.ckpt").is_file():
+            said = (best.monitor, best.score, best.step)
+            log.info("best.ckpt has %s %.2f, of step %s: predict.py and eval.py take that of this folder", *said)
         log.info("run folder: %s", cfg.run_folder)
 
 

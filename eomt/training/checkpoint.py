@@ -243,6 +243,10 @@ class BestCheckpoint(Checkpoint):
         monitor: the score.
         mode: "max" where higher is better, "min" where lower is.
 
+    Attributes:
+        score: the best so far; None before the first.
+        step: the optimizer step of that score.
+
     Raises:
         InputError: before training, without `callbacks.last`.
     """
@@ -251,6 +255,7 @@ class BestCheckpoint(Checkpoint):
         self.monitor = monitor
         self.mode = mode
         self.score: float | None = None
+        self.step: int | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
@@ -266,7 +271,7 @@ class BestCheckpoint(Checkpoint):
         kept = self._last.path.with_name("best.ckpt").is_file()
         if score is None or (kept and not self._is_better(float(score))):
             return
-        self.score = float(score)
+        self.score, self.step = float(score), trainer.global_step
         if trainer.is_global_zero and self._last.step == trainer.global_step and self._last.path.is_file():
             keep_as(self._last.path, "best.ckpt")
 
@@ -277,12 +282,12 @@ class BestCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""
-        return {"score": self.score}
+        return {"score": self.score, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a best score."""
-        score = state_dict["score"]
-        self.score = None if score is None else float(score)
+        score, step = state_dict["score"], state_dict.get("step")
+        self.score, self.step = None if score is None else float(score), None if step is None else int(step)
 
 
 def validates_after(trainer: lightning.Trainer, ahead: int = 0) -> bool:

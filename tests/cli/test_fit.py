@@ -94,6 +94,7 @@ def test_weights_without_a_run_start_a_new_one(run, options, tmp_path, caplog):
     train.main(configured(tmp_path, *options, "trainer.max_steps=1", f"ckpt='{tmp_path}/weights.ckpt'"))
     assert "no run to resume" in caplog.text
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 1
+    assert re.search(r"best\.ckpt has pq \d+\.\d\d, of step 1: predict\.py and eval\.py take that", caplog.text)
 
 
 @pytest.mark.slow
