@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from datasets.loader import (
     ResumableLoader,
     TrainingSet,
 )
-from datasets.readers.base import Reader, Subset, divided
+from datasets.readers.base import Reader, Subset, divided, listed
 from datasets.readers.chosen import ChosenClasses
 from datasets.sampler import EpochBatchSampler
 from datasets.transforms import TrainTransform
@@ -167,14 +168,11 @@ class SegmentationData(LightningDataModule):
             if line not in self._said:  # two parts of one set say the same
                 self._said.add(line)
                 yield line
-        names = reader.classes.names
-        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-            line = (
-                f"{names.count(name)} classes are called {name!r}, each with scores of its own; data.merge joins them"
-            )
-            if line not in self._said:
-                self._said.add(line)
-                yield line
+        several = [f"{name!r:.60}" for name, count in Counter(reader.classes.names).items() if count > 1]
+        line = f"several classes are called {listed(several)}, each with scores of its own; data.merge joins them"
+        if several and line not in self._said:
+            self._said.add(line)
+            yield line
         if self.split is not None:
             yield f"{self._sizes[split]} images by data.split={self.split:g}, the same in every run"
         empty = int((~reader.has_targets()).sum())

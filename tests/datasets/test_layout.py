@@ -339,7 +339,7 @@ def test_what_a_yolo_set_has_too_much_is_said(tmp_path):
 def test_classes_of_one_name_are_said_and_can_be_joined(tmp_path):
     EXPORTS["yolo"].write(tmp_path)
     write(tmp_path / "data.yaml", (tmp_path / "data.yaml").read_text().replace("'bus'", "'car'"))
-    line = "2 classes are called 'car', each with scores of its own; data.merge joins them"
+    line = "several classes are called 'car', each with scores of its own; data.merge joins them"
     data = opened(tmp_path)
     assert [*data.remarks("train"), *data.remarks("val")].count(line) == 1
     data = opened(tmp_path, "data.merge={car: [car]}")
