@@ -21,6 +21,7 @@ from PIL import Image
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing
+from eomt.inference.checks import check_threshold
 from eomt.inference.windows import load_thinned
 from eomt.photo import MAX_PIXELS, ImageSource
 from eomt.postprocess.draw import DRAWN_SCORE, draw_segments
@@ -55,13 +56,6 @@ class Segment(NamedTuple):
     area: int
     box: tuple[int, int, int, int]
     mask: NDArray[np.bool_]
-
-
-def check_threshold(threshold: object) -> None:
-    """Raise InputError unless a threshold of scores is a number from 0 to 1."""
-    # True is no threshold, though Python takes it for 1.
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number) or not 0 <= threshold <= 1:
-        raise InputError(f"threshold={threshold!r} must be a number from 0 to 1")
 
 
 @dataclass(frozen=True, repr=False)

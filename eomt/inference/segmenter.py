@@ -14,7 +14,7 @@ from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard, cast, overload
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 import torch
@@ -25,24 +25,28 @@ from torch import Tensor
 from eomt.classes import Classes
 from eomt.errors import InputError, reason
 from eomt.inference.background import Background
+from eomt.inference.checks import (
+    LARGEST_SIDE,
+    MOST_THREADS,
+    check_count,
+    check_flag,
+    check_threshold,
+    device_of,
+    devices,
+)
 from eomt.inference.graphs import FixedBatches, compile_network
 from eomt.inference.precision import PRECISIONS, with_cast_weights
-from eomt.inference.result import Result, check_threshold
+from eomt.inference.result import Result
+from eomt.inference.sources import expanded, is_folder, is_single, listed
 from eomt.inference.windows import opened
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
 from eomt.photo import (
-    IMAGE_SUFFIXES,
     ImageSource,
     Readable,
     content_of,
-    files_below,
-    is_address,
-    is_file,
-    is_image,
     limit_pixels,
     load_image,
-    no_image,
 )
 from eomt.postprocess.geometry import MAX_WINDOWS, Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
@@ -52,8 +56,6 @@ from eomt.weights.load import read_weights
 
 log = logging.getLogger("eomt")
 
-# The command line's limits, see eomt/cli/settings.py.
-_LARGEST_SIDE, _MOST_THREADS = 2**16, 512
 _OPTIONS = {field.name for task in (SemanticTask, InstanceTask, PanopticTask) for field in fields(task)}
 
 _Prepared: TypeAlias = tuple[Tensor, Placement, bytes | None]
@@ -100,14 +102,14 @@ class Segmenter:
     ):
         if network.num_classes != len(classes):
             raise InputError(f"the network tells {network.num_classes} classes apart, but {len(classes)} are named")
-        _check_flag("unpadded", unpadded)
+        check_flag("unpadded", unpadded)
         if not isinstance(tile, bool):
-            _check_count("tile", tile, 1, _LARGEST_SIDE, "true, false or ")
-        self.device = _device_of(device)
+            check_count("tile", tile, 1, LARGEST_SIDE, "true, false or ")
+        self.device = device_of(device)
         try:
             network = network.to(self.device).eval()
         except (AssertionError, NotImplementedError, RuntimeError) as error:
-            raise InputError(f"device={device} cannot be used ({reason(error)}): choose {_devices()}") from error
+            raise InputError(f"device={device} cannot be used ({reason(error)}): choose {devices()}") from error
         if precision is None:
             precision = "bf16" if self.device.type == "cuda" else "32"
         if str(precision) not in PRECISIONS:
@@ -164,7 +166,7 @@ class Segmenter:
         if network is not None and not isinstance(network, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"network={network} must be options by name, such as {{'backbone': NAME}}")
         if max_pixels is not None:
-            _check_count("max_pixels", max_pixels, 1, None)
+            check_count("max_pixels", max_pixels, 1, None)
         if classes is not None and not isinstance(classes, Classes):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError("classes must be eomt.classes.Classes, such as Classes.from_categories gives them")
         # Memory-mapped: optimizer states, twice the weights, are not loaded.
@@ -230,7 +232,7 @@ class Segmenter:
             batch_size, num_workers, threshold: see `stream`.
         """
         results = list(self.stream(images, batch_size, num_workers, threshold=threshold))
-        return results[0] if _is_single(images) and not _is_folder(images) else results
+        return results[0] if is_single(images) and not is_folder(images) else results
 
     def stream(
         self,
@@ -259,9 +261,9 @@ class Segmenter:
         Raises:
             InputError: if an argument is out of range, an image cannot be read, or a folder has none.
         """
-        _check_count("batch_size", batch_size, 1, _LARGEST_SIDE)
-        _check_count("num_workers", num_workers, 0, _MOST_THREADS)
-        sources = _expanded(_listed(images))
+        check_count("batch_size", batch_size, 1, LARGEST_SIDE)
+        check_count("num_workers", num_workers, 0, MOST_THREADS)
+        sources = expanded(listed(images))
         if threshold is not None:
             self._check_threshold(threshold)
         if self._tiled is None:
@@ -365,7 +367,7 @@ class Segmenter:
             raise InputError(f"probabilities of pixels are semantic segmentation's, and this is {self.task.kind}")
         if self._tiled is not None:
             raise InputError("probabilities of pixels are of whole images: load it without tile")
-        _check_count("batch_size", batch_size, 1, _LARGEST_SIDE)
+        check_count("batch_size", batch_size, 1, LARGEST_SIDE)
         parts, placement, _ = self._prepare(image)
         found: list[Logits] = []
         for batch in parts.split(batch_size):
@@ -497,62 +499,3 @@ def _itself(prediction: Any, source: ImageSource, content: bytes | None) -> Any:
 def _joined(outputs: Sequence[Logits]) -> Logits:
     """The outputs for one input each as one."""
     return Logits(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
-
-
-def _device_of(device: str | torch.device | None) -> torch.device:
-    try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device={device} is no device of PyTorch: choose {_devices()}") from error
-
-
-def _devices() -> str:
-    """The devices of this machine, in words."""
-    found = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-    return " or ".join([*found, "mps"] if torch.backends.mps.is_available() else found)
-
-
-def _check_flag(name: str, value: object) -> None:
-    # A text such as "no" would be true.
-    if not isinstance(value, bool):
-        raise InputError(f"{name}={value!r} must be true or false")
-
-
-def _check_count(name: str, value: object, least: int, most: int | None, before: str = "") -> None:
-    count = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else -1
-    if count < least or (most is not None and count > most):
-        limit = "" if most is None else f" and at most {most}"
-        raise InputError(f"{name}={value!r} must be {before}a whole number of at least {least}{limit}")
-
-
-def _is_single(images: object) -> TypeGuard[ImageSource]:
-    """True for one source, a folder's among them, of which many could be iterated over."""
-    if isinstance(images, np.ndarray | Tensor):
-        return images.ndim < 4
-    return isinstance(images, str | Path | bytes | bytearray | memoryview | Image.Image) or is_file(images)
-
-
-def _listed(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    if _is_single(images):
-        return [images]
-    if isinstance(images, Mapping) or not isinstance(images, Iterable):
-        raise no_image(images)
-    return cast("Iterable[ImageSource]", images)
-
-
-def _is_folder(image: object) -> bool:
-    # An empty path would be the folder that we are in.
-    path = str(image) if isinstance(image, str | Path) and not is_address(image) else ""
-    return path != "" and Path(path).expanduser().is_dir()
-
-
-def _expanded(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
-    """Images, with those in each folder in its place."""
-    for image in images:
-        if not (isinstance(image, str | Path) and _is_folder(image)):
-            yield image
-            continue
-        found = sorted(filter(is_image, files_below(Path(image).expanduser())))
-        if not found:
-            raise InputError(f"{image} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}")
-        yield from found
