@@ -9,7 +9,7 @@ python check_data.py experiment=small_set task=coco_instance data.root=DIR model
 
 from omegaconf import DictConfig
 
-from datasets.layout import find_layout
+from datasets.layout.find import find_layout
 from eomt.cli.main import checked, command
 
 

@@ -9,7 +9,7 @@ python eval.py ckpt=tue-mps/coco_panoptic_eomt_large_640 task=coco_panoptic data
 
 from omegaconf import DictConfig
 
-from datasets.layout import find_layout
+from datasets.layout.find import find_layout
 from eomt.cli.main import checked, command
 
 

@@ -9,7 +9,7 @@ python train.py weights=tue-mps/coco_panoptic_eomt_large_640 task=ade20k_panopti
 
 from omegaconf import DictConfig
 
-from datasets.layout import find_layout
+from datasets.layout.find import find_layout
 from eomt.cli.main import checked, command
 from eomt.training.stop import listening
 

@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from datasets.layout import find_layout
+from datasets.layout.find import find_layout
 from eomt.cli.arguments import quote_paths, split_for_eval, with_layout
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from eomt.photo import IMAGE_SUFFIXES, Form
 
 _LARGEST = 1 << 17  # bytes of a YAML file, of which a second reads some
 _ELSEWHERE = re.compile("/|[A-Za-z]:/")
-_INSTEAD = {"train": ("train", "val", "test"), "val": ("val", "test", "train")}  # as `datasets.layout.both`
+_INSTEAD = {"train": ("train", "val", "test"), "val": ("val", "test", "train")}  # as `datasets.layout.listing.both`
 
 
 def description(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -8,7 +8,7 @@ import pytest
 
 from datasets.files.archive import find_source
 from datasets.files.table import columns
-from datasets.layout import find_layout
+from datasets.layout.find import find_layout
 from eomt.cli.arguments import prepared
 from tests.exports import CLASSES, hugging_face, pictures
 from tests.label_files import contents, fails

@@ -9,7 +9,7 @@ from PIL import Image
 
 import check_data
 import train
-from datasets.layout import find_layout
+from datasets.layout.find import find_layout
 from datasets.readers.chosen import ChosenClasses
 from datasets.readers.cityscapes import CityscapesInstance, CityscapesPanoptic, CityscapesSemantic
 from datasets.readers.label_maps import VOID

@@ -9,7 +9,7 @@ import pytest
 
 import check_data
 import train
-from datasets.layout import find_layout
+from datasets.layout.find import find_layout
 from eomt.cli.arguments import prepared
 from eomt.cli.build import build_data
 from tests.exports import CLASSES, EXPORTS, INSTANCE, SEMANTIC, SPLITS, pictures, write
