@@ -130,7 +130,13 @@ def test_eval_and_predict_take_the_keys(run, shapes, tmp_path, monkeypatch):
     options = ("tile=40", "tta=flip", "max_pixels=100000")
     folder = tmp_path / "eval"
     typed("eval", f"ckpt={run}", *options, "save_predictions=true", f"run_folder={folder}", "trainer.accelerator=cpu")
-    assert "pq" in json.loads((folder / "metrics.json").read_text())
+    scores = json.loads((folder / "metrics.json").read_text())
+    assert "pq" in scores
+    assert {key: scores.get(key) for key in ("tile", "tta", "unpadded")} == {
+        "tile": 40,
+        "tta": "flip",
+        "unpadded": None,
+    }
     images = sorted((folder / "predictions" / "panoptic").iterdir())
     assert len(images) == 10
     image = random_image(90, 110)

@@ -124,7 +124,7 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     callbacks = [
         Progress(),
         ProgressLines(),
-        MetricsFile(cfg.run_folder),
+        MetricsFile(cfg.run_folder, {key: cfg[key] for key in ("tile", "tta", "unpadded") if cfg[key]}),
         PredictionPictures(cfg.run_folder, cfg.pictures),
         Report(cfg.run_folder, min(3, cfg.pictures), plain(settings)),
     ]

@@ -94,7 +94,7 @@ class LastCheckpoint(Checkpoint):
 
     # When
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         progress = trainer.fit_loop.epoch_progress
         total: Any = progress.total
         if trainer.fit_loop.restarted_mid_epoch and total.ready == total.processed:
@@ -106,14 +106,10 @@ class LastCheckpoint(Checkpoint):
         self._agreement = Agreement(trainer.world_size)
         self.signals.start_training()
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._finish(trainer)
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         # Between the batches of an optimizer step there are gradients, which no checkpoint holds.
         self._between_steps = trainer.global_step != self._steps_done
         if not self._between_steps:
@@ -133,37 +129,27 @@ class LastCheckpoint(Checkpoint):
         if due and not validates_after(trainer):
             self._write(trainer)
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if self._between_steps:
                 self._write(trainer)
             self._finish(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         # All ranks have as many batches, or they could not ask each other.
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self.step == trainer.global_step:
             self._stopping = self._agreement.ask(self.signals.received)
             self._finish(trainer)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._finish(trainer)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         self.signals.training = False
 
     # What
 
-    def on_save_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict
-    ) -> None:
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict) -> None:
         bad = [name for name, value in checkpoint["state_dict"].items() if not value.isfinite().all()]
         if bad:
             names, before = ", ".join(bad[:3]), f"resume from {self.path}, or " if self.path.exists() else ""
@@ -182,9 +168,7 @@ class LastCheckpoint(Checkpoint):
             "logs": self._logs | {type(logger).__name__: logger.version for logger in trainer.loggers},
         }
 
-    def on_load_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict
-    ) -> None:
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict) -> None:
         # A file that this run has neither written nor read may be damaged, and is not kept as the previous one.
         assert trainer.ckpt_path is not None
         read = Path(trainer.ckpt_path).resolve()
@@ -257,13 +241,13 @@ class BestCheckpoint(Checkpoint):
         self.score: float | None = None
         self.step: int | None = None
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
         if last is None:
             raise InputError("callbacks.best keeps copies of last.ckpt, which callbacks.last=null does not write")
         self._last = last
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.sanity_checking or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
             return
         score = trainer.callback_metrics.get(self.monitor)

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -14,7 +15,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from eomt.files import replacing
 
-PANELS = {
+Series = dict[str, dict[int, float]]
+"""Optimizer step, counted from 0, to value, for each quantity."""
+
+# Titles and the quantities below them, as regular expressions.
+_PANELS = {
     "Loss": "train/loss",
     "Loss terms (sum over outputs)": "train/loss_.*",
     "Learning rate": "lr/.*",
@@ -22,7 +27,6 @@ PANELS = {
     "Gradient norm before clipping": "train/gradient_norm",
     "Validation": "pq|pq_things|pq_stuff|miou|ap|ap50",
 }
-"""Titles and the quantities below them, as regular expressions."""
 
 
 class CurvePlot(Callback):
@@ -36,7 +40,7 @@ class CurvePlot(Callback):
         self.folder = Path(folder)
 
     @rank_zero_only
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.sanity_checking:
             return
         for logger in trainer.loggers:
@@ -44,7 +48,7 @@ class CurvePlot(Callback):
         plot(read_logs(self.folder), self.folder / "curves.png")
 
 
-def read_logs(folder: str | Path) -> dict[str, dict[int, float]]:
+def read_logs(folder: str | Path) -> Series:
     """Read the CSV logs of a run and of its resumptions, `csv/version_N/metrics.csv`, as those of one run.
 
     A resumed run starts from a checkpoint, and does the later steps of the log before it again: its log takes the
@@ -52,11 +56,8 @@ def read_logs(folder: str | Path) -> dict[str, dict[int, float]]:
 
     Args:
         folder: the run folder.
-
-    Returns:
-        a series per quantity: optimizer step, counted from 0, to value.
     """
-    series: dict[str, dict[int, float]] = defaultdict(dict)
+    series: Series = defaultdict(dict)
     paths = {path.parent.name.removeprefix("version_"): path for path in Path(folder).glob("csv/version_*/metrics.csv")}
     # A copy that somebody has made may be called version_0_old.
     for path in (paths[number] for number in sorted(filter(str.isdecimal, paths), key=int)):
@@ -86,22 +87,30 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
                 continue
 
 
-def plot(series: dict[str, dict[int, float]], path: Path) -> None:
+def panels(series: Series) -> dict[str, Series]:
+    """Divide series among the panels, by title; panels without any are left out."""
+    parts = {
+        title: {name: series[name] for name in sorted(series) if re.fullmatch(words, name)}
+        for title, words in _PANELS.items()
+    }
+    return {title: lines for title, lines in parts.items() if lines}
+
+
+def plot(series: Series, path: Path) -> None:
     """Draw the panels for which there is data; no file if there is none."""
     from matplotlib.figure import Figure
 
-    panels = {title: sorted(name for name in series if re.fullmatch(words, name)) for title, words in PANELS.items()}
-    panels = {title: names for title, names in panels.items() if names}
-    if not panels:
+    parts = panels(series)
+    if not parts:
         return
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    columns = min(3, len(parts))
+    rows = -(-len(parts) // columns)
     # Not by pyplot, which keeps each figure.
     figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
-    for position, (title, names) in enumerate(panels.items(), start=1):
+    for position, (title, lines) in enumerate(parts.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
-        for name in names:
-            steps, values = zip(*series[name].items(), strict=True)
+        for name, line in lines.items():
+            steps, values = zip(*line.items(), strict=True)
             axes.plot(steps, values, label=name.split("/")[-1], marker="." if len(steps) < 40 else None)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("optimizer step", fontsize=8)
@@ -109,7 +118,7 @@ def plot(series: dict[str, dict[int, float]], path: Path) -> None:
         axes.tick_params(labelsize=8)
         if title.startswith("Gradient"):
             axes.set_yscale("log")
-        if len(names) > 1:
+        if len(lines) > 1:
             axes.legend(fontsize=7)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=90)

@@ -58,11 +58,9 @@ class WeightAverage(WeightAveraging):
         self._average_model.to(trainer.strategy.root_device)
         self._average_model.n_averaged = torch.ones((), dtype=torch.long)
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, *hook: Any) -> None:
         self._step = trainer.global_step
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        super().on_train_batch_end(trainer, *hook)
 
     def _average(self, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
         decay = min(self.decay, (1 + self._step) / (10 + self._step))

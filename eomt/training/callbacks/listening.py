@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 from lightning.pytorch.callbacks import Callback
 
@@ -22,22 +24,22 @@ class Listening(Callback):
         self.signals = signals
         self.restoring = False
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         # All ranks have been started.
         self.signals.unblock()
         self.restoring = trainer.state.fn == "fit"
 
-    def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_sanity_check_start(self, *_: Any) -> None:
         self.restoring = False
         self.signals.install()
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         self.signals.install()
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
         # Behind the module's `on_train_start`, which uses what was read.
         self.restoring = False
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.state.fn != "fit":
             self.signals.install()

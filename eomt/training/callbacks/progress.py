@@ -38,9 +38,7 @@ class Progress(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: EoMTModule, *_: Any) -> None:
         step, bar = trainer.global_step, self.train_progress_bar
         if step != bar.n and self._should_update(step, bar.total):
             bar.n = step
@@ -84,9 +82,7 @@ class ProgressLines(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._step, self._first = trainer.global_step, None
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: EoMTModule, *_: Any) -> None:
         step, total = trainer.global_step, pl_module.total_steps
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
         if not trainer.is_global_zero or step == self._step:
@@ -105,20 +101,14 @@ class ProgressLines(Callback):
         # The first step, in which the network may be compiled, is not timed.
         self._first = self._first or (step, now)
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self._validation_began = time.perf_counter()
 
     def on_validation_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: EoMTModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         # An evaluation alone, in tenths.
-        done, total = batch_idx + 1, trainer.num_val_batches[dataloader_idx]
+        done, total = batch_idx + 1, trainer.num_val_batches[0]
         if trainer.state.fn != "fit" and trainer.is_global_zero and 10 * done // total > 10 * batch_idx // total:
             left = (time.perf_counter() - self._validation_began) / done * (total - done)
             self._line(trainer, f"validation: batch {done} of {total}, {_duration(left)} left")

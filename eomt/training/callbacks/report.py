@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from eomt.export.redact import redact
 from eomt.postprocess.draw import draw_errors
 from eomt.report.page import Example, Page
-from eomt.training.callbacks.curves import PANELS, read_logs
-from eomt.training.callbacks.run_files import Shown, shown
+from eomt.training.callbacks.curves import panels, read_logs
+from eomt.training.callbacks.shown import Shown, shown
 from eomt.training.module import EoMTModule
 
 
@@ -39,31 +37,25 @@ class Report(Callback):
         self.settings = settings
         self._examples: dict[str, list[Example]] = {}
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self._heaps: tuple[list, list] = ([], [])
         self._seen = 0
-        self._waiting: deque[tuple[Any, Any]] = deque()
+        self._waiting: list[tuple[Any, Any]] = []
 
     @rank_zero_only
     def on_validation_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: EoMTModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         if not self.images or trainer.sanity_checking:
             return
         # One batch late: a GPU's predictions are made while the network runs on the next.
-        self._waiting.append((batch, outputs))
-        if len(self._waiting) > 1:
-            self._compare(pl_module, *self._waiting.popleft())
+        self._compare(pl_module)
+        self._waiting = [(batch, outputs)]
 
-    def _compare(self, module: EoMTModule, batch: Any, outputs: Any) -> None:
-        """Keep an image that is among the best or the worst so far."""
-        for index, prediction in enumerate(outputs.result()):
+    def _compare(self, module: EoMTModule) -> None:
+        """Keep the waiting images that are among the best or the worst so far."""
+        waiting = ((batch, *each) for batch, outputs in self._waiting for each in enumerate(outputs.result()))
+        for batch, index, prediction in waiting:
             score = module.image_scores.get(batch.image_ids[index], math.nan)
             if math.isnan(score):
                 continue
@@ -80,13 +72,12 @@ class Report(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         if trainer.sanity_checking:
             return
-        while self._waiting:
-            self._compare(pl_module, *self._waiting.popleft())
+        self._compare(pl_module)
         best, worst = (sorted(heap, reverse=True) for heap in self._heaps)
         # Few images, or equal scores.
         numbers = {number for _, number, _ in worst}
         best = [entry for entry in best if entry[1] not in numbers]
-        self._heaps = ([], [])
+        self._heaps, self._waiting = ([], []), []
         of = f"of {self._seen} images" + (" of the first rank" if trainer.world_size > 1 else "")
         self._examples = {
             f"{title} {of}": [_example(image, abs(rank), pl_module) for rank, _, image in entries]
@@ -101,24 +92,17 @@ class Report(Callback):
     def _write(self, trainer: lightning.Trainer, module: EoMTModule) -> None:
         for logger in trainer.loggers:
             logger.save()
-        settings, environment = module.run.get("config", {}), module.run.get("environment", [])
-        if self.settings is not None:
-            settings = self.settings
-        series = read_logs(self.folder)
-        panels = {
-            title: {name: series[name] for name in sorted(series) if re.fullmatch(words, name)}
-            for title, words in PANELS.items()
-        }
+        settings = module.run.get("config", {}) if self.settings is None else self.settings
         Page(
             title=f"EoMT: {settings.get('task_name') or module.task.kind}",
             subtitle=f"{self.folder.resolve().name}, step {module.step}, {len(module.classes)} classes",
             scores=module.scores,
-            curves={title: found for title, found in panels.items() if found},
+            curves=panels(read_logs(self.folder)),
             rows=module.scores_per_class,
             classes=module.classes.names,
             confusion=None if module.confusion is None else module.confusion.numpy(),
             examples=self._examples,
-            settings=redact(settings, environment),
+            settings=redact(settings, module.run.get("environment", [])),
         ).write(self.folder / "report.html")
 
 

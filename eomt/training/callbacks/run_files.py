@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning
-import numpy as np
-import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
-from torch import Tensor
 
-from eomt.classes import Classes
 from eomt.files import replacing, write_json
-from eomt.postprocess.draw import DRAWN_SCORE, contact_sheet, draw_segments, side_by_side
-from eomt.postprocess.geometry import Geometry
-from eomt.postprocess.types import Instances, Segmentation
-from eomt.training.callbacks.trackers import Picture, log_pictures, log_table
+from eomt.postprocess.draw import contact_sheet
+from eomt.training.callbacks.shown import Shown, shown
+from eomt.training.callbacks.trackers import log_pictures, log_table
 from eomt.training.module import EoMTModule
 
 
@@ -34,17 +28,19 @@ class MetricsFile(Callback):
 
     Args:
         folder: the run folder.
+        settings: what is not as usual in this evaluation, such as `{"tta": "flip"}`; `metrics.json` says so.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None):
         self.folder = Path(folder)
+        self.settings = dict(settings or {})
 
     @rank_zero_only
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         if trainer.sanity_checking:
             return
-        scores = {**pl_module.scores, "step": pl_module.step, "mask_free": pl_module.mask_free}
-        write_json(self.folder / "metrics.json", _without_nan(scores))
+        state = {"step": pl_module.step, "mask_free": pl_module.mask_free}
+        write_json(self.folder / "metrics.json", _without_nan({**pl_module.scores, **state, **self.settings}))
         rows = [_without_nan(row) for row in pl_module.scores_per_class]
         write_json(self.folder / "metrics_per_class.json", rows)
         log_table(trainer.loggers, rows, pl_module.step)
@@ -67,33 +63,27 @@ class PredictionPictures(Callback):
     def __init__(self, folder: str | Path, count: int = 8):
         self.folder = Path(folder) / "pictures"
         self.count = count
-        self._pictures: list[Picture] = []
+        self._images: list[Shown] = []
 
-    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
-        self._pictures = []
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        self._images = []
 
     @rank_zero_only
     def on_validation_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: EoMTModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        missing = 0 if trainer.sanity_checking else self.count - len(self._pictures)
+        missing = 0 if trainer.sanity_checking else self.count - len(self._images)
         if missing > 0:
-            images = (shown(batch, k, one, pl_module.task.geometry) for k, one in enumerate(outputs.result()[:missing]))
-            self._pictures += [_picture(image, pl_module.classes) for image in images]
+            found = outputs.result()[:missing]
+            self._images += [shown(batch, k, one, pl_module.task.geometry) for k, one in enumerate(found)]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
-        if self._pictures:
-            sheet = self.folder / f"step-{pl_module.step:06d}.png"
+        if self._images:
+            sheet, classes = self.folder / f"step-{pl_module.step:06d}.png", pl_module.classes
             with replacing(sheet) as temporary:
-                Image.fromarray(contact_sheet([picture.drawn for picture in self._pictures])).save(temporary)
-            log_pictures(trainer.loggers, self._pictures, sheet, pl_module.classes, pl_module.step)
-            self._pictures = []
+                Image.fromarray(contact_sheet([image.row(classes) for image in self._images])).save(temporary)
+            log_pictures(trainer.loggers, self._images, sheet, classes, pl_module.step)
+            self._images = []
 
 
 class SavePredictions(Callback):
@@ -117,29 +107,23 @@ class SavePredictions(Callback):
         self._writer = pl_module.task.writer(self.folder, pl_module.classes, trainer.global_rank, trainer.world_size)
         reader = pl_module.data.reader("val")
         self._writer.check_names(reader.name(index) for index in range(len(reader)))
-        self._unwritten: deque[tuple[Any, Any]] = deque()
+        self._unwritten: list[tuple[Any, Any]] = []
 
     def on_validation_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: EoMTModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         # One batch late: a GPU's predictions are made while the network runs on the next.
-        self._unwritten.append((batch, outputs))
-        if len(self._unwritten) > 1:
-            self._write(*self._unwritten.popleft())
+        self._write()
+        self._unwritten = [(batch, outputs)]
 
-    def _write(self, batch: Any, outputs: Any) -> None:
-        for prediction, name, image_id in zip(outputs.result(), batch.names, batch.image_ids, strict=True):
-            self._writer.add(prediction, name, image_id)
+    def _write(self) -> None:
+        for batch, outputs in self._unwritten:
+            for prediction, name, image_id in zip(outputs.result(), batch.names, batch.image_ids, strict=True):
+                self._writer.add(prediction, name, image_id)
+        self._unwritten = []
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
-        while self._unwritten:
-            self._write(*self._unwritten.popleft())
+        self._write()
         self._writer.flush()
         trainer.strategy.barrier()
         try:
@@ -153,64 +137,3 @@ class SavePredictions(Callback):
 def _without_nan(row: dict) -> dict:
     # JSON has no NaN.
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-
-
-class Shown(NamedTuple):
-    """An image of a validation at the network's resolution, as the batch does not hold the original.
-
-    Attributes:
-        name: the image's name.
-        image: uint8 [H, W, 3].
-        truth: true segments: int64 [H, W], 0 where none is; the classes of the T segments, and which are crowds.
-        found: predicted segments that are drawn: int64 [H, W], the classes and the scores of the S segments.
-        objects: whether segments are objects, beside which there is background, and no void.
-    """
-
-    name: str
-    image: np.ndarray
-    truth: tuple[np.ndarray, np.ndarray, np.ndarray]
-    found: tuple[np.ndarray, np.ndarray, np.ndarray]
-    objects: bool
-
-    def drawn(self, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
-        """Ground truth and prediction, see `draw_segments`."""
-        truth = draw_segments(self.image, *self.truth[:2], classes)
-        return truth, draw_segments(self.image, self.found[0], self.found[1], classes, self.found[2])
-
-    def class_maps(self) -> tuple[np.ndarray, np.ndarray]:
-        """The true and the predicted class of each pixel, int64 [H, W]; -1 for none."""
-        true, found = (np.append(-1, labels)[ids] for ids, labels, _ in (self.truth, self.found))
-        return true, found
-
-
-def shown(batch: Any, index: int, prediction: Segmentation | Instances, geometry: Geometry) -> Shown:
-    """Take one image out of a batch, a copy."""
-    placement, targets = batch.placements[index], batch.targets[index]
-    size = (placement.scaled_height, placement.scaled_width)
-    start = sum(batch.counts[:index])
-    inputs = batch.inputs[start : start + batch.counts[index]]
-    image = geometry.view(inputs, placement, tuple(inputs.shape[-2:])).permute(1, 2, 0).cpu().numpy().copy()
-    truth = targets.ids[0]
-    for plane in targets.ids[1:]:
-        truth = torch.where(plane > 0, plane, truth)
-    objects = isinstance(prediction, Instances)
-    drawn = prediction.above(DRAWN_SCORE).flat() if objects else prediction
-    return Shown(
-        batch.names[index],
-        image,
-        (_nearest(truth, size), targets.labels.numpy(), targets.crowd.numpy()),
-        (_nearest(drawn.ids, size), drawn.labels.cpu().numpy(), drawn.scores.cpu().numpy()),
-        objects,
-    )
-
-
-def _picture(image: Shown, classes: Classes) -> Picture:
-    left, right = image.drawn(classes)
-    drawn = side_by_side(image.image, [(f"{image.name}: ground truth", left), ("prediction", right)])
-    return Picture(image.name, image.image, *image.class_maps(), drawn)
-
-
-def _nearest(ids: Tensor, size: tuple[int, int]) -> np.ndarray:
-    return (
-        F.interpolate(ids[None, None].to(torch.float32), size, mode="nearest-exact")[0, 0].to(torch.int64).cpu().numpy()
-    )

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning
 import numpy as np
@@ -21,27 +21,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 import eomt
 from eomt.classes import Classes
 from eomt.export.redact import redact
+from eomt.training.callbacks.shown import Shown
 from eomt.training.module import EoMTModule
 
 # wandb's masks have a byte per pixel.
 _LAST_CLASS = 255
-
-
-class Picture(NamedTuple):
-    """An image of a validation.
-
-    Attributes:
-        name: the image's name.
-        image: uint8 [H, W, 3], at the network's resolution.
-        truth, prediction: the class of each pixel, integers [H, W]; -1 where no segment is.
-        drawn: uint8 [., ., 3], image, ground truth and prediction side by side.
-    """
-
-    name: str
-    image: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
-    drawn: np.ndarray
 
 
 class Trackers(Callback):
@@ -71,19 +55,15 @@ class Trackers(Callback):
         for logger in trainer.loggers:
             _log_settings(logger, settings)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._step, self._since = trainer.global_step, None
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: EoMTModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         # At the end of the batch they are those of the next step.
         groups = trainer.optimizers[0].param_groups
         self._rates = {f"lr_group/{group.get('name', group['stage'])}": group["lr"] for group in groups}
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: EoMTModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: EoMTModule, *_: Any) -> None:
         step = trainer.global_step
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
         if step == self._step or not every:
@@ -102,10 +82,10 @@ class Trackers(Callback):
         if due or self._since is None:
             self._since = now
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self._validation_began = time.perf_counter()
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         if self._since:
             step, began, waited = self._since
             self._since = (step, began + time.perf_counter() - self._validation_began, waited)
@@ -132,14 +112,12 @@ def log_table(loggers: Sequence[Logger], rows: Sequence[Mapping[str, Any]], step
             logger.experiment.log_dict(logger.run_id, {"classes": list(rows)}, f"classes/step-{step:06d}.json")
 
 
-def log_pictures(
-    loggers: Sequence[Logger], pictures: Sequence[Picture], sheet: Path, classes: Classes, step: int
-) -> None:
-    """Give trackers the pictures of a validation; to wandb as images with masks.
+def log_pictures(loggers: Sequence[Logger], images: Sequence[Shown], sheet: Path, classes: Classes, step: int) -> None:
+    """Give trackers the images that a validation shows; to wandb with masks.
 
     Args:
         loggers: the loggers of a run.
-        pictures: the pictures.
+        images: the images.
         sheet: the file that shows them all.
         classes: the classes' names. Those from the 255th on share a number in wandb's masks.
         step: the optimizer step.
@@ -149,12 +127,13 @@ def log_pictures(
             labels = {k + 1: name for k, name in enumerate(classes.names[:_LAST_CLASS])}
             if len(classes) > _LAST_CLASS:
                 labels[_LAST_CLASS] = f"{labels[_LAST_CLASS]} or a later class"
-            for k, picture in enumerate(pictures):
-                masks = {"ground_truth": _mask(picture.truth, labels), "prediction": _mask(picture.prediction, labels)}
-                logger.log_image(f"pictures/{k}", [picture.image], step, caption=[picture.name], masks=[masks])
+            for k, image in enumerate(images):
+                truth, found = (_mask(part, labels) for part in image.class_maps())
+                masks = {"ground_truth": truth, "prediction": found}
+                logger.log_image(f"pictures/{k}", [image.image], step, caption=[image.name], masks=[masks])
         elif isinstance(logger, TensorBoardLogger):
-            for k, picture in enumerate(pictures):
-                logger.experiment.add_image(f"pictures/{k}", picture.drawn, step, dataformats="HWC")
+            for k, image in enumerate(images):
+                logger.experiment.add_image(f"pictures/{k}", image.row(classes), step, dataformats="HWC")
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_artifact(logger.run_id, str(sheet), "pictures")
 

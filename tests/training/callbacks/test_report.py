@@ -11,7 +11,7 @@ import eval as evaluation
 import train
 from eomt.training.callbacks import Report
 from eomt.training.callbacks.report import _errors
-from eomt.training.callbacks.run_files import Shown
+from eomt.training.callbacks.shown import Shown
 from tests.running import configured
 
 pytestmark = pytest.mark.xdist_group("run")

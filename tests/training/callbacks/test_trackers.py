@@ -12,7 +12,8 @@ from PIL import Image
 
 import train
 from eomt.classes import Classes
-from eomt.training.callbacks.trackers import Picture, Trackers, log_pictures
+from eomt.training.callbacks.shown import Shown
+from eomt.training.callbacks.trackers import Trackers, log_pictures
 from tests.host_syncs import HostSyncs
 from tests.running import configured
 
@@ -141,9 +142,10 @@ def test_more_classes_than_a_wandb_mask_has_values(monkeypatch):
     logger, images = WandbLogger.__new__(WandbLogger), []
     monkeypatch.setattr(logger, "log_image", lambda key, shown, step, **options: images.append(options))
     classes = Classes.from_categories([{"id": k, "name": f"class {k}"} for k in range(300)])
-    image, drawn = np.zeros((1, 4, 3), np.uint8), np.zeros((1, 1, 3), np.uint8)
-    picture = Picture("a", image, np.array([[-1, 0, 253, 299]]), np.array([[0, 254, 255, -1]]), drawn)
-    log_pictures([logger], [picture], None, classes, 1)
+    truth = np.array([[0, 1, 2, 3]]), np.array([0, 253, 299]), np.zeros(3, bool)
+    found = np.array([[1, 2, 3, 0]]), np.array([0, 254, 255]), np.ones(3)
+    image = Shown("a", np.zeros((1, 4, 3), np.uint8), truth, found, False)
+    log_pictures([logger], [image], None, classes, 1)
     masks = images[0]["masks"][0]
     assert masks["ground_truth"]["mask_data"].tolist() == [[0, 1, 254, 255]]
     assert masks["prediction"]["mask_data"].tolist() == [[1, 255, 255, 0]]
