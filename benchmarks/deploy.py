@@ -25,11 +25,11 @@ from torch import Tensor
 
 from eomt.classes import Classes
 from eomt.export.export import export
-from eomt.inference.predict_files import find_images
+from eomt.inference.find_images import find_images
 from eomt.inference.result import Result
+from eomt.inference.sources import load_image
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
-from eomt.photo import load_image
 from eomt.postprocess.geometry import FIT_AND_PAD, Placement
 from eomt.tasks import Task, task_of
 from eomt.weights.load import read_weights

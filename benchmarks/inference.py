@@ -47,7 +47,7 @@ from transformers import EomtImageProcessor
 from transformers.models.eomt.image_processing_eomt import get_size_with_aspect_ratio
 
 from eomt.classes import Classes
-from eomt.inference.predict_files import find_images
+from eomt.inference.find_images import find_images
 from eomt.inference.segmenter import Segmenter
 from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import Placement, cover_size, fit_size, window_starts

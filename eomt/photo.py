@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import http.client
 import io
-import re
-import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch import Tensor
 
 from eomt.errors import InputError, reason
-from eomt.files import walk
 
-
-class Readable(Protocol):
-    """A file that is open for reading bytes."""
-
-    def read(self) -> bytes: ...
-
-
-ImageSource: TypeAlias = str | Path | bytes | Readable | Image.Image | NDArray[Any] | Tensor
 Form = Literal["upright", "stored"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's names of the formats that are read; a file in others of its formats could start a program (EPS)."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-MOST_BYTES = 128 * 2**20
-"""The largest image that is downloaded, in bytes."""
 MAX_PIXELS = 178_956_970
 """The most pixels of an image unless `limit_pixels` changes it: Pillow's bound."""
 
-# Seconds for a server's next bytes, and for all of them.
-_PATIENCE, _LONGEST = 10, 60
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-
-CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes by the number of channels
 # What turns a stored photo upright, by its orientation (EXIF 2.3, tag 274).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,147 +51,10 @@ class Photo(NamedTuple):
     form: Form
 
 
-def load_image(source: ImageSource) -> NDArray[np.uint8]:
-    """Read an image.
-
-    EXIF orientations are applied, as viewers do. Transparent pixels are put on white. 16-bit values are scaled, 65535
-    to 255. The first of several frames or pages is read.
-
-    Args:
-        source: one of
-
-            - a JPEG, PNG, TIFF, WebP, BMP or GIF file, or the bytes of one, or one that is opened with "rb", which is
-              read from where it stands,
-            - the http:// or https:// address of one, see `download`,
-            - a PIL image of any mode,
-            - an array [H, W] (grey) or [H, W, K], or a tensor [H, W] or [K, H, W], with K = 1 grey, 2 grey and
-              alpha, 3 RGB, or 4 RGB and alpha; uint8, uint16, bool, or floating point 0..1. OpenCV's arrays are
-              blue, green, red: give `array[..., ::-1]`.
-
-    Returns:
-        uint8 [H, W, 3], red, green, blue; the given array itself where it is in this form.
-
-    Raises:
-        InputError: if the file is missing, damaged or no image, or values or shape are none of those above.
-    """
-    if is_address(source):
-        return read_photo(io.BytesIO(download(source)), _shown(source)).pixels
-    if isinstance(source, str | Path):
-        if not str(source):
-            raise InputError("an image's path is empty")
-        return _from_file(Path(source).expanduser())
-    if is_file(source):
-        return read_photo(io.BytesIO(_read(source)), "the image in this file").pixels
-    if isinstance(source, bytes | bytearray | memoryview):
-        return read_photo(io.BytesIO(source), "the image in these bytes").pixels
-    if isinstance(source, Image.Image):
-        return _from_pil(source, "the PIL image").pixels
-    if isinstance(source, Tensor):
-        values = source.detach()
-        # NumPy has no bfloat16.
-        values = (values.float() if values.is_floating_point() else values).numpy(force=True)
-        return _from_array(values if values.ndim != 3 else values.transpose(1, 2, 0), list(values.shape))
-    if isinstance(source, np.ndarray):
-        return _from_array(source, list(source.shape))
-    raise no_image(source)
-
-
-def no_image(source: object) -> InputError:
-    """The error about what is no image of any form."""
-    hint = ", which cv2.imread gives for a file that it cannot read" if source is None else ""
-    return InputError(
-        'an image must be a path, an address, bytes, a file opened with "rb", a PIL image, a NumPy array or a tensor, '
-        f"and several a list of these; found {type(source).__name__}{hint}"
-    )
-
-
 def limit_pixels(count: int) -> None:
     """Change the most pixels that an image may have in this process; larger ones are refused by their headers."""
     # Pillow warns from its bound, and refuses from twice as many.
     Image.MAX_IMAGE_PIXELS = count / 2
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and all below it, without hidden ones."""
-    for parent, names in walk(folder, hidden=False):
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def is_image(path: Path) -> bool:
-    """True for a file with an image's suffix."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
-def is_address(source: object) -> TypeGuard[str]:
-    """True for an address such as https://host/photo.jpg. A file of that name is none."""
-    return isinstance(source, str) and bool(_ADDRESS.match(source)) and not Path(source).is_file()
-
-
-def is_file(source: object) -> TypeGuard[Readable]:
-    """True for an open file, or what is read like one."""
-    return callable(getattr(source, "read", None))
-
-
-def content_of(source: ImageSource) -> bytes | None:
-    """The bytes of what can be had only once, an address or an open file; None for any other image.
-
-    Raises:
-        InputError: see `download`; or if a file is closed, or opened as text.
-    """
-    return download(source) if is_address(source) else _read(source) if is_file(source) else None
-
-
-def _read(file: Readable) -> bytes:
-    try:
-        content: object = file.read()
-    except (OSError, ValueError) as error:  # closed, or binary but opened as text
-        raise InputError(f'the image in this file cannot be read: {reason(error)}; open it with "rb"') from error
-    if not content:
-        raise InputError("this file has no bytes from where it stands: has it been read before? file.seek(0) goes back")
-    if not isinstance(content, bytes):
-        raise InputError(f'a file must give bytes, found {type(content).__name__}: open it with "rb"')
-    return content
-
-
-def download(address: str) -> bytes:
-    """Download a file of at most `MOST_BYTES` within a minute, by http or https alone, also where it is redirected.
-
-    Raises:
-        InputError: if the address is another, or the server cannot be reached, refuses, is too slow or sends too much.
-    """
-    name, deadline = _shown(address), time.monotonic() + _LONGEST
-    if address.partition("://")[0].lower() not in ("http", "https"):
-        raise InputError(f"{name}: only http:// and https:// addresses are read; download the file and give its path")
-    # Not urllib's default opener, which a redirection may lead to ftp.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    content = io.BytesIO()
-    try:
-        request = urllib.request.Request(address, headers={"User-Agent": "eomt"})
-        with opener.open(request, timeout=_PATIENCE) as response:
-            while part := response.read1(2**16):
-                content.write(part)
-                if content.tell() > MOST_BYTES:
-                    raise InputError(f"{name} has more than {MOST_BYTES >> 20} MiB: download it and give its path")
-                if time.monotonic() > deadline:
-                    raise InputError(f"{name} takes longer than {_LONGEST} s: download it and give its path")
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise InputError(f"{name} cannot be downloaded: {reason(error)}") from error
-    return content.getvalue()
-
-
-def _shown(address: str) -> str:
-    """An address in messages: without its query, which may hold a secret."""
-    return address.partition("?")[0]
 
 
 def read_photo(
@@ -233,12 +75,26 @@ def read_photo(
     Raises:
         InputError: if it is no image, damaged, or of more pixels than `limit_pixels` allows.
     """
+    # Pillow refuses too many pixels; fewer in a small file may be a scan of an empty page.
+    with _faults(where), Image.open(file, formats=FORMATS) as image:
+        return _taken(image, forms, size)
+
+
+def pil_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of a PIL image of any mode, uint8 [H, W, 3]; see `read_photo`."""
+    with _faults("the PIL image"):
+        return _taken(image, ("upright",), None).pixels
+
+
+@contextmanager
+def _faults(where: str) -> Iterator[None]:
+    """Turn what is wrong with an image into an InputError that names it."""
     try:
-        # Pillow refuses too many pixels; fewer in a small file may be a scan of an empty page.
-        with Image.open(file, formats=FORMATS) as image:
-            return _from_pil(image, where, forms, size)
-    except (InputError, MemoryError):
+        yield
+    except MemoryError:
         raise
+    except InputError as error:  # its cause tells whether reading again may help
+        raise InputError(f"{where} cannot be read: {error}") from error.__cause__
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise InputError(
@@ -246,12 +102,9 @@ def read_photo(
             "Segmenter.load for files that you trust"
         ) from error
     except Exception as error:  # Pillow raises many kinds on files that are no images
-        reason = (
-            f"it is no image in {', '.join(FORMATS)}; convert it to JPEG or PNG"
-            if isinstance(error, UnidentifiedImageError)
-            else error
-        )
-        raise InputError(f"{where} cannot be read: {reason}") from error
+        no_image = f"it is no image in {', '.join(FORMATS)}; convert it to JPEG or PNG"
+        fault = no_image if isinstance(error, UnidentifiedImageError) else reason(error)
+        raise InputError(f"{where} cannot be read: {fault}") from error
 
 
 def photo_size(data: bytes | bytearray, form: Form = "upright") -> tuple[int, int] | None:
@@ -264,58 +117,17 @@ def photo_size(data: bytes | bytearray, form: Form = "upright") -> tuple[int, in
         return None
 
 
-def _from_file(path: Path) -> NDArray[np.uint8]:
-    if not path.is_file():
-        raise InputError(f"{path} is a folder, not an image" if path.is_dir() else f"{path}: no such file")
-    try:
-        # Opened here: given a name, Pillow memory-maps uncompressed grey TIFFs and shears those with an orientation.
-        with path.open("rb") as file:
-            return read_photo(file, str(path)).pixels
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert a loaded PIL image of any mode: uint8 [H, W, 3], red, green, blue, contiguous and writable.
-
-    Transparent pixels are put on white; 16-bit values are scaled, 65535 to 255.
-
-    Raises:
-        InputError: if its values fit neither 8 nor 16 bits.
-    """
-    if not (image.mode.startswith("I") or image.mode == "F"):
-        return _as_rgb(image)
-    # Pillow's own conversion would clip all that is above 255 to white.
-    values = np.asarray(image)
-    if values.dtype == np.int32:
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
-        values = values.astype(np.uint16)
-    return _from_array(values, list(values.shape))
-
-
-def _from_pil(
-    image: Image.Image,
-    where: str,
-    forms: Sequence[Form] = ("upright",),
-    size: Callable[[], tuple[int, int] | None] | None = None,
-) -> Photo:
-    try:
-        # Pillow turns TIFFs as it loads them. PNGs tell their orientation only then.
-        found: Form = "upright" if image.format == "TIFF" else "stored"
-        orientation = _orientation(image) if found == "upright" else 1
-        image.load()
-        orientation = _orientation(image) if found == "stored" else orientation
-        form = _chosen((image.height, image.width), found, orientation, forms, size)
-        if form != found and orientation != 1:
-            image = image.transpose((_UPRIGHT if form == "upright" else _STORED)[orientation])
-        return Photo(_to_rgb(image), orientation, form)
-    except MemoryError:
-        raise
-    except InputError as error:  # its cause tells whether reading again may help
-        raise InputError(f"{where} cannot be read: {error}") from error.__cause__
-    except Exception as error:
-        raise InputError(f"{where} cannot be read: {error or type(error).__name__}") from error
+def _taken(image: Image.Image, forms: Sequence[Form], size: Callable[[], tuple[int, int] | None] | None) -> Photo:
+    """See `read_photo`."""
+    # Pillow turns TIFFs as it loads them. PNGs tell their orientation only then.
+    found: Form = "upright" if image.format == "TIFF" else "stored"
+    orientation = _orientation(image) if found == "upright" else 1
+    image.load()
+    orientation = _orientation(image) if found == "stored" else orientation
+    form = _chosen((image.height, image.width), found, orientation, forms, size)
+    if form != found and orientation != 1:
+        image = image.transpose((_UPRIGHT if form == "upright" else _STORED)[orientation])
+    return Photo(_to_rgb(image), orientation, form)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -341,6 +153,25 @@ def _chosen(
     return forms[0]
 
 
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert a loaded PIL image of any mode: uint8 [H, W, 3], red, green, blue, contiguous and writable.
+
+    Transparent pixels are put on white; 16-bit values are scaled, 65535 to 255.
+
+    Raises:
+        InputError: if its values fit neither 8 nor 16 bits.
+    """
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return _as_rgb(image)
+    # Pillow's own conversion would clip all that is above 255 to white.
+    values = np.asarray(image)
+    if values.dtype == np.int32:
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+        values = values.astype(np.uint16)
+    return array_pixels(values, values.shape)
+
+
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -350,18 +181,27 @@ def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _from_array(values: NDArray[Any], shape: list[int]) -> NDArray[np.uint8]:
+def array_pixels(values: NDArray[Any], shape: Sequence[int]) -> NDArray[np.uint8]:
+    """The pixels of an array [H, W] or [H, W, K] of any type, uint8 [H, W, 3]; see `read_photo`.
+
+    Args:
+        values: the array; it is returned itself where it is in this form.
+        shape: that of the image as it was given, for messages.
+
+    Raises:
+        InputError: if it has another shape, or values that are none of these.
+    """
     if values.ndim == 2:
         values = values[..., None]
-    if values.ndim != 3 or values.shape[2] not in CHANNELS or values.size == 0:
+    if values.ndim != 3 or values.shape[2] not in _MODES or values.size == 0:
         raise InputError(
             f"an image must be an array [H, W] or [H, W, K] or a tensor [H, W] or [K, H, W] with K = 1 (grey), "
-            f"2, 3 (RGB) or 4, and at least one pixel; found shape {shape}"
+            f"2, 3 (RGB) or 4, and at least one pixel; found shape {list(shape)}"
         )
     values = _as_8_bit(values)
     if values.shape[2] == 3:
         return np.ascontiguousarray(values)
-    return _as_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values, CHANNELS[values.shape[2]]))
+    return _as_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values, _MODES[values.shape[2]]))
 
 
 def _as_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:

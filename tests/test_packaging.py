@@ -27,7 +27,8 @@ import torch
 from PIL import Image
 from eomt.__main__ import main
 from eomt.classes import Classes
-from eomt.inference.predict_files import find_images, predict_files
+from eomt.inference.find_images import find_images
+from eomt.inference.predict_files import predict_files
 from eomt.inference.segmenter import Segmenter
 from eomt.model.eomt import EoMT
 

@@ -12,7 +12,7 @@ from eomt.errors import InputError
 from eomt.export import export as exporting
 from eomt.export.graph import Run
 from eomt.export.hub import check_push, push
-from eomt.inference.predict_files import find_images
+from eomt.inference.find_images import find_images
 from eomt.tasks import task_of
 from eomt.weights.load import read_weights
 

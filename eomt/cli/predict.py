@@ -15,7 +15,8 @@ from tqdm import tqdm
 from eomt.custom_classes import read_classes
 from eomt.errors import InputError
 from eomt.files import locked
-from eomt.inference.predict_files import check_out, find_images, predict_files, writing_processes
+from eomt.inference.find_images import find_images
+from eomt.inference.predict_files import check_out, predict_files, writing_processes
 from eomt.inference.segmenter import Segmenter
 
 log = logging.getLogger("eomt")

@@ -19,9 +19,9 @@ from eomt.export.model_card import model_card
 from eomt.export.postprocess import output_of
 from eomt.export.redact import redact
 from eomt.files import ArchiveFile, replacing_folder, write_json
+from eomt.inference.sources import load_image
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import Logits
-from eomt.photo import load_image
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.tasks import task_of
 from eomt.weights.huggingface import to_huggingface

@@ -22,8 +22,9 @@ from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.files import replacing
 from eomt.inference.checks import check_threshold
+from eomt.inference.sources import ImageSource
 from eomt.inference.windows import load_thinned
-from eomt.photo import MAX_PIXELS, ImageSource
+from eomt.photo import MAX_PIXELS
 from eomt.postprocess.draw import DRAWN_SCORE, draw_segments
 from eomt.postprocess.geometry import outlines
 from eomt.postprocess.instance import encode_masks

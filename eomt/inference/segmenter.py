@@ -37,17 +37,20 @@ from eomt.inference.checks import (
 from eomt.inference.graphs import FixedBatches, compile_network
 from eomt.inference.precision import PRECISIONS, with_cast_weights
 from eomt.inference.result import Result
-from eomt.inference.sources import expanded, is_folder, is_single, listed
-from eomt.inference.windows import opened
-from eomt.model.eomt import EoMT
-from eomt.model.outputs import Logits
-from eomt.photo import (
+from eomt.inference.sources import (
     ImageSource,
     Readable,
     content_of,
-    limit_pixels,
+    expanded,
+    is_folder,
+    is_single,
+    listed,
     load_image,
 )
+from eomt.inference.windows import opened
+from eomt.model.eomt import EoMT
+from eomt.model.outputs import Logits
+from eomt.photo import limit_pixels
 from eomt.postprocess.geometry import MAX_WINDOWS, Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, Task, predict_images, task_of

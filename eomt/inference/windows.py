@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eomt.errors import InputError
-from eomt.photo import MAX_PIXELS, ImageSource, load_image
+from eomt.inference.sources import ImageSource, load_image
+from eomt.photo import MAX_PIXELS
 
 log = logging.getLogger("eomt")
 

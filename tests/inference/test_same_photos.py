@@ -11,10 +11,11 @@ from PIL import Image
 from datasets.module import SegmentationData
 from datasets.readers.coco import CocoInstance, CocoPanoptic
 from datasets.readers.folder import FolderSemantic
-from eomt.inference.predict_files import find_images, predict_files
+from eomt.inference.find_images import find_images
+from eomt.inference.predict_files import predict_files
 from eomt.inference.segmenter import Segmenter
+from eomt.inference.sources import load_image
 from eomt.loss.mask_classification import MaskClassificationLoss
-from eomt.photo import load_image
 from eomt.tasks import task_of
 from eomt.training.callbacks import SavePredictions
 from eomt.training.module import EoMTModule

@@ -13,8 +13,9 @@ import eomt.postprocess.writers
 from eomt.errors import InputError
 from eomt.inference.predict_files import predict_files
 from eomt.inference.segmenter import Segmenter
+from eomt.inference.sources import load_image
 from eomt.inference.windows import load_thinned, opened
-from eomt.photo import MAX_PIXELS, limit_pixels, load_image
+from eomt.photo import MAX_PIXELS, limit_pixels
 from eomt.postprocess.writers import write_large_png
 from eomt.tasks import task_of
 from tests.colour_network import CLASSES, ColourNetwork, picture
