@@ -39,9 +39,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hydra import compose, initialize_config_dir
 
 from datasets.files.decode import decode_id_map, decode_label_map
-from datasets.loader import TrainingSet
 from datasets.module import SegmentationData
 from datasets.sampler import SampleKey
+from datasets.samples import TrainingSet
 from datasets.transforms import TrainTransform
 from eomt.cli.build import build_data
 from eomt.photo import read_photo

@@ -1,8 +1,4 @@
-"""Data loaders: images are read, transformed and batched in worker processes; training resumes exactly.
-
-An exception raised in a worker arrives in the main process with a stack trace in its text. Unreadable images
-therefore travel as values, and the loaders raise or report them in the main process.
-"""
+"""Data loaders: images are read, transformed and batched in worker processes; training resumes exactly."""
 
 from __future__ import annotations
 
@@ -13,30 +9,23 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from typing import Any, ClassVar
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.batch import EvalBatch, EvalItem, TrainBatch, TrainItem, collate_eval, collate_train
-from datasets.files.source import read_with_retry
-from datasets.readers.base import NOTES, Reader, listed
-from datasets.sampler import EpochBatchSampler, SampleKey
-from datasets.transforms import TrainTransform, has_segment, shown_targets
+from datasets.batch import EvalBatch, TrainBatch, collate_eval, collate_train
+from datasets.notes import ImageNotes
+from datasets.sampler import EpochBatchSampler
+from datasets.samples import EvaluationSet, TrainingSet
 from eomt.errors import InputError, worker_failure
-from eomt.postprocess.geometry import Geometry
 
 log = logging.getLogger("eomt.data")
-
-# Images drawn in place of a broken one before training gives up: more than a few broken files in a row
-# mean that the data as a whole is not what the configuration says.
-MAX_REPLACEMENTS = 20
 
 # Broken images of a run since it was last started. A set with more of them needs a look before hours are spent on it.
 MAX_BAD_IMAGES = 10
@@ -46,117 +35,6 @@ TIMEOUT_SECONDS = 300.0
 
 # Workers send each tensor as an open file: 16 of them, at batches of 16 images with five tensors, some 2,500.
 OPEN_FILES = 1 << 16
-
-
-class TrainingSet(Dataset):
-    """The images of a reader that have at least one segment, transformed.
-
-    An image whose segments turn out to be without a pixel, as a label PNG of nothing but void, is replaced by another.
-
-    Args:
-        reader: the images and their targets.
-        transform: the random transform.
-        seed: non-negative; with a sample's key it determines all that is random about the sample.
-        keep_empty: images without a segment, or of crowds alone, are in the set, too: negatives.
-
-    Raises:
-        InputError: if no image has a segment.
-    """
-
-    def __init__(self, reader: Reader, transform: TrainTransform, seed: int, keep_empty: bool = False):
-        self.reader = reader
-        self.transform = transform
-        self.seed = seed
-        self.keep_empty = keep_empty
-        has_targets = reader.has_targets()
-        self.indices = np.flatnonzero(has_targets | keep_empty)
-        self._empty: set[int] = set()  # which those are does not depend on what was read before
-        if not has_targets.any():
-            raise InputError(_nothing_to_train(len(reader)))
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, key: SampleKey) -> TrainItem | InputError:
-        """The sample of a key, or the error if neither its image nor any replacement can be read, or transformed."""
-        skipped: list[str] = []
-        notes: list[tuple[str, str]] = []
-        for attempt in count():
-            if len(skipped) > MAX_REPLACEMENTS:
-                break
-            if len(self._empty) == len(self):
-                return InputError(_nothing_to_train(len(self.reader)))
-            place = int(self.indices[key.replacement(self.seed, attempt, len(self)) if attempt else key.index])
-            if place in self._empty:
-                continue
-            name = self.reader.name(place)
-            try:
-                image, targets = read_with_retry(self.reader.read, place)
-            except InputError as error:
-                skipped.append(_with_name(name, error))
-                continue
-            notes += [(kind, name) for kind, _ in targets.notes]
-            try:
-                image, cropped = self.transform(image, targets, key.augmentation_seed(self.seed))
-            except InputError as error:
-                return InputError(_with_name(name, error))
-            if len(cropped.labels) or self.keep_empty or has_segment(targets):
-                return TrainItem(image, cropped, name, tuple(skipped), tuple(notes))
-            notes.append(("no_segment", name))
-            self._empty.add(place)
-        return InputError(f"{len(skipped)} training images drawn in a row could not be read; the last: {skipped[-1]}")
-
-
-class EvaluationSet(Dataset):
-    """This rank's share of a reader's images, each exactly once over all ranks.
-
-    Indices beyond the last give one of the images again, without targets: see `EvaluationLoader`.
-
-    Args:
-        reader: the images and their targets.
-        geometry: how an image becomes inputs of the network.
-        size: (height, width) of an input.
-        rank, world_size: this process among those that evaluate together.
-        with_shown: also give the segments that each input shows, for a loss.
-
-    Attributes:
-        most: the largest number of images of a rank.
-    """
-
-    def __init__(
-        self,
-        reader: Reader,
-        geometry: Geometry,
-        size: tuple[int, int],
-        rank: int = 0,
-        world_size: int = 1,
-        with_shown: bool = False,
-    ):
-        self.with_shown = with_shown
-        self.reader = reader
-        self.geometry = geometry
-        self.size = size
-        self.rank = rank
-        self.indices = range(rank, len(reader), world_size)
-        self.most = -(-len(reader) // world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> EvalItem | InputError:
-        """An image with its targets, or the error if it cannot be read."""
-        again = place >= len(self)
-        index = self.rank % len(self.reader) if again else self.indices[place]
-        name = self.reader.name(index)
-        try:
-            image, targets = read_with_retry(self.reader.read, index)
-        except InputError as error:
-            return InputError(_with_name(name, error))
-        inputs, placement = self.geometry.prepare(image, self.size)
-        if again:
-            return EvalItem(inputs, placement, None, name, self.reader.image_id(index))
-        shown = shown_targets(targets, placement, self.size) if self.with_shown else ()
-        return EvalItem(inputs, placement, targets, name, self.reader.image_id(index), shown)
 
 
 class BatchLoader(DataLoader):
@@ -235,38 +113,6 @@ class BatchLoader(DataLoader):
         batch = next(batches, None)
         self.waited += time.perf_counter() - began
         return batch
-
-
-class ImageNotes:
-    """Remarks on what was done with the images that have been read, in a line of each kind.
-
-    Args:
-        reader: their set; custom readers need not have `photos`.
-        name: the set's name in messages.
-    """
-
-    def __init__(self, reader: Reader, name: str):
-        self._photos = getattr(reader, "photos", None)
-        self._name = name
-        self._names: dict[str, dict[str, None]] = {}
-        self._said: dict[str, int] = {}
-        self._said_of_photos: frozenset[int] = frozenset()
-
-    def add(self, notes: Iterable[tuple[str, str]]) -> None:
-        """Take pairs of a key of `datasets.readers.base.NOTES` and an image's name."""
-        for kind, name in notes:
-            self._names.setdefault(kind, {})[name] = None
-
-    def say(self) -> None:
-        """Log each kind of which there are more images than before, and each new kind of EXIF orientations."""
-        for kind, names in self._names.items():
-            if len(names) > self._said.get(kind, 0):
-                self._said[kind] = len(names)
-                log.warning("%s: %d %s: %s", self._name, len(names), NOTES[kind], listed(names))
-        note, kinds = self._photos.note() if self._photos else ("", frozenset())
-        if kinds - self._said_of_photos:
-            self._said_of_photos |= kinds
-            log.info("%s: %s", self._name, note)
 
 
 class EvaluationLoader(BatchLoader):
@@ -421,18 +267,6 @@ def _notice_dead_workers() -> None:
         BatchLoader.on_dead_worker = handler
     elif BatchLoader.on_dead_worker is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, BatchLoader.on_dead_worker)
-
-
-def _nothing_to_train(images: int) -> str:
-    return (
-        f"data.train has {images} images and none has a segment that is no crowd: nothing to train on; "
-        "check that its annotations belong to its images, and data.crowd and data.ignore"
-    )
-
-
-def _with_name(name: str, error: InputError) -> str:
-    """The error's message with the image's name: an error about an archive does not know it."""
-    return str(error) if name in str(error) else f"{name}: {error}"
 
 
 def _collate(collate: Callable[[Sequence], Any], items: Sequence) -> Any:

@@ -13,17 +13,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datasets.batch import EvalBatch, TrainBatch
-from datasets.loader import (
-    MAX_BAD_IMAGES,
-    TIMEOUT_SECONDS,
-    EvaluationLoader,
-    EvaluationSet,
-    ResumableLoader,
-    TrainingSet,
-)
+from datasets.loader import MAX_BAD_IMAGES, TIMEOUT_SECONDS, EvaluationLoader, ResumableLoader
 from datasets.readers.base import Reader, Subset, divided, listed
 from datasets.readers.chosen import ChosenClasses
 from datasets.sampler import EpochBatchSampler
+from datasets.samples import EvaluationSet, TrainingSet
 from datasets.transforms import TrainTransform
 from eomt.classes import Classes, difference
 from eomt.errors import InputError

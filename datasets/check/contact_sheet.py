@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from datasets.loader import EvaluationSet
 from datasets.module import SegmentationData
 from datasets.readers.base import Reader
 from datasets.sampler import SampleKey
+from datasets.samples import EvaluationSet
 from eomt.classes import Classes, SegmentClass
 from eomt.errors import InputError
 from eomt.postprocess.draw import contact_sheet, draw_segments, side_by_side

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZipFile
+from zipfile import ZipFile, ZipInfo
 
 from datasets.files.index import cache_errors, cache_folder
 from datasets.files.source import FREE_BYTES, LARGEST_RATIO
@@ -85,7 +85,8 @@ def column_archive(parent: Path, pattern: str, column: str) -> Path:
                 name = os.path.splitext(os.path.relpath(file, parent))[0]
                 for row, (image, data) in enumerate(_cells(file, column)):
                     if data is not None:
-                        archive.writestr(f"{name}/{row:08d}{image}.png", data)
+                        # Without the time: processes that unpack it at once make equal archives.
+                        archive.writestr(ZipInfo(f"{name}/{row:08d}{image}.png"), data)
     return path
 
 

@@ -11,15 +11,7 @@ from datasets.layout.listing import MASKS, PHOTOS, DataFolder, Layout, both, spl
 from eomt.errors import InputError
 from eomt.photo import IMAGE_SUFFIXES
 
-_CLASS_FILES = [
-    "classes.txt",
-    "classes.json",
-    "labelmap.txt",
-    "class_names.txt",
-    "labels.txt",
-    "codes.txt",
-    "names.txt",
-]
+_FILES = ["classes.txt", "classes.json", "labelmap.txt", "class_names.txt", "labels.txt", "codes.txt", "names.txt"]
 
 
 def masks(folder: DataFolder) -> Layout | None:
@@ -35,7 +27,7 @@ def masks(folder: DataFolder) -> Layout | None:
     if not sets:
         return None
     unused = folder.unused_photos({*sets, *["test"] * ("val" in sets)})
-    file = _class_file(folder, _CLASS_FILES)
+    file = _class_file(folder, _FILES)
     classes = {"classes": file} if file else {}
     colors = {"color_labels": True} if file == "labelmap.txt" else {}
     readings = {"folder_semantic": {**both(sets), **classes, **colors}}
@@ -72,7 +64,7 @@ def tables(folder: DataFolder) -> Layout | None:
     if not photos or not truths:
         return None
     keys = {split: {"images": f"{name}:{photos[0]}", "labels": f"{name}:{truths[0]}"} for split, name in sets.items()}
-    classes = _class_file(folder, ("id2label.json", *_CLASS_FILES)) or found.classes
+    classes = _class_file(folder, ("id2label.json", *_FILES)) or found.classes
     readings = {"folder_semantic": {**both(keys), **({"classes": classes} if classes else {})}}
     return Layout("a Hugging Face data set", readings)
 

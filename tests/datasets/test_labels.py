@@ -8,11 +8,12 @@ import pytest
 
 import eval as evaluation
 import train
-from datasets.loader import EvaluationLoader, EvaluationSet, ResumableLoader, TrainingSet
+from datasets.loader import EvaluationLoader, ResumableLoader
 from datasets.module import SegmentationData
 from datasets.readers.coco import CocoInstance, CocoPanoptic
 from datasets.readers.folder import FolderSemantic
 from datasets.sampler import EpochBatchSampler, SampleKey
+from datasets.samples import EvaluationSet, TrainingSet
 from datasets.transforms import TrainTransform
 from eomt.errors import InputError
 from eomt.postprocess.geometry import FIT_AND_PAD

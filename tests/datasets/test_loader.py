@@ -17,15 +17,9 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from datasets.files import source
-from datasets.loader import (
-    MAX_REPLACEMENTS,
-    BatchLoader,
-    EvaluationLoader,
-    EvaluationSet,
-    ResumableLoader,
-    TrainingSet,
-)
+from datasets.loader import BatchLoader, EvaluationLoader, ResumableLoader
 from datasets.sampler import EpochBatchSampler
+from datasets.samples import MAX_REPLACEMENTS, EvaluationSet, TrainingSet
 from datasets.transforms import TrainTransform
 from eomt.errors import InputError, worker_failure
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS, Placement

@@ -1,12 +1,14 @@
 """Columns of images in Parquet and Arrow files."""
 
 import os
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 
 from datasets.files.archive import find_source
+from datasets.files.index import cache_folder
 from datasets.files.table import columns
 from datasets.layout.find import find_layout
 from eomt.cli.arguments import prepared
@@ -29,6 +31,24 @@ def test_a_column_is_an_archive(tmp_path):
         assert list(contents(source).values()) == [picture.photo for picture in pictures()[16:]]
     assert next(iter(source.members())) == "data/validation-00000-of-00002/00000000 picture 16.png"
     assert columns(tmp_path / "data" / "train-00000-of-00002.parquet") == (["image", "label"], ["background", *CLASSES])
+
+
+def test_processes_that_unpack_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    hugging_face(tmp_path)
+    cache, pattern, seen = cache_folder(), "data/train*.parquet:image", []
+    is_file = Path.is_file
+
+    def another_is_first(path):
+        if path.parent == cache and not seen:
+            seen.append(path)
+            seen.append(find_source(tmp_path, pattern).fingerprint())
+            monkeypatch.setattr("time.time", lambda: 2e9)
+            return False
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", another_is_first)
+    assert find_source(tmp_path, pattern).fingerprint() == seen[1], "the key of the index that both build"
+    assert [*cache.iterdir()] == [seen[0]]
 
 
 def test_what_cannot_be_read_ends_in_one_line(tmp_path):
