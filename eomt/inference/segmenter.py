@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -53,7 +53,7 @@ from eomt.model.outputs import Logits
 from eomt.photo import limit_pixels
 from eomt.postprocess.geometry import MAX_WINDOWS, Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
-from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, Task, predict_images, task_of
+from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, Task, task_of
 from eomt.views import Flipped, Tiled, around
 from eomt.weights.load import read_weights
 
@@ -118,9 +118,8 @@ class Segmenter:
         if str(precision) not in PRECISIONS:
             raise InputError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
         self.precision = str(precision)
-        self.task, self._tiled = around(task, network.backbone.patch_size, False, tta, unpadded), None
-        if tile:
-            self._tiled = Tiled(self.task, tile)
+        self.task = around(task, network.backbone.patch_size, False, tta, unpadded)
+        self._tiled = Tiled(self.task, tile) if tile else None
         self.classes = classes
         self.unpadded = unpadded
         network.backbone.crop_position = unpadded
@@ -258,20 +257,31 @@ class Segmenter:
             threshold: leave segments with lower scores out. Default: results have all, see `Result.threshold`. It
                 brings no panoptic segment back that post-processing has dropped by its `score_threshold`.
 
-        Yields:
+        Returns:
             A result per image, in their order.
 
         Raises:
-            InputError: if an argument is out of range, an image cannot be read, or a folder has none.
+            InputError: at the call if an argument is out of range; later if an image cannot be read, or a folder has
+                none.
         """
         check_count("batch_size", batch_size, 1, LARGEST_SIDE)
         check_count("num_workers", num_workers, 0, MOST_THREADS)
-        sources = expanded(listed(images))
         if threshold is not None:
             self._check_threshold(threshold)
+        return self._results(expanded(listed(images)), batch_size, num_workers, on_error, threshold)
+
+    def _results(
+        self,
+        sources: Iterable[ImageSource],
+        batch_size: int,
+        num_workers: int,
+        on_error: Callable[[ImageSource, InputError], None] | None,
+        threshold: float | None,
+    ) -> Iterator[Result]:
         if self._tiled is None:
-            finish = partial(self._finish, threshold=threshold)
-            yield from self._stream(sources, batch_size, num_workers, on_error, self._predict, finish)
+            predict = partial(self._predict, threshold=threshold)
+            for prediction, source, content in self._stream(sources, batch_size, num_workers, on_error, predict):
+                yield Result(prediction, self.classes, source, threshold, content)
             return
         for source in sources:
             try:
@@ -290,15 +300,16 @@ class Segmenter:
         with opened(source if content is None else content) as (size, read):
             tiles = tiled.tiles(size, input_size)
             if len(tiles) == 1:
-                pixels = [read(0, 0, *size)]
-                (prediction,) = self._stream(pixels, batch_size, num_workers, None, self._predict, _itself)
-                return self._finish(prediction, source, content, threshold)
-            merger: Any = tiled.merger(size, self.classes)
-            pixels = (tiled.padded(read(t.top, t.left, t.bottom, t.right), input_size) for t in tiles)
-            parts = self._stream(pixels, batch_size, num_workers, None, self._predict_part, _itself)
-            for tile, part in zip(tiles, parts, strict=True):
-                merger.add(tile, part)
-            return self._finish(merger.result(), source, content, threshold)
+                pixels, predict = [read(0, 0, *size)], partial(self._predict, threshold=threshold)
+                ((prediction, *_),) = self._stream(pixels, batch_size, num_workers, None, predict)
+            else:
+                merger: Any = tiled.merger(size, self.classes)
+                pixels = (tiled.padded(read(t.top, t.left, t.bottom, t.right), input_size) for t in tiles)
+                parts = self._stream(pixels, batch_size, num_workers, None, self._predict_part)
+                for tile, (part, *_) in zip(tiles, parts, strict=True):
+                    merger.add(tile, part)
+                prediction = _above(merger.result(), threshold)
+        return Result(prediction, self.classes, source, threshold, content)
 
     def _stream(
         self,
@@ -307,9 +318,8 @@ class Segmenter:
         num_workers: int,
         on_error: Callable[[ImageSource, InputError], None] | None,
         predict: Callable[[list[Logits], Placement], Any],
-        finish: Callable[[Any, ImageSource, bytes | None], Any],
-    ) -> Iterator[Any]:
-        """See `stream`: what `finish` makes of each image's prediction."""
+    ) -> Iterator[tuple[Any, ImageSource, bytes | None]]:
+        """What `predict` makes of each image's outputs, the image, and its bytes where they can be had only once."""
         placed: deque[tuple[ImageSource, bytes | None, int, Placement]] = deque()
 
         def inputs() -> Iterator[tuple[Tensor, Placement]]:
@@ -325,7 +335,12 @@ class Segmenter:
                 yield from ((part, placement) for part in parts)
 
         outputs: deque[Logits] = deque()
-        results: deque[Future[Any]] = deque()
+        results: deque[tuple[Future[Any], ImageSource, bytes | None]] = deque()
+
+        def first() -> tuple[Any, ImageSource, bytes | None]:
+            future, source, content = results.popleft()
+            return future.result(), source, content
+
         waiting = inputs()
         size = None
         # Two threads: one launches while the other waits for the device.
@@ -338,15 +353,14 @@ class Segmenter:
                 while placed and len(outputs) >= placed[0][2]:
                     source, content, count, placement = placed.popleft()
                     own = [outputs.popleft() for _ in range(count)]
-                    then = partial(_finished, finish, source, content)
-                    results.append(background.submit(partial(predict, own, placement), then))
+                    results.append((background.submit(partial(predict, own, placement)), source, content))
                     if not background.concurrent:
-                        yield results.popleft().result()
+                        yield first()
                 # Those of the batch before were made meanwhile, and are taken while the device works on this one.
                 for _ in range(before):
-                    yield results.popleft().result()
+                    yield first()
             while results:
-                yield results.popleft().result()
+                yield first()
 
     @torch.inference_mode()
     def probabilities(self, image: ImageSource, batch_size: int = 8) -> NDArray[np.float32]:
@@ -388,16 +402,6 @@ class Segmenter:
                 "Segmenter.load(..., score_threshold=) and postprocess.score_threshold= change",
                 *(threshold, least),
             )
-
-    def _finish(
-        self,
-        prediction: Segmentation | Instances,
-        source: ImageSource,
-        content: bytes | None,
-        threshold: float | None,
-    ) -> Result:
-        result = Result(prediction, self.classes, source, content=content)
-        return result if threshold is None else result.above(threshold)
 
     def _read_ahead(
         self, images: Iterable[ImageSource], num_workers: int, ahead: int
@@ -442,12 +446,15 @@ class Segmenter:
 
         dtype = PRECISIONS[self.precision]
         autocast: Any = nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-        with autocast, self._memory_for(size):
-            inputs = self._on_device(parts)
-            if self.unpadded:
-                output = run_unpadded(run, inputs, placements, self.network.backbone.patch_size, len(inputs))
-            else:
-                output = self._batches(inputs, size)
+        try:
+            with autocast:
+                inputs = self._on_device(parts)
+                if self.unpadded:
+                    output = run_unpadded(run, inputs, placements, self.network.backbone.patch_size, len(inputs))
+                else:
+                    output = self._batches(inputs, size)
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"batch_size={size} does not fit into the memory of {self.device}") from error
         return [Logits(*parts) for parts in zip(*(logits.split(1) for logits in output), strict=True)]
 
     def _on_device(self, parts: Sequence[Tensor]) -> Tensor:
@@ -464,19 +471,13 @@ class Segmenter:
         inputs.record_stream(stream)
         return inputs
 
-    @contextmanager
-    def _memory_for(self, size: int) -> Generator[None, None, None]:
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise InputError(f"batch_size={size} does not fit into the memory of {self.device}") from error
-
     @torch.inference_mode()
-    def _predict(self, outputs: list[Logits], placement: Placement) -> Segmentation | Instances:
+    def _predict(
+        self, outputs: list[Logits], placement: Placement, threshold: float | None
+    ) -> Segmentation | Instances:
         """Post-process the outputs for an image's inputs; the result is on the host."""
-        size = self.network.image_size
-        (prediction,) = predict_images(self.task, _joined(outputs), [len(outputs)], [placement], size, self.classes)
-        return _on_host(prediction)
+        prediction = self.task.predict(_joined(outputs), placement, self.network.image_size, self.classes)
+        return _above(_on_host(prediction), threshold)
 
     @torch.inference_mode()
     def _predict_part(self, outputs: list[Logits], placement: Placement) -> Any:
@@ -485,18 +486,14 @@ class Segmenter:
         return _on_host(self._tiled.part(_joined(outputs), placement, self.network.image_size, self.classes))
 
 
-def _finished(finish: Callable[..., Any], source: ImageSource, content: bytes | None, prediction: Any) -> Any:
-    return finish(prediction, source, content)
-
-
 def _on_host(prediction: Any) -> Any:
     if isinstance(prediction, Tensor):
         return prediction.cpu()
     return prediction._make(part.cpu() if isinstance(part, Tensor) else part for part in prediction)
 
 
-def _itself(prediction: Any, source: ImageSource, content: bytes | None) -> Any:
-    return prediction
+def _above(prediction: Any, threshold: float | None) -> Any:
+    return prediction if threshold is None else prediction.above(threshold)
 
 
 def _joined(outputs: Sequence[Logits]) -> Logits:

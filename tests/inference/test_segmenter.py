@@ -201,8 +201,10 @@ def test_unreadable_images_are_errors_or_left_out(tmp_path):
         ({"num_workers": -1}, "num_workers=-1 must be a whole number of at least 0 and at most 512"),
         ({"threshold": "0.5"}, "threshold='0.5' must be a number from 0 to 1"),
     ):
-        with pytest.raises(InputError, match=message):
-            segmenter(image, **arguments)
+        # Also a stream tells them at once, not at its first image.
+        for call in (segmenter, segmenter.stream):
+            with pytest.raises(InputError, match=message):
+                call(image, **arguments)
     for value, message in (
         (None, "found NoneType, which cv2.imread gives"),
         (3, "found int"),
