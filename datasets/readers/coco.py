@@ -18,16 +18,16 @@ from datasets.files.source import Folder, IndexedFiles, Member, Source
 from datasets.readers.base import check_size, index_remarks, left_out, listed, open_root
 from datasets.readers.coco_index import VERSION, build_index
 from datasets.readers.coco_json import stream_arrays
-from datasets.readers.foreign import Opener
-from datasets.readers.labelme import open_labelme
-from datasets.readers.voc import open_voc
-from datasets.readers.yolo import open_yolo
+from datasets.readers.foreign import Foreign
+from datasets.readers.labelme import LabelMe
+from datasets.readers.voc import Voc
+from datasets.readers.yolo import Yolo
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.photo import Form
 from eomt.targets import ImageId, ImageTargets, runs, targets_from_id_map, targets_from_rles
 
-FORMATS: dict[str, Opener] = {"labelme": open_labelme, "voc": open_voc, "yolo": open_yolo}
+FORMATS: dict[str, type[Foreign]] = {"labelme": LabelMe, "voc": Voc, "yolo": Yolo}
 """Formats whose rows are read as a JSON's are, by the value of `data.format` that chooses each."""
 
 _PUBLISHED = ("train2017", "val2017")  # folders and archives of COCO's own photos

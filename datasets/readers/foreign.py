@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from datasets.files.source import Folder, Member, Source
+from datasets.files.source import Folder, Member, Source, is_hidden
 from eomt.errors import InputError
-from eomt.photo import Form, photo_size
+from eomt.photo import IMAGE_SUFFIXES, Form, photo_size
 
 
 class BadImage(InputError):
@@ -31,21 +32,52 @@ Row = dict[str, Any] | InputError
 
 
 @dataclass
-class Foreign:
-    """A set of another format.
+class Foreign(ABC):
+    """A set of another format. Its rows are as a JSON of COCO's instance form has them; `isthing` 0 is stuff.
+
+    Rows are read when they are asked for, images first.
+
+    Args:
+        path: the file or folder of its annotations.
+        source: its images.
+        split: "train" or "val".
+        all_things: all classes are to be things.
+        form: the form in which photos are taken, if one is chosen.
 
     Attributes:
-        files: the files on whose contents the rows depend.
-        images, categories, annotations: give the rows, as a JSON of COCO's instance form has them; `isthing` 0 is
-            stuff. They are read when they are asked for, images first.
+        members: the files of `source`.
+        photos: the names of those that are photos, sorted.
+        sizes: (height, width) of the images by id, once their rows have been read.
         remarks: lines on the whole set, complete once all rows have been read.
     """
 
-    files: Callable[[], Iterable[Path]]
-    images: Callable[[], Iterable[Row]]
-    categories: Callable[[], Iterable[Row]]
-    annotations: Callable[[], Iterable[Row]]
-    remarks: list[str] = field(default_factory=list)
+    path: Path
+    source: Source
+    split: str
+    all_things: bool
+    form: Form | None
+
+    def __post_init__(self):
+        self.members = self.source.members()
+        self.photos = [n for n in sorted(self.members) if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n)]
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.remarks: list[str] = []
+
+    @abstractmethod
+    def files(self) -> Iterable[Path]:
+        """The files on whose contents the rows depend."""
+
+    @abstractmethod
+    def images(self) -> Iterable[Row]:
+        """The images' rows."""
+
+    @abstractmethod
+    def categories(self) -> Iterable[Row]:
+        """The classes' rows."""
+
+    @abstractmethod
+    def annotations(self) -> Iterable[Row]:
+        """The objects' rows."""
 
     def rows(self, keys: Collection[str]) -> Iterator[tuple[str, Row]]:
         """The rows of some of the three arrays with its name, as `stream_arrays` gives those of a JSON."""
@@ -64,10 +96,30 @@ class Foreign:
                 state.update(b"-")
         return state.digest()
 
+    def image_file(self, name: str) -> Path:
+        """The path of an image, as if an archive were unpacked."""
+        return Path(os.path.normpath(self.source.path), name)
 
-Opener = Callable[[Path, Source, str, bool, Form | None], Foreign]
-"""A format: from the path of the annotations, the images, "train" or "val", whether all classes are things, and the
-form of the photos that is chosen."""
+    def photo_row(self, name: str) -> Row:
+        """The row of a photo, under its name as its id."""
+        return self.sized_row(name, self.source, name, self.members[name], self.form or "upright")
+
+    def sized_row(self, image_id: str, source: Source, name: str, member: Member, form: Form) -> Row:
+        """The row of an image whose size only a file tells."""
+        data, tried = bytearray(), 0
+        try:
+            for chunk in chain(source.chunks(name, member), [b""]):
+                data += chunk
+                # It stands at the start of most; the others are not read anew by each piece.
+                if len(data) < 2 * tried and chunk:
+                    continue
+                tried, size = len(data), photo_size(data, form)
+                if size is not None:
+                    self.sizes[image_id] = size
+                    return {"id": image_id, "file_name": image_id, "height": size[0], "width": size[1]}
+        except InputError as error:
+            return error
+        return InputError(f"{source.describe(name)} is no image that can be read")
 
 
 def read_text(path: Path, most: int = 1 << 24) -> str:
@@ -88,20 +140,6 @@ def read_text(path: Path, most: int = 1 << 24) -> str:
 def read_lines(path: Path) -> list[str]:
     """The lines of a list of files, without those that are empty; see `read_text`."""
     return [line.strip() for line in read_text(path, 1 << 28).splitlines() if line.strip()]
-
-
-def sized_row(source: Source, name: str, member: Member, form: Form | None) -> Row:
-    """The row of an image whose size only its file tells, under its name as its id."""
-    data, tried = bytearray(), 0
-    for chunk in chain(source.chunks(name, member), [b""]):
-        data += chunk
-        # It stands at the start of most; the others are not read anew by each piece.
-        if len(data) < 2 * tried and chunk:
-            continue
-        tried, size = len(data), photo_size(data, form or "upright")
-        if size is not None:
-            return {"id": name, "file_name": name, "height": size[0], "width": size[1]}
-    return InputError(f"{source.describe(name)} is no image that can be read")
 
 
 def mask_code(mask: np.ndarray) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from datasets.files.decode import decode_label_map
-from datasets.files.source import Folder, Source, is_hidden
+from datasets.files.source import Folder, is_hidden
 from datasets.readers.base import listed
 from datasets.readers.coco_json import ROW_ERRORS, run_lengths
-from datasets.readers.foreign import BadImage, Foreign, Row, mask_code, read_text, sized_row
+from datasets.readers.foreign import BadImage, Foreign, Row, mask_code, read_text
 from eomt.errors import InputError
-from eomt.photo import IMAGE_SUFFIXES, Form, photo_size
+from eomt.photo import photo_size
 
 _LARGEST = 1 << 28  # bytes of a JSON: it may hold its image
 _HEAD = 1 << 16
@@ -40,104 +40,101 @@ def is_labelme(path: Path) -> bool:
     return re.search(rb'"shapes"\s*:\s*\[', head) is not None
 
 
-def open_labelme(path: Path, images: Source, split: str, things: bool, form: Form | None) -> Foreign:
-    """A set of LabelMe's JSONs.
+class LabelMe(Foreign):
+    """A set of LabelMe's JSONs, from the folder of all; those whose image is not among the images are of another set.
 
     Polygons, rectangles, circles and masks are objects, those of one label and `group_id` one together; all labels of
     all JSONs are classes, by name. Lines, points and the labels `__ignore__` and `_background_` are left out.
 
-    Args:
-        path: the folder of all JSONs; those whose image is not among `images` are of another set.
-        images: the source of images.
-        split: not used.
-        things: must be True: shapes may overlap.
-        form: the form in which photos are taken.
+    Raises:
+        InputError: for a panoptic set: shapes may overlap.
     """
-    if not things:
-        raise InputError(f"{path} holds LabelMe's shapes, which may overlap: task=coco_instance reads them")
-    folder, members, base = Folder(path), images.members(), os.path.normpath(images.path)
-    files = [path / name for name in sorted(folder.members()) if name.endswith(".json") and not is_hidden(name)]
-    photos = [name for name in members if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)]
-    stems = Counter(os.path.splitext(os.path.basename(name))[0] for name in photos)
-    of_stem = {os.path.splitext(os.path.basename(name))[0]: name for name in photos}
-    sets: dict[str, tuple[Path, tuple[int, int]]] = {}
-    labels: set[str] = set()
-    guessed: dict[str, str] = {}
-    remarks: list[str] = []
 
-    def all_images() -> Iterator[Row]:
+    def __post_init__(self):
+        if not self.all_things:
+            raise InputError(f"{self.path} holds LabelMe's shapes, which may overlap: task=coco_instance reads them")
+        super().__post_init__()
+        jsons = (name for name in sorted(Folder(self.path).members()) if name.endswith(".json"))
+        self._jsons = [self.path / name for name in jsons if not is_hidden(name)]
+        self._photos_of_stem: dict[str, list[str]] = {}
+        for name in self.photos:
+            self._photos_of_stem.setdefault(Path(name).stem, []).append(name)
+        self._json_of: dict[str, Path] = {}
+        self._labels: set[str] = set()
+        self._guessed: dict[str, str] = {}
+
+    def files(self) -> Iterable[Path]:
+        return [*self._jsons, *map(self.image_file, self.photos)]  # sizes are those of the photos
+
+    def images(self) -> Iterator[Row]:
         others = 0
-        for file in files:
+        for file in self._jsons:
             try:
                 document = _document(file)
                 if document is None:
                     others += 1
                     continue
-                labels.update(shape["label"] for shape in document["shapes"] if _is_object(shape))
-                row = image(file, document["imagePath"])
+                self._labels.update(shape["label"] for shape in document["shapes"] if _is_object(shape))
+                row = self._image(file, document["imagePath"])
             except InputError as error:
                 row = error
             if row is not None:
                 yield row
-        remarks.extend([f"{others} JSONs in {path} are none of LabelMe's"] * (others > 0))
-        if guessed:
-            found, name = next(iter(guessed.items()))
-            remarks.append(f"{len(guessed)} images are found by their JSONs' names, the first: {found} for {name!r}")
-        if bare := sorted({*photos} - {*sets}):
-            remarks.append(f"{len(bare)} images have no JSON and are not used: {listed(bare)}")
+        if others:
+            self.remarks.append(f"{others} JSONs in {self.path} are none of LabelMe's")
+        if self._guessed:
+            found, name = next(iter(self._guessed.items()))
+            count = len(self._guessed)
+            self.remarks.append(f"{count} images are found by their JSONs' names, the first: {found} for {name!r}")
+        if bare := sorted({*self.photos} - {*self._json_of}):
+            self.remarks.append(f"{len(bare)} images have no JSON and are not used: {listed(bare)}")
 
-    def image(file: Path, name: object) -> Row | None:
-        """The row of a JSON's image; None if it is of another set."""
-        if not isinstance(name, str):
-            return InputError(f"{file}: imagePath must be a text, found {repr(name)[:60]}")
-        slashed = name.replace("\\", "/")
-        inside = os.path.join(base, "")
-        for way in (slashed, os.path.basename(slashed)):
-            place = os.path.normpath(file.parent / way)
-            found = place.removeprefix(inside) if place.startswith(inside) else None
-            if found in members:
-                break
-            if os.path.exists(place):
-                return None
-        else:
-            found = of_stem[file.stem] if stems[file.stem] == 1 else None
-            guessed.update({} if found is None else {found: name})
-        if found is None:
-            is_own = os.path.join(os.path.normpath(file.parent), "").startswith(inside)
-            return InputError(f"{file}: its image {name!r} is missing") if is_own else None
-        row = sized_row(images, found, members[found], form)
-        if isinstance(row, dict):
-            if found in sets:
-                return InputError(f"{file} and {sets[found][0]} are both of the image {found}: keep one")
-            sets[found] = file, (row["height"], row["width"])
-        return row
+    def categories(self) -> list[Row]:
+        return [{"id": number, "name": name} for number, name in enumerate(sorted(self._labels), 1)]
 
-    def annotations() -> Iterator[Row]:
-        number, left_out = {name: k for k, name in enumerate(sorted(labels), 1)}, Counter()
-        for name, (file, size) in sets.items():
+    def annotations(self) -> Iterator[Row]:
+        number, left_out = {name: k for k, name in enumerate(sorted(self._labels), 1)}, Counter()
+        for name, size in self.sizes.items():
+            file = self._json_of[name]
             try:
                 shapes = (_document(file) or {"shapes": []})["shapes"]
             except InputError as error:
                 yield BadImage(name, error)
                 continue
             left_out.update(filter(None, map(_left_out, shapes)))
-            for row in _objects(shapes, os.path.relpath(file, path), size):
-                yield (
-                    row
-                    if isinstance(row, InputError)
-                    else row | {"image_id": name, "category_id": number[row["label"]]}
-                )
+            for row in _objects(shapes, os.path.relpath(file, self.path), size):
+                if isinstance(row, dict):
+                    row |= {"image_id": name, "category_id": number[row["label"]]}
+                yield row
         if left_out:
             what = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-            remarks.append(f"{left_out.total()} shapes are no objects and left out: {what}")
+            self.remarks.append(f"{left_out.total()} shapes are no objects and left out: {what}")
 
-    return Foreign(
-        lambda: [*files, *(Path(base, name) for name in photos)],  # sizes are those of the photos
-        all_images,
-        lambda: ({"id": k, "name": name} for k, name in enumerate(sorted(labels), 1)),
-        annotations,
-        remarks,
-    )
+    def _image(self, file: Path, name: object) -> Row | None:
+        """The row of a JSON's image; None if it is of another set."""
+        if not isinstance(name, str):
+            return InputError(f"{file}: imagePath must be a text, found {repr(name)[:60]}")
+        slashed, inside = name.replace("\\", "/"), os.path.join(os.path.normpath(self.source.path), "")
+        for way in (slashed, os.path.basename(slashed)):
+            place = os.path.normpath(file.parent / way)
+            found = place.removeprefix(inside) if place.startswith(inside) else None
+            if found in self.members:
+                break
+            if os.path.exists(place):
+                return None
+        else:
+            alike = self._photos_of_stem.get(file.stem, [])
+            if len(alike) != 1:
+                is_own = os.path.join(os.path.normpath(file.parent), "").startswith(inside)
+                return InputError(f"{file}: its image {name!r} is missing") if is_own else None
+            found = alike[0]
+            self._guessed[found] = name
+        if found in self._json_of:
+            return InputError(f"{file} and {self._json_of[found]} are both of the image {found}: keep one")
+        row = self.photo_row(found)
+        if isinstance(row, dict):
+            self._json_of[found] = file
+        return row
 
 
 def _document(file: Path) -> dict[str, Any] | None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from datasets.files.decode import color_code, decode_color_map, decode_label_map
-from datasets.files.source import Folder, Member, Source
+from datasets.files.source import Folder, Member
 from datasets.readers.base import check_size, listed
-from datasets.readers.foreign import BadImage, Foreign, Row, mask_code, read_lines, sized_row
+from datasets.readers.foreign import BadImage, Foreign, Row, mask_code, read_lines
 from eomt.custom_classes import read_classes
 from eomt.errors import InputError
-from eomt.photo import IMAGE_SUFFIXES, Form
 
 _NAMES = """
 background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant
@@ -41,82 +41,74 @@ def class_file(base: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def open_voc(path: Path, images: Source, split: str, things: bool, form: Form | None) -> Foreign:
+class Voc(Foreign):
     """Objects in VOC's form, in a panoptic set with the background as stuff; a border of 255 is void.
 
-    Args:
-        path: the list of the images' names, as `ImageSets/Segmentation/train.txt`; or the folder of the class PNGs.
-        images: the source of images.
-        split, form: not used: names and sizes are those of the PNGs.
-        things: leave out the background.
+    `path` is the list of the images' names, as `ImageSets/Segmentation/train.txt`; or the folder of the class PNGs.
+    Names and sizes are those of the PNGs.
 
     Raises:
         InputError: if the list or the file of classes cannot be read.
     """
-    base = next((parent for parent in path.parents if folders(parent)[0].is_dir()), path.parent)
-    stems = sorted(file.stem for file in path.glob("*.png")) if path.is_dir() else [*dict.fromkeys(read_lines(path))]
-    class_folder, object_folder = map(Folder, folders(base))
-    file = class_file(base)
-    colors = file is not None and file.name == "labelmap.txt"
-    classes = read_classes(CLASSES if file is None else file, base, colors)
-    decode = decode_color_map if colors else decode_label_map
-    if colors:
-        values, void = ([color_code(color) for color in found] for found in (classes.colors.tolist(), VOID_COLORS))
-    else:
-        values, void = classes.ids, [_VOID]
-    photos = {name[: name.rindex(".")]: name for name in images.members() if name.lower().endswith(IMAGE_SUFFIXES)}
-    sizes: dict[str, tuple[int, int]] = {}
 
-    def image(stem: str) -> Row:
-        try:
-            row = sized_row(class_folder, f"{stem}.png", Member(), "stored")
-        except InputError as error:
-            return error
-        if isinstance(row, dict):
-            sizes[stem] = row["height"], row["width"]
-            row |= {"id": stem, "file_name": photos.get(stem, f"{stem}.jpg")}
-        return row
+    def __post_init__(self):
+        super().__post_init__()
+        path = self.path
+        base = next((parent for parent in path.parents if folders(parent)[0].is_dir()), path.parent)
+        listing = sorted(file.stem for file in path.glob("*.png")) if path.is_dir() else read_lines(path)
+        self._stems = [*dict.fromkeys(listing)]
+        self._shown, self._objects = map(Folder, folders(base))
+        self._class_file = class_file(base)
+        self._colors = self._class_file is not None and self._class_file.name == "labelmap.txt"
+        self._classes = read_classes(self._class_file or CLASSES, base, self._colors)
+        if self._colors:
+            self._values = [color_code(color) for color in self._classes.colors.tolist()]
+            self._void = [color_code(color) for color in VOID_COLORS]
+        else:
+            self._values, self._void = self._classes.ids, [_VOID]
 
-    def annotations(stem: str) -> Iterator[Row]:
-        name, maps = f"{stem}.png", []
-        for folder in (class_folder, object_folder):
-            maps.append(decode(b"".join(folder.chunks(name, Member())), folder.describe(name)))
-            check_size(maps[-1].shape, sizes[stem], folder.describe(name), stem)
-        shown, objects = maps
-        codes = np.unique(objects.astype(np.int64) << _BITS | shown)
-        found = np.stack([codes >> _BITS, codes & (1 << _BITS) - 1], axis=1)
-        found = found[~np.isin(found, void).any(axis=1)]
-        numbers, times = np.unique(found[:, 0], return_counts=True)
-        twice = numbers[times > 1]
-        if len(twice):
-            where, shown_in = object_folder.describe(name), class_folder.describe(name)
-            raise InputError(f"{where}: the objects {listed(twice)} (0: none) show several classes in {shown_in}")
-        for number, value in found.tolist():
-            label = values.index(value) if value in values else None
-            mask = (objects == number) & (shown == value)
-            if label is None:
-                yield InputError(f"{class_folder.describe(name)} has the value {value}, but no class for it")
-            elif label or not things:
-                identity = f"{stem}:{number}"
-                yield {"id": identity, "image_id": stem, "category_id": label, "segmentation": mask_code(mask)}
+    def files(self) -> Iterator[Path]:
+        yield from filter(None, (self.path, self._class_file))
+        yield from (folder.path / f"{stem}.png" for stem in self._stems for folder in (self._shown, self._objects))
 
-    def all_annotations() -> Iterator[Row]:
-        for stem in sizes:
+    def images(self) -> Iterator[Row]:
+        file_of = {os.path.splitext(name)[0]: name for name in self.photos}
+        for stem in self._stems:
+            row = self.sized_row(stem, self._shown, f"{stem}.png", Member(), "stored")
+            yield row if isinstance(row, InputError) else row | {"file_name": file_of.get(stem, f"{stem}.jpg")}
+
+    def categories(self) -> Iterator[Row]:
+        for label, item in enumerate(self._classes):
+            if label or not self.all_things:
+                yield {"id": label, "name": item.name, "isthing": int(label > 0)}
+
+    def annotations(self) -> Iterator[Row]:
+        for stem in self.sizes:
             try:
-                yield from annotations(stem)
+                yield from self._annotations(stem)
             except InputError as error:
                 yield BadImage(stem, error)
 
-    return Foreign(
-        lambda: [
-            *filter(None, (path, file)),
-            *(folder.path / f"{stem}.png" for stem in stems for folder in (class_folder, object_folder)),
-        ],
-        lambda: map(image, stems),
-        lambda: [
-            {"id": label, "name": item.name, "isthing": int(label > 0)}
-            for label, item in enumerate(classes)
-            if label or not things
-        ],
-        all_annotations,
-    )
+    def _annotations(self, stem: str) -> Iterator[Row]:
+        decode = decode_color_map if self._colors else decode_label_map
+        name, maps = f"{stem}.png", []
+        for folder in (self._shown, self._objects):
+            maps.append(decode(b"".join(folder.chunks(name)), folder.describe(name)))
+            check_size(maps[-1].shape, self.sizes[stem], folder.describe(name), stem)
+        shown, objects = maps
+        codes = np.unique(objects.astype(np.int64) << _BITS | shown)
+        found = np.stack([codes >> _BITS, codes & (1 << _BITS) - 1], axis=1)
+        found = found[~np.isin(found, self._void).any(axis=1)]
+        numbers, times = np.unique(found[:, 0], return_counts=True)
+        twice = numbers[times > 1]
+        if len(twice):
+            where, shown_in = self._objects.describe(name), self._shown.describe(name)
+            raise InputError(f"{where}: the objects {listed(twice)} (0: none) show several classes in {shown_in}")
+        for number, value in found.tolist():
+            if value not in self._values:
+                yield InputError(f"{self._shown.describe(name)} has the value {value}, but no class for it")
+                continue
+            label = self._values.index(value)
+            if label or not self.all_things:
+                mask = mask_code((objects == number) & (shown == value))
+                yield {"id": f"{stem}:{number}", "image_id": stem, "category_id": label, "segmentation": mask}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import yaml
 
 from datasets.files.finder import FileFinder
-from datasets.files.source import Source, is_hidden
+from datasets.files.source import is_hidden
 from datasets.readers.base import listed
-from datasets.readers.foreign import BadImage, Foreign, Row, read_lines, read_text, sized_row
+from datasets.readers.foreign import BadImage, Foreign, Row, read_lines, read_text
 from eomt.errors import InputError
-from eomt.photo import IMAGE_SUFFIXES, Form
 
 _LARGEST = 1 << 17  # bytes of a YAML file, of which a second reads some
 _ELSEWHERE = re.compile("/|[A-Za-z]:/")
@@ -73,84 +72,81 @@ def folders(path: Path, entries: Mapping[str, Any], split: str) -> str | None:
     return "." if found else None
 
 
-def open_yolo(path: Path, images: Source, split: str, things: bool, form: Form | None) -> Foreign:
-    """A set in YOLO's form.
+class Yolo(Foreign):
+    """A set in YOLO's form, from its data.yaml or a text file of names.
 
     The label file of `a/images/b/1.jpg` is `a/labels/b/1.txt`, or lies beside it; a row is a class and the corners of
-    its polygon, in parts of the image's width and height. An image without a label file has no object.
-
-    Args:
-        path: the data.yaml, or a text file of names. Where the first names lists or several folders for the set, images
-            of no other are taken.
-        images: the source of images.
-        split: "train" or "val".
-        things: not used: all classes are things.
-        form: the form in which photos are taken.
+    its polygon, in parts of the image's width and height. An image without a label file has no object. Where the
+    data.yaml names lists or several folders for the set, images of no other are taken. All classes are things.
     """
-    entries, categories = description(path)
-    chosen = next(filter(None, (places(path, entries, part) for part in _INSTEAD[split])), [])
-    members, base = images.members(), os.path.normpath(images.path)
-    photos = {
-        name: os.path.join(base, name)
-        for name in sorted(members)
-        if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
-    }
-    labels = {name: _label_file(file) for name, file in photos.items()}
-    left_over = _without_image({*labels.values()})
-    faults: list[Row] = []
-    if len(chosen) > 1 or not all(place.is_dir() for place in chosen):
-        below = tuple(os.path.join(place, "") for place in chosen if place.is_dir())
-        taken = {name for name, file in photos.items() if below and file.startswith(below)}
-        finder = FileFinder(images, [path.parent])
-        for file in (place for place in chosen if not place.is_dir()):
+
+    def __post_init__(self):
+        super().__post_init__()
+        entries, self._categories = description(self.path)
+        self._names = {row["id"]: row["name"] for row in self._categories}
+        self._faults: list[Row] = []
+        labels = {name: _label_file(str(self.image_file(name))) for name in self.photos}
+        self._left_over = _without_image({*labels.values()})
+        self.photos = self._chosen(
+            next(filter(None, (places(self.path, entries, s) for s in _INSTEAD[self.split])), [])
+        )
+        self._labels = {name: labels[name] for name in self.photos}
+
+        nc, count = entries.get("nc"), len(self._names)
+        if type(nc) is int and 0 <= nc < 1 << 32 and nc != count:
+            self.remarks.append(f"{self.path.name} says nc: {nc}, but has {count} names, which are the classes")
+        if self._left_over:
+            files = listed(map(self._below, self._left_over))
+            self.remarks.append(f"{len(self._left_over)} label files have no image and are not used: {files}")
+        if missing := sum(not file.exists() for file in self._labels.values()):
+            self.remarks.append(f"{missing} of {len(self._labels)} images have no label file: taken to show no object")
+
+    def files(self) -> Iterable[Path]:
+        return [self.path, *map(self.image_file, self.photos), *self._labels.values(), *self._left_over]
+
+    def images(self) -> Iterable[Row]:
+        return chain(self._faults, map(self.photo_row, self.photos))
+
+    def categories(self) -> Iterable[Row]:
+        return self._categories
+
+    def annotations(self) -> Iterator[Row]:
+        known = listed([f"{number}: {name[:40]}" for number, name in self._names.items()], most=5)
+        for name, size in self.sizes.items():
+            file = self._labels[name]
+            try:
+                lines = read_text(file).splitlines() if file.exists() else []
+            except InputError as error:  # an image of unknown ground truth is none without objects
+                yield BadImage(name, error)
+                continue
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    where = f"{self._below(file)}:{number}"
+                    row = _row(where, name, line.split(), size)
+                    if isinstance(row, dict) and row["category_id"] not in self._names:
+                        unknown = f"{row['category_id']}"[:20]
+                        fault = f"class {unknown} is not among the names of {self.path.name}: {known}"
+                        row = InputError(f"{where}: {fault}")
+                    yield row
+
+    def _below(self, file: Path) -> str:
+        return os.path.relpath(file, self.path.parent)
+
+    def _chosen(self, named: list[Path]) -> list[str]:
+        """The photos in the folders and lists that a data.yaml names; all where that is one folder."""
+        lists = [place for place in named if not place.is_dir()]
+        if len(named) <= 1 and not lists:
+            return self.photos
+        inside = tuple(os.path.join(place, "") for place in named if place not in lists)
+        taken = {name for name in self.photos if inside and str(self.image_file(name)).startswith(inside)}
+        finder = FileFinder(self.source, [self.path.parent])
+        for file in lists:
             for entry in read_lines(file):
                 try:
                     taken.add(finder.find(os.path.join(file.parent, entry[2:]) if entry.startswith("./") else entry))
                 except ValueError as error:
-                    faults.append(InputError(f"{file.name}: {error}"))
-        photos = {name: file for name, file in photos.items() if name in taken}
-    labels = {name: labels[name] for name in photos}
-    names = {row["id"]: row["name"] for row in categories}
-    known = listed([f"{number}: {name[:40]}" for number, name in names.items()], most=5)
-    sizes: dict[str, tuple[int, int]] = {}
-    foreign = Foreign(
-        lambda: [path, *map(Path, photos.values()), *labels.values(), *left_over],
-        lambda: chain(faults, map(image, photos)),
-        lambda: categories,
-        lambda: (row for name in sizes for row in annotations(name)),
-    )
-
-    def image(name: str) -> Row:
-        row = sized_row(images, name, members[name], form)
-        if isinstance(row, dict):
-            sizes[name] = row["height"], row["width"]
-        return row
-
-    def annotations(name: str) -> Iterator[Row]:
-        if labels[name].exists():
-            try:
-                lines = read_text(labels[name]).splitlines()
-            except InputError as error:  # an image of unknown ground truth is none without objects
-                lines = []
-                yield BadImage(name, error)
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    where = f"{os.path.relpath(labels[name], path.parent)}:{number}"
-                    row = _row(where, name, line.split(), sizes[name])
-                    if isinstance(row, dict) and row["category_id"] not in names:
-                        unknown = f"{row['category_id']}"[:20]
-                        row = InputError(f"{where}: class {unknown} is not among the names of {path.name}: {known}")
-                    yield row
-
-    nc = entries.get("nc")
-    if type(nc) is int and 0 <= nc < 1 << 32 and nc != len(categories):
-        foreign.remarks.append(f"{path.name} says nc: {nc}, but has {len(categories)} names, which are the classes")
-    if left_over:
-        files = listed(os.path.relpath(file, path.parent) for file in left_over)
-        foreign.remarks.append(f"{len(left_over)} label files have no image and are not used: {files}")
-    if missing := sum(not file.exists() for file in labels.values()):
-        foreign.remarks.append(f"{missing} of {len(labels)} images have no label file: taken to show no object")
-    return foreign
+                    self._faults.append(InputError(f"{file.name}: {error}"))
+        return [name for name in self.photos if name in taken]
 
 
 def _without_image(labels: Collection[Path]) -> list[Path]:
