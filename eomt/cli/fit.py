@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from eomt.cli.resume import choose_checkpoint, continue_logs
 from eomt.errors import InputError, reason
 from eomt.files import replacing
 from eomt.training.callbacks import Listening, ProgressLines, Trackers
-from eomt.training.checkpoint import BestCheckpoint, LastCheckpoint, check_same_run
+from eomt.training.checkpoint import BestCheckpoint, LastCheckpoint
 from eomt.training.memory import largest_batch
+from eomt.training.restore import check_same_rates, check_same_run
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import FORMAT, PREVIOUS, read_checkpoint
 from eomt.weights.load import read_weights
@@ -63,7 +64,7 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
         checkpoint = read_checkpoint(resume, mmap=True)
         averages = ((cfg.callbacks.get("ema") or {}).get("decay")) is not None
         check_same_run(checkpoint, description(cfg, data.classes, data.image_size), averages)
-        _check_same_rates(checkpoint, cfg)
+        check_same_rates(checkpoint, cfg.optim)
     lightning.seed_everything(cfg.seed, verbose=False)
     module = build_module(cfg, data.classes, data.image_size)
     if not cfg.prefetch:
@@ -167,16 +168,3 @@ def _restore_errors(listening: Listening, ckpt: str | None) -> Iterator[None]:
             f"ckpt={ckpt} cannot be resumed ({type(error).__name__}: {reason(error)}): it is damaged or of another "
             f"version; take {PREVIOUS} beside it, or start another run from its weights by weights="
         ) from error
-
-
-def _check_same_rates(checkpoint: Mapping, cfg: DictConfig) -> None:
-    """Raise InputError if settings differ that the optimizer's saved state holds; all others take effect."""
-    config = checkpoint[FORMAT].get("config")
-    saved = config.get("optim") if isinstance(config, Mapping) else None
-    for key in ("_target_", "lr", "weight_decay", "layer_decay", "decay_masked_blocks"):
-        now = cfg.optim.get(key)  # a custom recipe may have other keys
-        if isinstance(saved, Mapping) and saved.get(key, now) != now:
-            raise InputError(
-                f"optim.{key}={now}: the run that ckpt= resumes has {saved[key]}, which cannot change "
-                "within a run; start another from its weights by weights="
-            )

@@ -23,16 +23,18 @@ from eomt.inference.graphs import FixedBatches
 from eomt.loss.mask_classification import MaskClassificationLoss, num_matched
 from eomt.model.eomt import EoMT
 from eomt.model.lora import add_lora
-from eomt.model.outputs import Logits, QueryOutput
+from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.targets import ImageId
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Annealing, mask_probability, resolve_windows
-from eomt.training.checkpoint import check_state
 from eomt.training.nonfinite import NonFiniteSteps, total_norm
 from eomt.training.optim import Recipe, freeze_backbone, total_steps
+from eomt.training.restore import check_state
 from eomt.training.seeding import ImageKey, draw_dropped_masks, point_seeds, training_keys, validation_keys
+from eomt.training.summary import summary
+from eomt.training.validation_loss import ValidationLoss
 from eomt.weights.safe_load import FORMAT
 
 DEFAULT_RECIPE = Recipe()
@@ -128,8 +130,6 @@ class EoMTModule(lightning.LightningModule):
         self._batches: FixedBatches | None = None
         self._at_once = 0
         self._unscored: deque[Future] = deque()
-        self._losses: dict[str, Tensor] = {}
-        self._inputs = 0
         # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
         # The same on the host, so that no step waits for the device.
@@ -182,46 +182,7 @@ class EoMTModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        rank_zero_info(self.summary())
-
-    def summary(self) -> str:
-        """Describe the run in a few lines: the task, the batch, the length and the annealing windows."""
-        trainer, data, network = self.trainer, self.data, self.network
-        accumulated = trainer.accumulate_grad_batches
-        batch = data.batch_size * trainer.world_size * accumulated
-        millions = sum(p.numel() for p in self.parameters()) / 1e6
-        learning = sum(p.numel() for p in self.parameters() if p.requires_grad) / 1e6
-        part = "" if learning == millions else f", of which {learning:.1f} M learn"
-        height, width = network.image_size
-        lines = [
-            f"{self.task.kind} segmentation, {len(self.classes)} classes, {network.num_queries} queries,"
-            f" {millions:.1f} M parameters{part}, image size {height}x{width}, precision {trainer.precision}",
-            f"effective batch {batch} = {data.batch_size} per device x {trainer.world_size} devices x "
-            f"{accumulated} accumulated; {self.total_steps} optimizer steps",
-        ]
-        if options := network.spec["backbone_options"]:
-            sizes = ", ".join(f"{key} {value}" for key, value in options.items())
-            lines.insert(1, f"backbone {network.spec['backbone']} with {sizes} (model.backbone_options)")
-        windows = self.windows
-        lines += [
-            f"attention mask {k + 1} of {len(windows)}: on until step {start}, off from step {end}"
-            for k, (start, end) in enumerate(windows)
-        ] or ["attention masks: off"]
-        late = [k + 1 for k, (_, end) in enumerate(windows) if end > self.total_steps]
-        if late:
-            lines.append(f"note: the run ends before attention masks {late} are off; its score is mask-free")
-        warmup = list(self.recipe.warmup_steps)
-        if sum(warmup) >= self.total_steps:
-            lines.append(
-                f"note: the warm-up, optim.warmup_steps={warmup}, takes {sum(warmup)} steps, and the run has "
-                f"{self.total_steps}: the backbone never learns at its full rate"
-            )
-        scored, images = data.validated()
-        if scored < images:
-            limits = {"data.max_images": data.max_images, "trainer.limit_val_batches": trainer.limit_val_batches}
-            keys = ", ".join(f"{key}={value}" for key, value in limits.items() if str(value) not in ("None", "1.0"))
-            lines.append(f"note: validations score {scored} of {images} images ({keys})")
-        return "\n".join(lines)
+        rank_zero_info(summary(self))
 
     def on_train_start(self) -> None:
         # A checkpoint has been read by now: a resumed run starts with the probabilities of its own step, and with the
@@ -353,7 +314,7 @@ class EoMTModule(lightning.LightningModule):
         self._at_once = 0
         self._unscored.clear()
         self.image_scores = {}
-        self._losses, self._inputs = {}, 0
+        self._validation_loss = ValidationLoss(self.loss, self.seed, self.global_rank, self.device)
         self._background = Background(self.device, threads=1)
 
     def on_validation_end(self) -> None:
@@ -374,7 +335,7 @@ class EoMTModule(lightning.LightningModule):
             keys = validation_keys(self.trainer, self.step, batch_idx, size, batch.counts)
         output = self.predict_inputs(batch.inputs, batch.placements, batch.counts, keys)
         if batch.shown is not None:
-            self._add_validation_loss(output, batch.shown, batch_idx)
+            self._validation_loss.add(output, batch.shown, batch_idx)
         if not batch.targets:
             # An image that another rank counts: this one had none left, but computes as often.
             return self._background.submit(list)
@@ -384,20 +345,6 @@ class EoMTModule(lightning.LightningModule):
         if len(self._unscored) > 1:
             self._unscored.popleft().result()
         return self._unscored[-1]
-
-    def _add_validation_loss(self, output: Logits, targets: Any, batch_idx: int) -> None:
-        """Add the loss of a batch's inputs, but for those that fill it up, to the validation's."""
-        count, queries = len(targets.counts), self.network.num_queries
-        masks, classes = (logits[:count].float() for logits in output)
-        # Masks that are multiplied out: their features are the masks themselves.
-        same = torch.eye(queries, device=masks.device).expand(count, -1, -1)
-        keys = [(batch_idx, self.trainer.global_rank, k) for k in range(count)]
-        points = self.loss.draw(1, queries, targets.counts, point_seeds(self.seed, keys), self.device)
-        terms = self.loss([QueryOutput(same, masks.permute(0, 2, 3, 1), classes)], targets, points)
-        values = {"val/loss": self.loss.total(terms), **{f"val/loss_{name}": value for name, value in terms.items()}}
-        for name, value in values.items():
-            self._losses[name] = self._losses.get(name, 0) + count * value.sum()
-        self._inputs += count
 
     def _score(self, batch: Any, predictions: list[Segmentation | Instances]) -> list[Segmentation | Instances]:
         for prediction, targets, image_id in zip(predictions, batch.targets, batch.image_ids, strict=True):
@@ -415,10 +362,7 @@ class EoMTModule(lightning.LightningModule):
         self.confusion = None if confusion is None else confusion()
         self.metric.reset()
         if getattr(self.data, "validation_loss", False):
-            names = ["val/loss", *(f"val/loss_{name}" for name in self.loss.weights)]
-            sums = torch.tensor([*(float(self._losses.get(name, 0)) for name in names), self._inputs])
-            *sums, inputs = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").tolist()
-            self.log_dict({name: value / max(1, inputs) for name, value in zip(names, sums, strict=True)})
+            self.log_dict(self._validation_loss.means(self.trainer.strategy))
         if not self.trainer.sanity_checking:
             self.validated_at = self.step
         for name, value in self.scores.items():

@@ -1,6 +1,6 @@
-"""Stopping a run: signals that ask for it, and ranks that agree on the step after which they stop.
+"""Signals that ask a run to stop.
 
-The command line listens to signals while the heavy packages are being imported, so torch is imported where it is used.
+The command line listens to them while the heavy packages are being imported: this file imports none.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eomt.errors import Stopped
 from eomt.training.slurm import ENDING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.distributed import Work
 
 STOPPING = (signal.SIGINT, *ENDING)
 
@@ -223,47 +219,3 @@ def _is_started_rank() -> bool:
 
 # A data worker that is started by a fork would write into the pipe of the process that it comes from.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-
-
-class Agreement:
-    """Common decision of all ranks to stop at the same step, though a signal reaches them at different times.
-
-    Each call of `ask` starts a reduction that the next call reads, over the hosts' own network: no step waits
-    for the device, nor for other ranks beyond the step before. All ranks must call it equally often.
-
-    Args:
-        world_size: the number of ranks; a single one agrees with itself at once.
-    """
-
-    def __init__(self, world_size: int):
-        self._group = None
-        self._pending: tuple[Work, Tensor] | None = None
-        if world_size > 1:
-            from torch import distributed
-
-            self._group = distributed.new_group(backend="gloo")
-
-    def ask(self, received: int) -> int:
-        """Return the highest signal that any rank had received at the call before; 0 if none had.
-
-        Args:
-            received: the number of the signal that this rank has received, or 0.
-        """
-        if self._group is None:
-            return received
-        import torch
-
-        agreed = self.close()
-        value = torch.tensor(received)
-        work = torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
-        assert work is not None  # as it is async
-        self._pending = (work, value)
-        return agreed
-
-    def close(self) -> int:
-        """Finish the last reduction, so that no rank leaves while another one waits for it; return its result."""
-        if self._pending is None:
-            return 0
-        (work, value), self._pending = self._pending, None
-        work.wait()
-        return int(value)

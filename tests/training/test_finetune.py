@@ -12,7 +12,7 @@ import train
 from eomt.cli import build as assemble
 from eomt.errors import InputError, Stopped
 from eomt.model.eomt import EoMT
-from eomt.training.checkpoint import check_same_run
+from eomt.training.restore import check_same_run
 from eomt.weights.checkpoint import FORMAT, TRAINED, read_checkpoint
 from eomt.weights.load import read_weights
 from tests.running import configured, equal, typed

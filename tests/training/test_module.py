@@ -5,22 +5,15 @@ import json
 import zipfile
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import train
 from eomt.loss.mask_classification import MaskClassificationLoss
-from eomt.model.outputs import QueryOutput
-from eomt.targets import collate_targets, targets_from_id_map
 from eomt.training.annealing import mask_probability, resolve_windows
-from eomt.training.callbacks.curves import read_logs
 from eomt.training.module import EoMTModule
 from eomt.training.optim import two_stage_warmup
-from eomt.training.seeding import point_seeds
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
-from tests.random_networks import random_network
 from tests.running import SMALL, configured
 
 pytestmark = pytest.mark.xdist_group("run")
@@ -55,21 +48,6 @@ def test_log_holds_loss_rates_and_mask_probabilities(run):
             assert float(row[f"lr/{stage}"]) == pytest.approx(3e-3 * multiplier(step))
         assert float(row["train/loss"]) > 0
         assert float(row["train/gradient_norm"]) > 1
-
-
-def test_a_run_that_is_no_longer_than_its_warm_up_says_so():
-    def summary(steps):
-        data = SimpleNamespace(batch_size=4, validated=lambda: (1, 1))
-        trainer = SimpleNamespace(accumulate_grad_batches=2, world_size=1, precision="32-true")
-        network = SimpleNamespace(image_size=(8, 8), num_queries=3, spec={"backbone_options": None})
-        recipe, task = SimpleNamespace(warmup_steps=(100, 200)), SimpleNamespace(kind="instance")
-        run = SimpleNamespace(total_steps=steps, classes=[], windows=[], parameters=list, trainer=trainer, data=data)
-        run.network, run.recipe, run.task = network, recipe, task
-        return EoMTModule.summary(run)
-
-    assert "note" not in summary(301)
-    for steps in (300, 200):
-        assert f"warmup_steps=[100, 200], takes 300 steps, and the run has {steps}: the backbone" in summary(steps)
 
 
 def test_checkpoint_carries_all_that_evaluation_needs(run):
@@ -123,36 +101,6 @@ def test_the_divisor_of_mask_terms_is_the_mean_over_ranks():
     assert normalisers(400, 0) == ((12 + 3) / 2, None)
     other_rank = 0.0
     assert normalisers(0, 0) == (1, None)
-
-
-def test_the_loss_of_a_validation_is_that_of_the_last_output():
-    network, generator = random_network(), torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    targets = collate_targets(
-        [targets_from_id_map(np.arange(1024).reshape(32, 32) // 400, range(1, n + 1), range(n)) for n in (2, 1)]
-    )
-    loss = MaskClassificationLoss(num_points=64)
-    module = SimpleNamespace(network=network, loss=loss, trainer=SimpleNamespace(global_rank=0), seed=3)
-    module.device, module._losses, module._inputs = torch.device("cpu"), {}, 0
-    with torch.no_grad():
-        (output,) = network(images)
-        EoMTModule._add_validation_loss(module, output.logits(), targets, 7)  # the third image fills the batch up
-        points = loss.draw(1, network.num_queries, (2, 1), point_seeds(3, [(7, 0, 0), (7, 0, 1)]))
-        terms = loss([QueryOutput(*(part[:2] for part in output))], targets, points)
-    assert module._inputs == 2
-    for name, value in terms.items():
-        assert module._losses[f"val/loss_{name}"] == pytest.approx(2 * float(value), rel=1e-5)
-    assert module._losses["val/loss"] == pytest.approx(2 * float(loss.total(terms)), rel=1e-5)
-
-
-@pytest.mark.slow
-def test_the_loss_of_validations_is_logged_where_it_is_wanted(run, options, tmp_path):
-    train.main(configured(tmp_path, *options, "trainer.max_steps=2", "data.validation_loss=true"))
-    logs = {folder: read_logs(folder) for folder in (run, tmp_path)}
-    assert {name for name in logs[tmp_path] if name.startswith("val/")} == {
-        *("val/loss", "val/loss_mask", "val/loss_dice", "val/loss_class")
-    }
-    assert not any(name.startswith("val/") for name in logs[run])
 
 
 def test_more_segments_than_queries_are_said_once(caplog):
