@@ -27,8 +27,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import eval
-from eomt.cli import main as cli
+from eomt.cli import endings
 from eomt.cli.arguments import prepared
+from eomt.cli.meanings import CONFIGS
 from eomt.errors import InputError
 from eomt.files import replacing
 
@@ -108,12 +109,12 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> Row
         cfg = compose("eval", overrides=prepared("eval", typed))
         eval.main(cfg)
         score = json.loads((folder / "metrics.json").read_text())[METRICS[recipe.metric]]
-    except cli.ENDINGS as error:
-        return Row(recipe, None, cli.explain(error))
+    except endings.ENDINGS as error:
+        return Row(recipe, None, endings.explain(error))
     except Exception as error:
         # Too little memory, say, or a failing network: the other rows still count.
         log.exception("%s failed", recipe.name)
-        return Row(recipe, None, f"{type(error).__name__}: {cli.explain(error)}")
+        return Row(recipe, None, f"{type(error).__name__}: {endings.explain(error)}")
     return Row(recipe, score, ", ".join([f"{(time.perf_counter() - start) / 60:.0f} min", *arguments.overrides]))
 
 
@@ -154,7 +155,7 @@ def main() -> None:
     chosen = [recipe for recipe in recipes() if not arguments.only or recipe.name in arguments.only]
     rows: list[Row] = []
     try:
-        with initialize_config_dir(cli.CONFIGS, version_base="1.3"), tempfile.TemporaryDirectory() as folder:
+        with initialize_config_dir(CONFIGS, version_base="1.3"), tempfile.TemporaryDirectory() as folder:
             for recipe in chosen:
                 rows.append(evaluate(recipe, arguments, Path(folder) / recipe.name))
                 print(line(rows[-1]), flush=True)

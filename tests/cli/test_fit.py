@@ -9,7 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 import train
-from eomt.cli import build, main
+from eomt.cli import build
+from eomt.cli.endings import ENDINGS, explain
 from eomt.errors import InputError
 from eomt.training.callbacks.curves import read_logs
 from eomt.training.optim import two_stage_warmup
@@ -37,9 +38,9 @@ pytestmark = pytest.mark.xdist_group("run")
 )
 def test_settings_that_do_not_fit_together_end_before_training(options, tmp_path, overrides, words):
     options = [o for o in options if not (overrides[0].startswith("task") and o.startswith("data.root"))]
-    with pytest.raises(main.ENDINGS) as error:
+    with pytest.raises(ENDINGS) as error:
         train.main(configured(tmp_path, *options, *overrides))
-    assert re.search(words, main.explain(error.value))
+    assert re.search(words, explain(error.value))
     assert not list(tmp_path.glob("checkpoints/*"))
 
 

@@ -13,7 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 from eomt.cli import main
 from eomt.cli.help import help_of
 from eomt.cli.meanings import keys_of
-from eomt.errors import InputError
 from tests.running import ROOT
 
 
@@ -25,30 +24,6 @@ def restored_logging():
     yield
     root.handlers[:], root.level, ours.level = before
     ours.disabled = False
-
-
-def _fails_within(error):
-    try:
-        raise error
-    except InputError as cause:
-        raise RuntimeError("Error in call to target") from cause
-
-
-def test_error_lines_are_one_line_and_our_own_words_win():
-    with pytest.raises(RuntimeError) as error:
-        _fails_within(InputError("data.root is not set:\n  set it"))
-    assert main.explain(error.value) == "data.root is not set: set it"
-    assert main.explain(ValueError("a\n\tb")) == "a b"
-
-
-def test_code_that_cannot_be_imported_is_named():
-    from hydra.utils import instantiate
-
-    with pytest.raises(main.ENDINGS) as error:
-        instantiate({"_target_": "circles_nobody_has.Circles"})
-    line = main.explain(error.value)
-    assert line.startswith("circles_nobody_has.Circles cannot be imported (")
-    assert line.endswith("is its folder in PYTHONPATH?")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Stopped and requeued jobs: what they say, how they end, and from which checkpoint and logs they resume."""
 
 import contextlib
-import errno
-import os
 import signal
 import sys
 from types import SimpleNamespace
@@ -11,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from eomt.cli import main, resume
+from eomt.cli import endings, main, resume
 from eomt.errors import InputError, Stopped
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, read_checkpoint
@@ -62,28 +60,28 @@ def test_logs_are_resumed_in_the_same_folder_alone(tmp_path):
 def test_requeueing(monkeypatch):
     """Message and exit status of the first task; the others never end it by their status."""
     said = []
-    monkeypatch.setattr(main, "log", SimpleNamespace(info=lambda _, message: said.append(message)))
+    monkeypatch.setattr(endings, "log", SimpleNamespace(info=lambda _, message: said.append(message)))
     stopped = Stopped("stopped by SIGUSR1 after step 3; resume by: ...", signal.SIGUSR1)
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
         monkeypatch.setenv(name, value)
-    before = [signal.getsignal(number) for number in main.STOPPING]
+    before = [signal.getsignal(number) for number in endings.STOPPING]
     try:
         for reason, status, words in (("", 0, "is requeued"), ("not today", 138, r"not requeued: not today")):
-            monkeypatch.setattr(main, "requeue", lambda reason=reason: reason)
-            for number in main.STOPPING:
+            monkeypatch.setattr(endings, "requeue", lambda reason=reason: reason)
+            for number in endings.STOPPING:
                 signal.signal(number, signal.SIG_DFL)
             with pytest.raises(SystemExit) as ended, StopSignals():
-                main._end(stopped)
+                endings._end(stopped)
             assert ended.value.code == status
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "the requeuing ends what is being closed"
             assert words in said[-1]
-        monkeypatch.setattr(main, "requeue", lambda: pytest.fail("the first task speaks for all"))
+        monkeypatch.setattr(endings, "requeue", lambda: pytest.fail("the first task speaks for all"))
         monkeypatch.setenv("SLURM_PROCID", "1")
         with pytest.raises(SystemExit) as ended:
-            main._end(stopped)
+            endings._end(stopped)
         assert ended.value.code == 0
     finally:
-        for number, handler in zip(main.STOPPING, before, strict=True):
+        for number, handler in zip(endings.STOPPING, before, strict=True):
             signal.signal(number, handler)
 
 
@@ -98,19 +96,3 @@ def test_signals_are_ignored_once_the_run_has_ended(monkeypatch, ending):
     finally:
         for number, handler in zip(main.ENDING, before, strict=True):
             signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_under_a_log_is_one_line(monkeypatch, capsys, number):
-    """The error of writing, other than of opening, names no file."""
-
-    def full(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(main.hydra, "main", lambda **_: lambda function: full)
-    with pytest.raises(SystemExit) as ended:
-        main._run("train", None)
-    assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert said == f"error: {os.strerror(number)}; free some space, or choose another folder by hydra.run.dir=\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eomt.cli import main
+from eomt.cli.endings import explain
 from eomt.errors import InputError
 from eomt.weights.checkpoint import read_checkpoint
 from eomt.weights.load import read_weights
@@ -143,7 +143,7 @@ def test_whatever_is_wrong_is_one_line_that_names_it(tmp_path):
     for path, message in broken_files(tmp_path):
         with pytest.raises(InputError, match=message) as caught:
             read_weights(path)
-        text = main.explain(caught.value)
+        text = explain(caught.value)
         assert path.name in text, text
         assert len(text) <= 1000, text
         count += 1
@@ -239,7 +239,7 @@ def test_descriptions_hold_plain_values_of_bounded_size(changes, words, tmp_path
     torch.save({"eomt": part_of(network) | changes, "state_dict": saved}, tmp_path / "x.ckpt")
     with pytest.raises(InputError, match=words) as caught:
         read_weights(tmp_path / "x.ckpt", kind="panoptic")
-    assert len(main.explain(caught.value)) <= 1000
+    assert len(explain(caught.value)) <= 1000
 
 
 @pytest.mark.parametrize(
