@@ -280,7 +280,12 @@ def check_same_classes(train: Classes, val: Classes) -> None:
     found = difference(val, train)
     if found is not None:
         here, there = found
-        raise InputError(f"data.val has {here} where data.train has {there}: give both the same categories")
+        alone = sorted({*train.names} ^ {*val.names})
+        only = f" ({listed(alone)} in one of them alone)" if alone else ""
+        raise InputError(
+            f"data.val has {here} where data.train has {there}{only}: give both the same categories, or choose the "
+            "same by data.only"
+        )
 
 
 def _check_one_set(*readers: Reader) -> None:

@@ -106,17 +106,19 @@ class Classes:
         return np.array([c.color for c in self.items], dtype=np.uint8)
 
 
-def difference(one: Classes, other: Classes) -> tuple[str, str] | None:
+def difference(one: Classes, other: Classes, *, ids: bool = True) -> tuple[str, str] | None:
     """The first difference between two lists in words: the one's class, and the other's in its place.
 
-    None if networks' outputs mean the same: id, name, thing or stuff, in one order. Colours may differ.
+    None if networks' outputs mean the same: name, thing or stuff, in one order, and with `ids` the id. Colours may
+    differ.
     """
     if len(one) != len(other):
         mine, theirs = (f"{len(classes)} class{'es' * (len(classes) > 1)}" for classes in (one, other))
         return mine, theirs
     for k, pair in enumerate(zip(one, other, strict=True)):
         mine, theirs = (f"{c.name!r} (id {c.id}, {'thing' if c.is_thing else 'stuff'})" for c in pair)
-        if mine != theirs:
+        same_output = (pair[0].name, pair[0].is_thing) == (pair[1].name, pair[1].is_thing)
+        if mine != theirs and (ids or not same_output):
             return f"class {k} as {mine}", f"class {k} as {theirs}"
     return None
 

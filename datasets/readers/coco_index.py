@@ -171,13 +171,14 @@ class _Rows:
         self.categories.append({**row, "id": number})
 
     def drop_root(self) -> None:
-        """Leave out the category that Roboflow adds: the others' supercategory, of none itself and without a mask."""
-        used, parents = set(map(str, set(self.category_of))), {str(row.get("supercategory")) for row in self.categories}
-        for row in [row for row in self.categories if row.get("supercategory") == "none"]:
-            if str(row.get("name")) in parents and str(row.get("id")) not in used:
-                self.categories.remove(row)
-                name = repr(str(row["name"])[:60])
-                self.remarks.append(f"the category {name} is left out: the root of others, without an annotation")
+        """Leave out the category that Roboflow adds: of no supercategory, that of all others, and without a mask."""
+        roots = [row for row in self.categories if row.get("supercategory") == "none"]
+        parents = {str(row.get("supercategory")) for row in self.categories if row not in roots}
+        used = set(map(str, set(self.category_of)))
+        if len(roots) == 1 and parents == {str(roots[0].get("name"))} and str(roots[0].get("id")) not in used:
+            self.categories.remove(roots[0])
+            name = repr(str(roots[0]["name"])[:60])
+            self.remarks.append(f"the category {name} is left out: the root of others, without an annotation")
 
     def add_image(self, row: Mapping) -> None:
         number, size, name = image_id(row, "id"), (side(row, "height"), side(row, "width")), file_name(row)

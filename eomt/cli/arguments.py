@@ -26,6 +26,9 @@ from eomt.errors import InputError
 from eomt.training.slurm import first_rank
 from eomt.weights.hub import BEST_FIRST, LAST_FIRST, SUFFIXES, dataset_path, is_hub_id, run_checkpoint
 
+NOTES: list[str] = []
+"""What has been said of how `data.root` is read, until the command's log has it."""
+
 GROUPS = ("task", "model", "experiment")
 """The config groups that choose under which settings weights of another source are evaluated."""
 
@@ -102,7 +105,7 @@ def with_layout(arguments: Sequence[str], find_layout: FindLayout, scores: bool 
         own = [f"{found[key]}" for key in training if found.get(key) != training[key] and key not in typed]
         if own and first_rank():
             divided = f"{_read(typed['data.split']).input_line} divides {found['data.train.images']}"
-            print(f"note: {divided}: {own[0]} is not used; leave data.split out to validate on it", file=sys.stderr)
+            note(f"{divided}: {own[0]} is not used; leave data.split out to validate on it")
         found |= training
     found = {key: value for key, value in found.items() if key not in typed and not (scores and key == "data.split")}
     if foreign := next((value for value in found.values() if "${" in str(value)), None):
@@ -110,8 +113,14 @@ def with_layout(arguments: Sequence[str], find_layout: FindLayout, scores: bool 
     added = [f"{key}={value if key == 'task' else _in_grammar(value)}" for key, value in found.items()]
     if first_rank() and added:
         keys = "".join(mark if mark.isprintable() else "?" for mark in " ".join(added)).replace("'", "")
-        print(f"note: data.root={root} is {what}; taken as {keys}: typed keys go over these", file=sys.stderr)
+        note(f"data.root={root} is {what}; taken as {keys}: typed keys go over these")
     return [*added, *arguments]
+
+
+def note(text: str) -> None:
+    """Say something before there is a log, and keep it for that, in `NOTES`."""
+    print(f"note: {text}", file=sys.stderr)
+    NOTES.append(f"note: {text}")
 
 
 def typed_task(typed: Mapping[str, str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from eomt.training.callbacks import (
 from eomt.training.fsdp import ShardedStrategy
 from eomt.training.stop import listening
 from eomt.views import around
-from eomt.weights.load import read_weights
+from eomt.weights.load import read_weights, renumbered
 from eomt.weights.spec import Weights, check_same_classes
 
 # An evaluation scores all images, also after a limited training.
@@ -116,11 +117,12 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
 
 def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     data = build_data(settings)
+    assert weights.classes is not None, "complete"
+    weights = replace(weights, classes=renumbered(weights.classes, data.val_classes))
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
     module.task = around(module.task, module.network.backbone.patch_size, cfg.tile, cfg.tta, cfg.unpadded)
     data.geometry = module.task.geometry
     module.run["environment"] = weights.environment
-    check_same_classes(module.classes, data.val_classes)
     callbacks = [
         Progress(),
         ProgressLines(),

@@ -19,7 +19,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from eomt.cli.arguments import FindLayout, key_of, prepared
+from eomt.cli.arguments import NOTES, FindLayout, key_of, prepared
 from eomt.cli.check import check_roots, check_settings, plain
 from eomt.cli.endings import endings, is_unread, last_words
 from eomt.cli.folders import run_id
@@ -30,6 +30,7 @@ from eomt.training.slurm import ENDING, first_rank, first_task
 from eomt.training.stop import listening
 
 log = logging.getLogger("eomt")
+file_log = logging.getLogger("eomt.progress")
 
 
 def command(name: str, function: Callable[[DictConfig], None], find_layout: FindLayout | None = None) -> None:
@@ -125,6 +126,8 @@ def _job(function: Callable[[DictConfig], None], name: str) -> Callable[[DictCon
         # A process that a launcher of Hydra has started has no handlers yet.
         with listening(last_words) as signals, endings(name):
             signals.unblock()
+            while NOTES:
+                file_log.info("%s", NOTES.pop(0))
             function(cfg)
 
     return job

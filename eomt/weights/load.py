@@ -210,5 +210,18 @@ def _classes(weights: Weights, chosen: Classes | None, count: int) -> Classes | 
             return chosen
         said = published
     if chosen is not None:
-        check_same_classes(said, chosen)
+        return renumbered(said, chosen)
     return said
+
+
+def renumbered(trained: Classes, given: Classes) -> Classes:
+    """A checkpoint's classes under the ids that the data, or what is chosen, has for them.
+
+    Raises:
+        InputError: unless they are the same in the same order, whatever their ids.
+    """
+    check_same_classes(trained, given, ids=False)
+    if trained.ids == given.ids:
+        return trained
+    log.info("the data has other category ids than ckpt= was trained on for the same classes: results have the data's")
+    return given

@@ -169,9 +169,9 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: spec[key] for key in _RULES}
 
 
-def check_same_classes(trained: Classes, given: Classes) -> None:
-    """Raise InputError unless a checkpoint's classes are those of the data: id, name, thing or stuff."""
-    found = difference(trained, given)
+def check_same_classes(trained: Classes, given: Classes, *, ids: bool = True) -> None:
+    """Raise InputError unless a checkpoint's classes are those of the data, see `difference`."""
+    found = difference(trained, given, ids=ids)
     if found is not None:
         there, here = found
         raise InputError(

@@ -174,6 +174,21 @@ def test_evaluation_refuses_other_classes(run, tmp_path, shared_data):
         evaluation.main(configured(tmp_path, checkpoint, f"data.root='{shared_data}/coco'", name="eval"))
 
 
+def test_other_ids_of_the_same_classes_are_those_of_results(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="eomt")
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    for row in checkpoint[FORMAT]["classes"]:
+        row["id"] += 100
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    options = (f"ckpt='{tmp_path}/x.ckpt'", "save_predictions=true", "pictures=0")
+    evaluation.main(configured(tmp_path / "eval", *options, name="eval"))
+    assert caplog.text.count("the data has other category ids than ckpt= was trained on for the same classes") == 1
+    for name in ("metrics.json", "metrics_per_class.json"):
+        assert json.loads((tmp_path / "eval" / name).read_text()) == json.loads((run / name).read_text()), name
+    results = json.loads((tmp_path / "eval" / "predictions" / "panoptic.json").read_text())
+    assert [row["id"] + 100 for row in results["categories"]] == [row["id"] for row in checkpoint[FORMAT]["classes"]]
+
+
 @pytest.mark.slow
 def test_evaluation_of_weights_from_elsewhere(run, shapes, tmp_path):
     """Weights that carry no settings are evaluated on the task that is chosen, with the same score."""

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from eomt.cli.arguments import prepared
 from eomt.cli.build import build_data
 from tests.exports import CLASSES, EXPORTS, INSTANCE, SEMANTIC, SPLITS, pictures, write
 from tests.label_files import fails, photo, turned
-from tests.running import SMALL, composed, logged
+from tests.running import ROOT, SMALL, composed, logged
 
 ALL = [pytest.param(name, task, id=f"{name}-{task}") for name, export in EXPORTS.items() for task in export.tasks]
 
@@ -174,6 +176,41 @@ def test_what_a_folder_is_is_said_in_one_line(tmp_path, capsys):
     )
     assert any("'street' is left out: the root of others" in line for line in data.remarks("train"))
     assert data.classes.names == list(CLASSES)
+
+
+@pytest.mark.slow
+def test_what_a_folder_is_stands_in_the_log(tmp_path):
+    EXPORTS["roboflow"].write(tmp_path / "data")
+    command = [sys.executable, str(ROOT / "check_data.py"), f"data.root={tmp_path}/data", "data.num_workers=0"]
+    done = subprocess.run([*command, "pictures=0", "hydra.run.dir=run"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = "is a data set with JSONs of COCO's form; taken as task=coco_instance"
+    log = (tmp_path / "run" / "check_data.log").read_text()
+    assert [text.count(line) for text in (done.stderr, done.stdout, log)] == [1, 0, 1]
+
+
+def test_a_root_category_that_one_set_uses_is_named(tmp_path):
+    EXPORTS["roboflow"].write(tmp_path)
+    path = tmp_path / "train" / "_annotations.coco.json"
+    used = json.loads(path.read_text())
+    used["annotations"][0]["category_id"] = 0
+    write(path, json.dumps(used))
+    message = r"data.val has 3 classes where data.train has 4 classes \(street in one .*same by data.only"
+    fails(message, opened(tmp_path).setup, "fit")
+    data = opened(tmp_path, f"data.only=[{','.join(CLASSES)}]")
+    data.setup("fit")
+    assert data.classes.names == list(CLASSES)
+
+
+def test_supercategories_of_several_groups_are_classes(tmp_path):
+    EXPORTS["roboflow"].write(tmp_path)
+    for path in tmp_path.glob("*/_annotations.coco.json"):
+        document = json.loads(path.read_text())
+        document["categories"][-1] |= {"supercategory": "none"}
+        write(path, json.dumps(document))
+    data = opened(tmp_path)
+    data.setup("fit")
+    assert data.classes.names == ["street", *CLASSES]
 
 
 @pytest.mark.parametrize(
