@@ -2,11 +2,13 @@
 
 python benchmarks/views.py RUN           scores of single pictures, of mosaics in tiles, and of both mirrored as well
 python benchmarks/views.py RUN --large 20000     time, memory and objects of one large tiled TIFF
+python benchmarks/views.py --write DIR           mosaics of the training pictures, in COCO's layout, to train RUN on
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import tempfile
 import time
@@ -18,19 +20,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from datasets.shapes.dataset import shapes
+from datasets.shapes.dataset import CATEGORIES, shapes
 from eomt.classes import Classes
 from eomt.inference.segmenter import Segmenter
 from eomt.model.outputs import Logits
+from eomt.postprocess.writers import ids_to_rgb
 from eomt.targets import ImageTargets, targets_from_id_map
 from eomt.tasks import task_of
 
 SIDE = 96
+CELLS = 5  # pictures along a side of a mosaic
 
 
-def pictures(kind: str) -> tuple[list[tuple[np.ndarray, ImageTargets]], Classes]:
-    """The validation pictures of a kind with their ground truth, all resized to the network's input."""
-    reader, found = shapes(kind, "val"), []
+def pictures(kind: str, split: str = "val") -> tuple[list[tuple[np.ndarray, ImageTargets]], Classes]:
+    """The pictures of a kind with their ground truth, all resized to the network's input."""
+    reader, found = shapes(kind, split), []
     for index in range(len(reader)):
         image, targets = reader.read(index)
         pixels = np.array(Image.fromarray(np.asarray(image)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
@@ -94,7 +98,7 @@ def compare(run: str) -> None:
         singles, classes = pictures(kind)
         sets = {"single": singles}
         # Average precision takes a hundred objects of an image.
-        cells = 2 if kind == "instance" else 5
+        cells = 2 if kind == "instance" else CELLS
         for name, gap in (("mosaic", 0), ("mosaic with gaps", SIDE)):
             sets[name] = mosaics(singles, _stuff(kind, classes), cells, gap)
         for tta in (None, "flip"):
@@ -110,6 +114,31 @@ def compare(run: str) -> None:
 
 def _stuff(kind: str, classes: Classes) -> set[int]:
     return {k for k in range(len(classes)) if kind == "semantic" or (kind == "panoptic" and not classes.is_thing[k])}
+
+
+def write(folder: Path) -> None:
+    """Write mosaics without gaps as COCO panoptic data: the training pictures in four random orders, and all others."""
+    draw = np.random.default_rng(0)
+    for split, orders in (("train", 4), ("val", 1)):
+        singles, classes = pictures("panoptic", split)
+        images, annotations, ids = [], [], [row["id"] for row in CATEGORIES]
+        for _ in range(orders):
+            order = draw.permutation(len(singles)) if split == "train" else range(len(singles))
+            for pixels, targets in mosaics([singles[k] for k in order], _stuff("panoptic", classes), CELLS, 0):
+                # Odd and even, so that no image is of both sets.
+                number, (height, width) = 2 * len(images) + (split == "train"), pixels.shape[:2]
+                numbers, labels, _ = _segments(targets)
+                for place, content in (("", pixels), ("annotations/panoptic_", ids_to_rgb(targets.ids[0].numpy()))):
+                    path = folder / f"{place}{split}2017" / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(content).save(path)
+                images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+                rows = [
+                    {"id": k, "category_id": ids[label], "iscrowd": 0} for k, label in zip(numbers, labels, strict=True)
+                ]
+                annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": rows})
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        (folder / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(content))
 
 
 def large(run: str, side: int, tile: bool | int) -> None:
@@ -145,8 +174,14 @@ def large(run: str, side: int, tile: bool | int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
+    parser.add_argument("run", nargs="?", help="a run's folder or checkpoint")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="write mosaics to train on")
     parser.add_argument("--large", type=int, help="the side of a TIFF in pixels")
     parser.add_argument("--tile", type=int, default=True, help="of that TIFF; default the network's input")
     given = parser.parse_args()
-    large(given.run, given.large, given.tile) if given.large else compare(given.run)
+    if given.write:
+        write(given.write)
+    elif given.large:
+        large(given.run, given.large, given.tile)
+    else:
+        compare(given.run)

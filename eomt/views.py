@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,18 +85,57 @@ class Tiled(_Around):
             return self.task.scores(output, placement, size)
         return self.task.predict(output, placement, size, classes)
 
-    def predict(
-        self, output: Logits, placement: Placement, size: tuple[int, int], classes: Classes
-    ) -> Segmentation | Instances:
-        tiles = self.tiles(placement[:2], size)
-        if len(tiles) == 1:
-            return self.task.predict(output, placement, size, classes)
-        own = self._placement(size)
-        merger: Any = self.merger(placement[:2], classes)
-        chunks = (logits.split(len(logits) // len(tiles)) for logits in output)
-        for tile, *parts in zip(tiles, *chunks, strict=True):
-            merger.add(tile, self.part(Logits(*parts), own, size, classes))
-        return merger.result()
+    def predict_images(
+        self,
+        run: Callable[[slice, list[Placement], list[int]], Logits],
+        submit: Callable[[Callable[[], Part]], Future[Part]],
+        counts: Sequence[int],
+        placements: Sequence[Placement],
+        size: tuple[int, int],
+        classes: Classes,
+        at_once: int,
+    ) -> list[Segmentation | Instances]:
+        """Segment images a few tiles at a time: the logits of all tiles of a large image take gigabytes.
+
+        Args:
+            run: computes the logits for a range of the images' inputs; given, too, are the placement and the number of
+                inputs of each tile.
+            submit: computes a tile's part, see `Background.submit`.
+            counts, placements, size, classes: see `predict_images`.
+            at_once: tiles to a call of `run`.
+        """
+        shown: list[tuple[int, Tile | None, Placement, int]] = []
+        for image, (placement, count) in enumerate(zip(placements, counts, strict=True)):
+            tiles = self.tiles(placement[:2], size)
+            if len(tiles) == 1:
+                shown.append((image, None, placement, count))
+            else:
+                shown += [(image, tile, self._placement(size), count // len(tiles)) for tile in tiles]
+        found: list[Any] = [self.merger(placement[:2], classes) for placement in placements]
+        waiting: deque[tuple[int, Tile | None, Future[Part]]] = deque()
+
+        def merge(most: int) -> None:
+            while len(waiting) > most:
+                image, tile, part = waiting.popleft()
+                if tile is None:
+                    found[image] = part.result()
+                else:
+                    found[image].add(tile, part.result())
+
+        first = 0
+        for start in range(0, len(shown), at_once):
+            some = shown[start : start + at_once]
+            own_counts = [count for *_, count in some]
+            chosen = slice(first, first := first + sum(own_counts))
+            output = run(chosen, [own for _, _, own, _ in some], own_counts)
+            parts = zip(*(logits.split(own_counts) for logits in output), strict=True)
+            for (image, tile, own, _), logits in zip(some, parts, strict=True):
+                make = self.task.predict if tile is None else self.part
+                waiting.append((image, tile, submit(partial(make, Logits(*logits), own, size, classes))))
+            merge(len(some))  # those of the tiles before, made while the network ran on these
+        merge(0)
+        whole = {image for image, tile, *_ in shown if tile is None}
+        return [one if image in whole else one.result() for image, one in enumerate(found)]
 
     def _placement(self, size: tuple[int, int]) -> Placement:
         """Placement of each tile."""
@@ -186,28 +228,23 @@ class Flipped(_Around):
         return Logits(joined[None], certain.log()[None])
 
 
-def around(
-    task: Task, patch_size: int, tile: bool | int = False, tta: str | None = None, unpadded: bool = False
-) -> Task:
-    """A task that sees images in tiles, or mirrored as well, or both.
+def with_mirrored(task: Task, patch_size: int, tta: str | None = None, unpadded: bool = False) -> Task:
+    """A task that sees images mirrored as well, or the task itself.
 
     Args:
         task: the task.
         patch_size: the network's.
-        tile: see `Tiled`; False for none.
         tta: "flip", see `Flipped`; None for none.
         unpadded: whether the network runs without padding.
 
     Raises:
-        InputError: if a value is none of these, or they do not go together.
+        InputError: if `tta` is none of these, or does not go with `unpadded`.
     """
     if tta not in (None, "flip"):
         raise InputError(f"tta={tta} is none of null, flip")
     if tta and unpadded:
         raise InputError("tta=flip mirrors the padding, too: it needs unpadded=false")
     seen: Any = Flipped(task, patch_size) if tta else task  # whose kind is an attribute of the object alone
-    if tile:
-        seen = Tiled(seen, tile)
     return seen
 
 

@@ -1,6 +1,8 @@
 """Images in tiles, and mirrored ones: the same answers as of the whole image where the network's are exact."""
 
 import json
+import weakref
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from eomt.errors import InputError
 from eomt.inference.segmenter import Segmenter
 from eomt.tasks import task_of
-from eomt.views import around
+from eomt.views import Tiled, with_mirrored
 from tests.colour_network import CLASSES, SKY, ColourNetwork, picture
 from tests.random_networks import KINDS, random_image, random_network
 from tests.running import typed
@@ -79,19 +81,50 @@ def test_a_network_that_mirrors_with_the_image_gives_the_same_with_flip(kind):
         assert np.allclose(plain.scores, flipped.scores, atol=1e-5)
 
 
+class Waits(Future):
+    """What a background runs not before it is asked for."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def result(self, timeout=None):
+        return self.function()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_together_and_in_evaluations(kind):
-    pixels, _ = picture(100, 130)
+    """An evaluation holds the logits of two calls of the network, and gives what a segmenter does."""
     size, network = (32, 32), ColourNetwork()
-    for options in ({"tile": 48}, {"tile": True, "tta": "flip"}):
-        task = around(task_of(kind), 16, **options)
-        inputs, placement = task.geometry.prepare(pixels, size)
-        direct = task.predict(network(inputs)[-1].logits(), placement, size, CLASSES)
-        result = segmenter_of(kind, **options)(pixels) if kind != "instance" else None
-        if result is not None:
-            assert torch.equal(direct.ids, result.prediction.ids)
-        assert task.geometry.view(inputs, placement, size).shape[1:] == placement[2:]
-    assert np.array_equal(task.geometry.view(inputs, placement, size).permute(1, 2, 0), pixels)
+    images = [picture(*shape, discs=4)[0] for shape in ((100, 130), (30, 30), (64, 90))]
+    for options in ({"tile": 48}, {"tile": True}, {"tile": True, "tta": "flip"}):
+        segmenter = segmenter_of(kind, network, **options)
+        tiled = Tiled(segmenter.task, options["tile"])
+        prepared = [tiled.geometry.prepare(image, size) for image in images]
+        inputs, placements = torch.cat([parts for parts, _ in prepared]), [placement for _, placement in prepared]
+        alive, most = weakref.WeakSet(), 0
+
+        def run(chosen, placements, counts, inputs=inputs, alive=alive):
+            nonlocal most
+            assert sum(counts) == chosen.stop - chosen.start
+            assert len(placements) == len(counts) <= 3
+            output = network(inputs[chosen])[-1].logits()
+            alive.add(output.mask_logits)
+            most = max(most, len(alive))
+            return output
+
+        counts = [len(parts) for parts, _ in prepared]
+        found = tiled.predict_images(run, Waits, counts, placements, size, CLASSES, at_once=3)
+        assert most == 2
+        for image, one, parts, placement in zip(images, found, inputs.split(counts), placements, strict=True):
+            expected = segmenter(image).prediction
+            assert all(
+                torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, expected, strict=True)
+            )
+            view = tiled.geometry.view(parts, placement, size)
+            assert view.shape[1:] == placement[2:]
+            if options["tile"] is True and len(parts) > 2:
+                assert np.array_equal(view.permute(1, 2, 0), image)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,20 +137,21 @@ def test_an_image_of_one_tile_is_seen_as_without_tiles(kind):
 
 def test_a_mirrored_input_is_rolled_by_whole_patches():
     """Their masks would lie beside those of the image otherwise."""
-    task = around(task_of("panoptic"), 14, tta="flip")
+    task = with_mirrored(task_of("panoptic"), 14, tta="flip")
     (seen, mirrored), _ = task.geometry.prepare(random_image(42, 25), (42, 42))
     assert torch.equal(mirrored, seen.flip(-1).roll(-14, -1))
 
 
 def test_tiles_that_are_longer_than_an_image_make_it_no_smaller():
     for tile, size, reduced in ((False, (20, 2000), True), (32, (20, 2000), False), (32, (20, 30), False)):
-        geometry = around(task_of("semantic"), 16, tile=tile).geometry
+        task = task_of("semantic")
+        geometry = (Tiled(task, tile) if tile else task).geometry
         assert geometry.is_reduced(geometry.prepare(random_image(*size), (32, 32))[1], (32, 32)) is reduced
 
 
 def test_what_does_not_go_together_is_said():
     with pytest.raises(InputError, match="tta=scale is none of"):
-        around(task_of("panoptic"), 16, tta="scale")
+        with_mirrored(task_of("panoptic"), 16, tta="scale")
     with pytest.raises(InputError, match="needs unpadded=false"):
         segmenter_of("panoptic", tta="flip", unpadded=True)
     with pytest.raises(InputError, match="without tile"):

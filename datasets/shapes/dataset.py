@@ -64,7 +64,7 @@ def shapes(
     kind: Literal["panoptic", "instance", "semantic"],
     split: str,
     seed: int = 0,
-    train_images: int = 1800,
+    train_images: int = 2080,
     val_images: int = 200,
     size: int = 96,
     root: str | Path | None = None,
@@ -100,7 +100,7 @@ def shapes(
 
 def ensure_shapes(
     seed: int = 0,
-    train_images: int = 1800,
+    train_images: int = 2080,
     val_images: int = 200,
     size: int = 96,
     folder: str | Path | None = None,

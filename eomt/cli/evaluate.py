@@ -44,7 +44,7 @@ from eomt.training.callbacks import (
 )
 from eomt.training.fsdp import ShardedStrategy
 from eomt.training.stop import listening
-from eomt.views import around
+from eomt.views import Tiled, with_mirrored
 from eomt.weights.load import read_weights, renumbered
 from eomt.weights.spec import Weights, check_same_classes
 
@@ -120,7 +120,10 @@ def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     assert weights.classes is not None, "complete"
     weights = replace(weights, classes=renumbered(weights.classes, data.val_classes))
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
-    module.task = around(module.task, module.network.backbone.patch_size, cfg.tile, cfg.tta, cfg.unpadded)
+    task = with_mirrored(
+        task_of(settings.kind, settings.postprocess), module.network.backbone.patch_size, cfg.tta, cfg.unpadded
+    )
+    module.task = Tiled(task, cfg.tile) if cfg.tile else task
     data.geometry = module.task.geometry
     module.run["environment"] = weights.environment
     callbacks = [

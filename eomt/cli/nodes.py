@@ -96,7 +96,7 @@ class ShapesReader(Reader):
     split: Literal["train", "val"]
     kind: Literal["panoptic", "instance", "semantic"]
     seed: Natural = 0
-    train_images: Count = 1800
+    train_images: Count = 2080
     val_images: Count = 200
     size: Annotated[int, Field(ge=32, le=LARGEST_SIDE)] = 96
 

@@ -54,7 +54,7 @@ from eomt.photo import limit_pixels
 from eomt.postprocess.geometry import MAX_WINDOWS, Placement, run_unpadded
 from eomt.postprocess.types import Instances, Segmentation
 from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, Task, task_of
-from eomt.views import Flipped, Tiled, around
+from eomt.views import Flipped, Tiled, with_mirrored
 from eomt.weights.load import read_weights
 
 log = logging.getLogger("eomt")
@@ -118,7 +118,7 @@ class Segmenter:
         if str(precision) not in PRECISIONS:
             raise InputError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
         self.precision = str(precision)
-        self.task = around(task, network.backbone.patch_size, False, tta, unpadded)
+        self.task = with_mirrored(task, network.backbone.patch_size, tta, unpadded)
         self._tiled = Tiled(self.task, tile) if tile else None
         self.classes = classes
         self.unpadded = unpadded

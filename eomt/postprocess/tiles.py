@@ -279,9 +279,9 @@ class SemanticMerger:
         self._below = self._after = np.zeros(0, dtype=np.float32)
 
     def add(self, tile: Tile, found: Tensor) -> None:
-        """Add the next tile's scores, float [C, h, w] of the padded tile on the host; they are written to."""
+        """Add the next tile's scores, float [C, h, w] of the padded tile; they are written to."""
         height, width = tile.shape
-        scores = found.numpy()[:, :height, :width]
+        scores = found.numpy(force=True)[:, :height, :width]
         # The strip before has what lies above in it already.
         if tile.before:
             scores[:, :, : tile.before] += self._after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from eomt.training.restore import check_state
 from eomt.training.seeding import ImageKey, draw_dropped_masks, point_seeds, training_keys, validation_keys
 from eomt.training.summary import summary
 from eomt.training.validation_loss import ValidationLoss
+from eomt.views import Tiled
 from eomt.weights.safe_load import FORMAT
 
 DEFAULT_RECIPE = Recipe()
@@ -79,7 +80,7 @@ class EoMTModule(lightning.LightningModule):
     def __init__(
         self,
         network: EoMT,
-        task: Task,
+        task: Task | Tiled,
         classes: Classes,
         loss: MaskClassificationLoss,
         annealing: Annealing | None = None,
@@ -128,7 +129,6 @@ class EoMTModule(lightning.LightningModule):
         self._prepared = self._said_too_many = False
         self._started: float | None = None
         self._batches: FixedBatches | None = None
-        self._at_once = 0
         self._unscored: deque[Future] = deque()
         # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
@@ -311,7 +311,6 @@ class EoMTModule(lightning.LightningModule):
         # The weights of an evaluation or of a resumed run bring their own.
         self.probabilities = self.mask_probabilities.tolist()
         self._batches = self._batches or FixedBatches(self.network, self.compiled, self.graphs)
-        self._at_once = 0
         self._unscored.clear()
         self.image_scores = {}
         self._validation_loss = ValidationLoss(self.loss, self.seed, self.global_rank, self.device)
@@ -333,14 +332,23 @@ class EoMTModule(lightning.LightningModule):
         if not self.mask_free:
             size = self.data.eval_batch_size
             keys = validation_keys(self.trainer, self.step, batch_idx, size, batch.counts)
-        output = self.predict_inputs(batch.inputs, batch.placements, batch.counts, keys)
-        if batch.shown is not None:
-            self._validation_loss.add(output, batch.shown, batch_idx)
+        images = batch.counts, batch.placements, tuple(batch.inputs.shape[-2:]), self.classes
+        predict: Callable[[], list[Segmentation | Instances]]
+        if isinstance(self.task, Tiled):
+
+            def run(chosen: slice, placements: Sequence[Placement], counts: Sequence[int]) -> Logits:
+                return self.predict_inputs(batch.inputs[chosen], placements, counts, keys[chosen])
+
+            found = self.task.predict_images(run, self._background.submit, *images, self.data.eval_batch_size)
+            predict = found.copy
+        else:
+            output = self.predict_inputs(batch.inputs, batch.placements, batch.counts, keys)
+            if batch.shown is not None:
+                self._validation_loss.add(output, batch.shown, batch_idx)
+            predict = partial(predict_images, self.task, output, *images)
         if not batch.targets:
             # An image that another rank counts: this one had none left, but computes as often.
             return self._background.submit(list)
-        size = tuple(batch.inputs.shape[-2:])
-        predict = partial(predict_images, self.task, output, batch.counts, batch.placements, size, self.classes)
         self._unscored.append(self._background.submit(predict, partial(self._score, batch)))
         if len(self._unscored) > 1:
             self._unscored.popleft().result()
@@ -383,8 +391,7 @@ class EoMTModule(lightning.LightningModule):
 
         usable = dropped is None and not self.unpadded
         batches = self._batches if usable and self._batches is not None and self._batches.fixed else None
-        # Only the last batch of a validation may be smaller than its first.
-        at_once = self._at_once = (self._at_once if batches is not None else 0) or len(counts)
+        at_once = len(counts) if batches is None else self.data.eval_batch_size
 
         def run(images: Tensor, index: Tensor) -> Logits:
             if batches is not None:
