@@ -9,7 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from datasets.layout.find import find_layout
-from eomt.cli.arguments import quote_paths, split_for_eval, with_layout
+from eomt.cli.arguments import split_for_eval
+from eomt.cli.layout import with_layout
+from eomt.cli.paths import quote_paths
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = str(ROOT / "configs")

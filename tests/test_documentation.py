@@ -20,9 +20,9 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from eomt.cli.arguments import quote_paths
 from eomt.cli.main import checked
 from eomt.cli.meanings import keys_of
+from eomt.cli.paths import quote_paths
 from eomt.cli.settings import COMMANDS
 from tests.running import ROOT, SMALL, composed, typed
 

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 import eval as evaluation
 import train
 from eomt.classes import Classes
-from eomt.cli.arguments import quote_paths
+from eomt.cli.paths import quote_paths
 from eomt.errors import InputError
 from eomt.model.outputs import Logits
 from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS

@@ -9,8 +9,8 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from eomt.cli.help import unknown
 from eomt.cli.meanings import keys_of
+from eomt.cli.meant import unknown
 from eomt.cli.nodes import NODES, Data, FolderReader, Loss, Optim, Reader, SplitReader
 from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, WITHOUT_RUN, Section
 from eomt.errors import InputError

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 
 from tqdm import tqdm
 
 from eomt.errors import Stopped
+from eomt.training.slurm import first_rank
 
 # Characters that control a terminal, but for ends of lines and tabs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -29,3 +31,14 @@ class Console(logging.StreamHandler):
                 # A signal came while tqdm took its lock, which it then cannot give back.
                 raise error.__context__ from None
             self.handleError(record)
+
+
+NOTES: list[str] = []
+"""What `note` has said, until the command's log has it."""
+
+
+def note(text: str) -> None:
+    """Say something before there is a log, and keep it for that, in `NOTES`; the first rank does so for all."""
+    if first_rank():
+        NOTES.append("note: " + "".join(mark if mark.isprintable() else "?" for mark in text))
+        print(NOTES[-1], file=sys.stderr)

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from eomt.cli.help import in_our_words
+from eomt.cli.meant import in_our_words
 from eomt.errors import InputError, Stopped, one_line, reason, worker_failure
 from eomt.files import locked
 from eomt.training.slurm import ENDING, batch_job, first_rank, first_task, requeue
@@ -137,7 +137,8 @@ def last_words(error: BaseException) -> int:
         # Another status would have Lightning or torchrun kill the first rank before it has closed its logs.
         status = 0
     elif first_task():
-        log.info("%s", message)
+        # Hydra sets logs up after the arguments are prepared, which may take long, too.
+        log.info("%s", message) if log.hasHandlers() else print(message)
     return status
 
 

@@ -18,15 +18,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from eomt.cli.arguments import GROUPS, key_of, parsed
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
 from eomt.cli.check import plain
 from eomt.cli.folders import check_unused, held, record
-from eomt.cli.help import in_our_words
 from eomt.cli.main import checked, log
 from eomt.cli.meanings import CONFIGS
+from eomt.cli.meant import in_our_words
+from eomt.cli.overrides import key_of, parsed
 from eomt.cli.resume import with_references
-from eomt.cli.settings import Scored
+from eomt.cli.settings import CHOICES, Scored
 from eomt.cli.trust import check_config
 from eomt.errors import InputError
 from eomt.inference.precision import PRECISIONS, with_cast_weights
@@ -70,7 +70,7 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
             trusted; if a setting that is typed is unknown, or has no value of its type.
     """
     chosen = None
-    if any(key_of(override) in GROUPS for override in cfg.settings):
+    if any(key_of(override) in CHOICES for override in cfg.settings):
         chosen = _composed(["trainer.devices=auto", *cfg.settings])
     settings = classes = None
     if chosen is not None:

@@ -19,12 +19,15 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from eomt.cli.arguments import NOTES, FindLayout, key_of, prepared
+from eomt.cli.arguments import prepared
 from eomt.cli.check import check_roots, check_settings, plain
+from eomt.cli.console import NOTES
 from eomt.cli.endings import endings, is_unread, last_words
 from eomt.cli.folders import run_id
 from eomt.cli.help import help_of
+from eomt.cli.layout import FindLayout
 from eomt.cli.meanings import CONFIGS
+from eomt.cli.overrides import key_of
 from eomt.errors import InputError
 from eomt.training.slurm import ENDING, first_rank, first_task
 from eomt.training.stop import listening
@@ -42,7 +45,7 @@ def command(name: str, function: Callable[[DictConfig], None], find_layout: Find
     Args:
         name: the name of the configuration in configs/.
         function: the command, called with the configuration.
-        find_layout: finds out what `data.root` is where that decides, see `eomt.cli.arguments.with_layout`.
+        find_layout: finds out what `data.root` is where that decides, see `eomt.cli.layout.with_layout`.
     """
     # Read by libraries when they are imported, which `function` does. Threads of OpenMP that spin while they wait
     # slow each other down on a CPU that is shared with data workers.

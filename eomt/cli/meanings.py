@@ -12,8 +12,17 @@ import yaml
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 
+GROUPS = {
+    "task": "data and recipe",
+    "model": "the network",
+    "experiment": "a published recipe, or small_set for your own data",
+    "logger": "where numbers are logged",
+    "debug": "a short run that tests the set-up",
+}
+"""The groups of train.py's configuration from which a file is chosen, and what for."""
+
 # The groups of train.py's keys, and the section that each fills.
-_GROUPS = {"trainer": "trainer", "callbacks": "callbacks", "logger": "logger", "model": "model", "task": ""}
+_SECTIONS = {"trainer": "trainer", "callbacks": "callbacks", "logger": "logger", "model": "model", "task": ""}
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ def keys_of(command: str) -> dict[str, Key]:
     """
     found = {key.name: key for key in _read(Path(CONFIGS, f"{command}.yaml"), "")}
     shared = {} if command == "train" else keys_of("train")
-    groups = _GROUPS if command == "train" else {}
+    groups = _SECTIONS if command == "train" else {}
     for group, section in groups.items():
         earlier = set(found)
         for path in sorted(Path(CONFIGS, group).glob("*.yaml")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,17 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, open_dict
 
-from eomt.cli.arguments import GROUPS, key_of, parsed, quote_paths, typed_task
 from eomt.cli.check import plain
+from eomt.cli.console import note
+from eomt.cli.layout import typed_task
 from eomt.cli.meanings import CONFIGS
 from eomt.cli.nodes import READER_KEYS
-from eomt.cli.settings import Run
+from eomt.cli.overrides import key_of, parsed
+from eomt.cli.paths import quote_paths
+from eomt.cli.settings import CHOICES, Run
 from eomt.cli.trust import check_config, inside
 from eomt.errors import InputError
-from eomt.training.slurm import batch_job, first_rank
+from eomt.training.slurm import batch_job
 from eomt.weights.checkpoint import CONTINUATION, FORMAT, PREVIOUS, intact, read_checkpoint
 from eomt.weights.hub import LAST_FIRST, run_checkpoint
 
@@ -63,7 +65,7 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], str]:
     own = yaml.safe_load(Path(CONFIGS, "train.yaml").read_text())
     if not isinstance(saved.get("config"), Mapping):
         return arguments, "train"
-    if {*keys} & {*GROUPS}:
+    if {*keys} & {*CHOICES}:
         _say_replaced(arguments, saved["config"].get("task_name"), own["defaults"])
         return arguments, "train"
     chosen = {*keys} & {"logger", "trainer", "callbacks", "debug"}
@@ -153,14 +155,13 @@ def _say_replaced(arguments: Sequence[str], task: Any, defaults: Sequence[Any]) 
         InputError: if no task is typed, and the default is another.
     """
     default = next(entry["task"] for entry in defaults if "task" in entry)
-    words = " ".join(word for word in arguments if key_of(word) in GROUPS)
+    words = " ".join(word for word in arguments if key_of(word) in CHOICES)
     if typed_task({key_of(word): word for word in arguments}) is None and task != default:
         raise InputError(
             f"{words} takes settings of its own, of task={default} if none is typed, and ckpt= is of a run of "
             f"task={str(task)[:80]}: type that, too, with its data, or leave {words} out"
         )
-    if first_rank():
-        print(f"note: {words}: settings are those of a new run with what is typed, not the run's own", file=sys.stderr)
+    note(f"{words}: settings are those of a new run with what is typed, not the run's own")
 
 
 def _saved_part(path: Path) -> Mapping[str, Any] | None:

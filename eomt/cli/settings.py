@@ -326,3 +326,6 @@ COMMANDS: dict[str, type[Section]] = {
 
 WITHOUT_RUN = ("predict", "export", "demo")
 """The commands that have no run folder and no keys of train.py."""
+
+CHOICES = ("task", "model", "experiment")
+"""The config groups that choose under which settings weights of another source are evaluated."""

@@ -5,8 +5,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from eomt.cli.arguments import quote_paths
 from eomt.cli.check import check_settings
+from eomt.cli.paths import quote_paths
 from eomt.cli.resume import resumed
 from eomt.errors import InputError
 from eomt.weights.checkpoint import FORMAT

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 
 import export as entry
 from eomt.classes import Classes
-from eomt.cli.arguments import quote_paths
+from eomt.cli.paths import quote_paths
 from eomt.model.eomt import EoMT
 from eomt.weights.spec import Weights
 from tests.running import CONFIGS

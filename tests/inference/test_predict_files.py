@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import predict
-from eomt.cli.arguments import quote_paths
+from eomt.cli.paths import quote_paths
 from eomt.errors import InputError
 from eomt.inference.find_images import find_images
 from eomt.inference.predict_files import predict_files, writing_processes

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from eomt.cli import main
-from eomt.cli.arguments import key_of
+from eomt.cli.overrides import key_of
 from eomt.cli.settings import Scored
 from tests.running import ROOT, SMALL, composed, configured
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from huggingface_hub import constants, errors
 
-from eomt.cli.arguments import quote_paths
+from eomt.cli.paths import quote_paths
 from eomt.errors import InputError
 from eomt.weights.hub import is_hub_id
 from eomt.weights.load import read_weights

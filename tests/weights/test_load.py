@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import predict
 from eomt.classes import Classes
-from eomt.cli.arguments import quote_paths
+from eomt.cli.paths import quote_paths
 from eomt.errors import InputError
 from eomt.inference.segmenter import Segmenter
 from eomt.model.eomt import EoMT
