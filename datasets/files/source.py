@@ -130,6 +130,18 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def stat_digest(files: Iterable[Path], text: str = "") -> str:
+    """A digest of a text that changes when one of some files does, as far as its name, size and time tell."""
+    state = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16)
+    for path in files:
+        try:
+            found = path.stat()
+            state.update(os.fsencode(f"{path.name} {found.st_size} {found.st_mtime_ns}\n"))
+        except OSError:
+            state.update(b"-")
+    return state.hexdigest()
+
+
 def is_hidden(name: str) -> bool:
     """True for files that systems leave behind, such as macOS's ._photo.jpg and all below .Trash."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))

@@ -13,13 +13,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZipFile, ZipInfo
 
 from datasets.files.index import cache_errors, cache_folder
-from datasets.files.source import FREE_BYTES, LARGEST_RATIO
+from datasets.files.source import FREE_BYTES, LARGEST_RATIO, stat_digest
 from eomt.errors import InputError
 from eomt.files import replacing
 
@@ -73,20 +72,16 @@ def column_archive(parent: Path, pattern: str, column: str) -> Path:
     files = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(parent)), literal))))
     if not files:
         raise InputError(f"there is no file {parent / pattern}")
-    state = blake2b(f"{column}\n".encode(), digest_size=16)
-    for file in files:
-        name, found = os.path.relpath(file, parent), file.stat()
-        state.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    path = cache_folder() / f"table-{_VERSION}-{state.hexdigest()}.zip"
+    names = [os.path.relpath(file, parent) for file in files]
+    path = cache_folder() / f"table-{_VERSION}-{stat_digest(files, '|'.join([column, *names]))}.zip"
     if not path.is_file():
         log.info("unpacking the column %s of %d files %s to %s (once)", column, len(files), parent / pattern, path)
         with cache_errors(path), replacing(path) as draft, ZipFile(draft, "w") as archive:
-            for file in files:
-                name = os.path.splitext(os.path.relpath(file, parent))[0]
+            for file, name in zip(files, names, strict=True):
                 for row, (image, data) in enumerate(_cells(file, column)):
                     if data is not None:
                         # Without the time: processes that unpack it at once make equal archives.
-                        archive.writestr(ZipInfo(f"{name}/{row:08d}{image}.png"), data)
+                        archive.writestr(ZipInfo(f"{os.path.splitext(name)[0]}/{row:08d}{image}.png"), data)
     return path
 
 

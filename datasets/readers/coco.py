@@ -71,7 +71,7 @@ class _CocoReader:
             source, path = _find_foreign(root, images, annotations, format)
             foreign = FORMATS[format](path, source, split, things, exif)
             folder, where, name, rows, remarks = path.parent, str(path), path.name, foreign.rows, foreign.remarks
-            digest = foreign.digest() + f"{exif} {split} {path}".encode("utf-8", "surrogateescape")
+            digest = foreign.digest()
         state = blake2b(digest + source.fingerprint(), digest_size=16)
         if masks:
             state.update(masks.fingerprint())

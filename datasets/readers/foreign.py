@@ -6,7 +6,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from datasets.files.source import Folder, Member, Source, is_hidden
+from datasets.files.source import Folder, Member, Source, is_hidden, stat_digest
 from eomt.errors import InputError
 from eomt.photo import IMAGE_SUFFIXES, Form, photo_size
 
@@ -86,15 +85,8 @@ class Foreign(ABC):
                 yield from ((key, row) for row in getattr(self, key)())
 
     def digest(self) -> bytes:
-        """A digest that changes when one of the files does, as far as its size and time tell."""
-        state = blake2b(digest_size=16)
-        for path in self.files():
-            try:
-                found = os.stat(path)
-                state.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-            except OSError:
-                state.update(b"-")
-        return state.digest()
+        """A digest that changes when one of the files or an argument does, see `stat_digest`."""
+        return stat_digest(self.files(), f"{self.form} {self.split} {self.path}\n").encode()
 
     def image_file(self, name: str) -> Path:
         """The path of an image, as if an archive were unpacked."""

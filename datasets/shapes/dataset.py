@@ -17,9 +17,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import ZipFile, ZipInfo
@@ -37,6 +34,7 @@ from datasets.shapes.draw import Scene, draw_scene
 from datasets.shapes.kinds import STUFF, THINGS
 from eomt.classes import Classes
 from eomt.errors import InputError
+from eomt.files import replacing_folder
 
 # Part of the folder's name: raise it with every change of pictures or files, so that no old folder is used.
 VERSION = 4
@@ -127,22 +125,13 @@ def ensure_shapes(
     if final.is_dir():
         return final
     log.info("writing the built-in dataset to %s (once)", final)
-    # A unique name: what a killed process left behind does not matter.
-    draft = folder / f".{final.name}.{uuid.uuid4().hex}"
-    try:
-        with cache_errors(final):
-            draft.mkdir(parents=True)
-            _write(draft, seed, {"train": train_images, "val": val_images}, size)
-            for path in draft.iterdir():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())  # no power cut leaves a whole-looking empty archive
-            try:
-                os.rename(draft, final)
-            except OSError:
-                if not final.is_dir():  # another process was first, with the same content
-                    raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with cache_errors(final):
+        try:
+            with replacing_folder(final, overwrite=False) as draft:
+                _write(draft, seed, {"train": train_images, "val": val_images}, size)
+        except OSError:
+            if not final.is_dir():  # another process was first, with the same content
+                raise
     return final
 
 
