@@ -9,7 +9,8 @@ from pathlib import Path
 from datasets.files.source import Folder
 from datasets.layout.listing import ID_MAPS, MASKS, PHOTOS, DataFolder, Layout, both, split_of, words
 from datasets.layout.published import coco_2017
-from datasets.readers.coco_json import ROW_ERRORS, file_name, stream_arrays
+from datasets.readers.coco_values import ROW_ERRORS, file_name
+from datasets.readers.json_arrays import stream_arrays
 from datasets.readers.labelme import is_labelme
 from eomt.errors import InputError
 

@@ -17,8 +17,8 @@ from datasets.files.photos import Photos
 from datasets.files.source import Folder, IndexedFiles, Member, Source
 from datasets.readers.base import check_size, index_remarks, left_out, listed, open_root
 from datasets.readers.coco_index import VERSION, build_index
-from datasets.readers.coco_json import stream_arrays
 from datasets.readers.foreign import Foreign
+from datasets.readers.json_arrays import stream_arrays
 from datasets.readers.labelme import LabelMe
 from datasets.readers.voc import Voc
 from datasets.readers.yolo import Yolo

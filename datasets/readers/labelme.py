@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from datasets.files.decode import decode_label_map
 from datasets.files.source import Folder, is_hidden
 from datasets.readers.base import listed
-from datasets.readers.coco_json import ROW_ERRORS, run_lengths
+from datasets.readers.coco_values import ROW_ERRORS, run_lengths
 from datasets.readers.foreign import BadImage, Foreign, Row, mask_code, read_text
 from eomt.errors import InputError
 from eomt.photo import photo_size

@@ -191,7 +191,7 @@ def test_order_of_the_json(tmp_path, made, keys, monkeypatch, caplog):
 
 
 def test_many_faults_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.readers.coco_index.MOST_DETAILS", 3)
+    monkeypatch.setattr("datasets.readers.faults.MOST_DETAILS", 3)
     made = InstanceSet()
     for row in made.json["annotations"]:
         row["category_id"] = 3

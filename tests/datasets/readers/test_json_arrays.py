@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from datasets.readers.coco_json import run_lengths, stream_arrays
+from datasets.readers.json_arrays import stream_arrays
 from eomt.errors import InputError
 
 DIGITS, DEEP = "9" * 5000, "[" * 100_000
@@ -54,14 +54,3 @@ def test_an_element_that_would_fill_the_memory_is_refused():
     with pytest.raises(InputError, match=r"file is not valid JSON \(an element of more than 32 MB"):
         list(stream_arrays(chunks, ["a"], "file"))
     assert next(chunks)
-
-
-def test_an_outline_that_would_fill_the_memory_is_refused():
-    side = 1 << 20
-    zigzag = [0, 0, side, side] * 10_000
-    with pytest.raises(ValueError, match="outline of its polygons is"):
-        run_lengths([zigzag], (side, side))
-    with pytest.raises(ValueError, match="outline of its polygons is"):
-        run_lengths([[0, 0, side, 0, side, side]] * 100, (side, side))
-    small = [[0, 0, 90, 0, 90, 90, 0, 90]] * 200  # many corners, a short outline
-    assert run_lengths(small, (3000, 3000))["size"] == [3000, 3000]
