@@ -10,15 +10,17 @@ python eval.py ckpt=tue-mps/coco_panoptic_eomt_large_640 task=coco_panoptic data
 from omegaconf import DictConfig
 
 from datasets.layout.find import find_layout
+from eomt.cli.folders import held
 from eomt.cli.main import checked, command
 
 
 def main(cfg: DictConfig) -> None:
     """Score weights on the validation set of their settings, see `eomt.cli.evaluate`."""
     checked("eval", cfg)
-    from eomt.cli.evaluate import evaluate, weights_and_settings
+    with held(cfg.run_folder):
+        from eomt.cli.evaluate import evaluate, weights_and_settings
 
-    evaluate(cfg, *weights_and_settings(cfg))
+        evaluate(cfg, *weights_and_settings(cfg))
 
 
 if __name__ == "__main__":

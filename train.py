@@ -10,6 +10,7 @@ python train.py weights=tue-mps/coco_panoptic_eomt_large_640 task=ade20k_panopti
 from omegaconf import DictConfig
 
 from datasets.layout.find import find_layout
+from eomt.cli.folders import held
 from eomt.cli.main import checked, command
 from eomt.training.stop import listening
 
@@ -17,7 +18,7 @@ from eomt.training.stop import listening
 def main(cfg: DictConfig) -> None:
     """Train and validate under a composed configuration, see `eomt.cli.fit`."""
     checked("train", cfg)
-    with listening() as signals:
+    with listening() as signals, held(cfg.run_folder):
         from eomt.cli.fit import fit
 
         fit(cfg, signals)

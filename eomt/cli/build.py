@@ -201,27 +201,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     unwanted = [] if settings["enable_progress_bar"] else [ProgressBar]
     unwanted += [] if settings["enable_checkpointing"] else [Checkpoint]
     callbacks = [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
-    # Messages and warnings of libraries go where all others go, once.
-    logging.captureWarnings(True)
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
-        logging.getLogger(name).handlers.clear()
-    # Two lines for each retry of each file; what comes of it is said in the end.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # Lightning's advertisements, its list of devices that nobody asked for, and its remark on `weights_only`, which
-    # our checkpoint reader always sets.
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
-    # Warnings of Lightning about what is meant: our loaders shard by themselves, few steps may be wanted, and one
-    # process may be started by hand where srun exists.
-    for words in (
-        "does not have many workers",
-        "the number of training batches",
-        "exists and is not empty",
-        "LeafSpec",
-        "srun. command is available",
-        "Grad strides do not match",  # where no image of a batch has a segment
-    ):
-        warnings.filterwarnings("ignore", f".*{words}.*")
+    _quieten_libraries()
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
     # Gradients need no copy. Not `static_graph`: PyTorch's reducer fails with it where batches are accumulated.
@@ -249,6 +229,31 @@ def _from_environment(value: Any, name: str = "") -> Iterator[str]:
     entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
         yield from _from_environment(entry, f"{name}.{key}".lstrip("."))
+
+
+def _quieten_libraries() -> None:
+    """Let libraries say what a user can use, once, and where all else is said."""
+    # Messages and warnings of libraries go where all others go, once.
+    logging.captureWarnings(True)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "huggingface_hub"):
+        logging.getLogger(name).handlers.clear()
+    # Two lines for each retry of each file; what comes of it is said in the end.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Lightning's advertisements, its list of devices that nobody asked for, and its remark on `weights_only`, which
+    # our checkpoint reader always sets.
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
+    # Warnings of Lightning about what is meant: our loaders shard by themselves, few steps may be wanted, and one
+    # process may be started by hand where srun exists.
+    for words in (
+        "does not have many workers",
+        "the number of training batches",
+        "exists and is not empty",
+        "LeafSpec",
+        "srun. command is available",
+        "Grad strides do not match",  # where no image of a batch has a segment
+    ):
+        warnings.filterwarnings("ignore", f".*{words}.*")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

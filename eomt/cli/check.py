@@ -17,6 +17,8 @@ from eomt.errors import InputError
 
 # The sections of train.py that a class fills: the one that does so unless another is chosen.
 _USUAL = {"data": Data, "loss": Loss, "optim": Optim}
+# Formats of exports whose graphs may end in post-processing.
+_WITH_POSTPROCESS = ("onnx", "openvino", "tensorrt")
 
 
 def check_settings(command: str, settings: Mapping[str, Any]) -> None:
@@ -33,15 +35,14 @@ def check_settings(command: str, settings: Mapping[str, Any]) -> None:
     section, command = COMMANDS[command], "eval" if command == "scored" else command
     lines = list(_faults(command, section, settings))
     for path, node in nodes(settings):
-        section = NODES.get(node["_target_"]) if isinstance(node["_target_"], str) else None
-        if section:
+        if section := registered(node["_target_"]):
             keys = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
             lines += _faults(command, section, keys, path)
             # Readers are made by the data module, all else at once.
             partial = issubclass(section, Reader)
             if "_partial_" in node and path != ("data",) and node["_partial_"] is not partial:
                 lines.append(f"{_dotted(*path, '_partial_')} must be {_shown(partial)}")
-    lines = lines or list(_unknown_scores(settings))
+    lines = lines or [*_unknown_scores(settings), *_misfits(command, settings)]
     if lines:
         raise InputError(lines[0], lines)
 
@@ -85,7 +86,7 @@ def check_typed(command: str, name: str, value: Any) -> None:
 def check_roots(settings: Mapping[str, Any]) -> None:
     """Raise InputError if a data set is to be read that is not built in, and its folder is not given."""
     for _, node in nodes(settings):
-        reader = NODES.get(node["_target_"]) if isinstance(node["_target_"], str) else None
+        reader = registered(node["_target_"])
         if reader and issubclass(reader, SplitReader | FolderReader) and node.get("root") is None:
             raise InputError("data.root is not set: give the folder that holds the dataset, as in data.root=DIR")
 
@@ -100,6 +101,11 @@ def nodes(values: Any, path: tuple = ()) -> Iterator[tuple[tuple, Mapping[str, A
     elif isinstance(values, list):
         for index, value in enumerate(values):
             yield from nodes(value, (*path, index))
+
+
+def registered(target: Any) -> type[Section] | None:
+    """The keys of a class of this project by its dotted name; None for any other."""
+    return NODES.get(target) if isinstance(target, str) else None
 
 
 def keys_of_type(words: str, parent: type[Section] = Section) -> set[str]:
@@ -215,3 +221,16 @@ def _unknown_scores(settings: Mapping[str, Any]) -> Iterator[str]:
         monitor = (node or {}).get("monitor")
         if scores and monitor is not None and monitor not in scores and not monitor.startswith("train/"):
             yield f"callbacks.{name}.monitor={_shown(monitor)} must be {', '.join(scores)} or null"
+
+
+def _misfits(command: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each value that does not fit another one, which would be said only once PyTorch is imported."""
+    if command == "train" and registered(settings["data"]["_target_"]) is Data:
+        size, patch = settings["data"]["image_size"], settings["model"]["patch_size"]
+        side = next((side for side in (size if isinstance(size, list) else [size]) if side % patch), None)
+        if side is not None:
+            lower = max(1, side // patch) * patch
+            line = f"data.image_size={_shown(size)} is no multiple of the patch size {patch}: choose for example"
+            yield f"{line} {lower} or {lower + patch}"
+    if command == "export" and settings["postprocess"] and settings["format"] not in _WITH_POSTPROCESS:
+        yield f"postprocess=true is for format={', '.join(_WITH_POSTPROCESS)}, not {settings['format']}"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
 from eomt.cli.check import plain
-from eomt.cli.folders import check_unused, held, record
+from eomt.cli.folders import check_unused, record
 from eomt.cli.main import checked, log
 from eomt.cli.meanings import CONFIGS
 from eomt.cli.meant import in_our_words
@@ -106,16 +106,11 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
         settings: those of the evaluation.
 
     Raises:
-        InputError: if the run folder holds results already, or another command writes there.
+        InputError: if the run folder, whose lock is held, has results already.
     """
     limit_pixels(cfg.max_pixels)
-    with held(cfg.run_folder):
-        check_unused(cfg.run_folder)
-        record(cfg, cfg.run_folder)
-        _evaluate(cfg, weights, settings)
-
-
-def _evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
+    check_unused(cfg.run_folder)
+    record(cfg, cfg.run_folder)
     data = build_data(settings)
     assert weights.classes is not None, "complete"
     weights = replace(weights, classes=renumbered(weights.classes, data.val_classes))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +22,7 @@ from eomt.cli.build import (
     make_fast,
     memory_errors,
 )
-from eomt.cli.folders import check_unused, held, record, sweep_name, task_by_default
+from eomt.cli.folders import check_unused, record, sweep_name, task_by_default
 from eomt.cli.main import log
 from eomt.cli.resume import choose_checkpoint, continue_logs
 from eomt.errors import InputError, reason
@@ -29,6 +30,7 @@ from eomt.files import replacing
 from eomt.training.callbacks import Listening, ProgressLines, Trackers
 from eomt.training.checkpoint import BestCheckpoint, LastCheckpoint
 from eomt.training.memory import largest_batch
+from eomt.training.module import EoMTModule
 from eomt.training.restore import check_same_rates, check_same_run
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import FORMAT, PREVIOUS, read_checkpoint
@@ -45,13 +47,8 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         signals: requests to stop.
 
     Raises:
-        InputError: if the run folder holds results of another run, or another command writes there.
+        InputError: if the run folder, whose lock is held, has the results of another run.
     """
-    with held(cfg.run_folder):
-        _fit(cfg, signals)
-
-
-def _fit(cfg: DictConfig, signals: StopSignals) -> None:
     sweep = sweep_name()
     for settings in (cfg.logger or {}).values():
         if sweep and settings and settings.get("group", "") is None:
@@ -71,15 +68,7 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
         check_unused(cfg.run_folder, resume)
         record(cfg, cfg.run_folder)
     if weights:
-        rows = transfer(module.network, module.classes, weights, cfg.strict)
-        module.pretrained = False
-        log.info("starts from %s:\n%s", weights.origin, table(rows))
-        theirs = (weights.kind, weights.classes and weights.classes.names)
-        if task_by_default(cfg) and theirs != (cfg.kind, module.classes.names):
-            log.warning(
-                "note: no task= is typed, and task=%s is trained; the weights are of %s segmentation of %d classes",
-                *(cfg.task_name, weights.kind or "some", weights.network["num_classes"]),
-            )
+        _start_from(weights, module, cfg)
     if (module.freeze_backbone or module.lora) and not (module.pretrained or weights or resume):
         log.warning(
             "note: the frozen part of the backbone is random: start from weights=, or from model.pretrained=true"
@@ -121,24 +110,9 @@ def _fit(cfg: DictConfig, signals: StopSignals) -> None:
         # The run ended within an epoch, or in one that is not validated.
         with memory_errors(data):
             trainer.validate(module, data, verbose=False)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            # Otherwise the next run of a sweep, in this process, would be logged into this one.
-            run = logger.experiment
-            run.finish()
-            if trainer.is_global_zero and run.offline:
-                log.info("wandb: offline, nothing was sent; `wandb sync '%s'` sends it", Path(run.dir).parent)
+    _close_wandb(trainer)
     if trainer.is_global_zero:
-        for callback in callbacks:
-            if isinstance(callback, ProgressLines) and len(callback.validations) > 1:
-                log.info("validations:\n%s", callback.table())
-        if module.scores:
-            log.info("%s", module.task.table(module.scores))
-        best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
-        if best and best.step is not None and Path(cfg.run_folder, "checkpoints", "best.ckpt").is_file():
-            said = (best.monitor, best.score, best.step)
-            log.info("best.ckpt has %s %.2f, of step %s: predict.py and eval.py take that of this folder", *said)
-        log.info("run folder: %s", cfg.run_folder)
+        _say_results(module, callbacks, cfg.run_folder)
 
 
 def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
@@ -152,6 +126,43 @@ def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
     if cfg.ckpt:
         log.info("ckpt= holds weights, but no run to resume: training starts from those")
     return None, weights
+
+
+def _start_from(weights: Weights, module: EoMTModule, cfg: DictConfig) -> None:
+    """Take weights into a new network, and say what was taken."""
+    rows = transfer(module.network, module.classes, weights, cfg.strict)
+    module.pretrained = False
+    log.info("starts from %s:\n%s", weights.origin, table(rows))
+    theirs = (weights.kind, weights.classes and weights.classes.names)
+    if task_by_default(cfg) and theirs != (cfg.kind, module.classes.names):
+        log.warning(
+            "note: no task= is typed, and task=%s is trained; the weights are of %s segmentation of %d classes",
+            *(cfg.task_name, weights.kind or "some", weights.network["num_classes"]),
+        )
+
+
+def _close_wandb(trainer: lightning.Trainer) -> None:
+    """End wandb's run: otherwise the next one of a sweep, in this process, would be logged into it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            run = logger.experiment
+            run.finish()
+            if trainer.is_global_zero and run.offline:
+                log.info("wandb: offline, nothing was sent; `wandb sync '%s'` sends it", Path(run.dir).parent)
+
+
+def _say_results(module: EoMTModule, callbacks: Sequence[Callback], folder: str) -> None:
+    """Say the scores of a run that has ended, and where its results are."""
+    for callback in callbacks:
+        if isinstance(callback, ProgressLines) and len(callback.validations) > 1:
+            log.info("validations:\n%s", callback.table())
+    if module.scores:
+        log.info("%s", module.task.table(module.scores))
+    best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
+    if best and best.step is not None and Path(folder, "checkpoints", "best.ckpt").is_file():
+        said = (best.monitor, best.score, best.step)
+        log.info("best.ckpt has %s %.2f, of step %s: predict.py and eval.py take that of this folder", *said)
+    log.info("run folder: %s", folder)
 
 
 @contextmanager

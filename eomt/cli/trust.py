@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from eomt.cli.check import keys_of_type, nodes
+from eomt.cli.check import keys_of_type, nodes, registered
 from eomt.cli.nodes import NODES, Callback, Data, Logger, Loss, Optim, Reader
 from eomt.cli.settings import SCORES
 from eomt.errors import InputError
@@ -99,7 +99,7 @@ def _is_ours(path: tuple, target: Any) -> bool:
     """True for a class of the registry where it belongs, and for a transform of the data's augmentations."""
     if path[:2] == ("data", "augmentations"):
         return isinstance(target, str) and bool(_TRANSFORM.fullmatch(target))
-    section = NODES.get(target) if isinstance(target, str) else None
+    section = registered(target)
     place = (path[0], "*") if len(path) == 2 and path[0] in ("callbacks", "logger") else path
     return section is not None and issubclass(section, _PLACES.get(place, ()))
 

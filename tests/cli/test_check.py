@@ -126,6 +126,17 @@ def test_a_wrong_value_is_named_with_what_is_wanted(typed, expected):
         ("predict", ["network.image_size=a"], "network.image_size=a must be a whole number"),
         ("export", ["out=null"], "out is not set: give a folder to write to, as in out=DIR"),
         ("export", ["format=zip"], "format=zip must be eomt, hf, original, onnx, openvino, tensorrt or torch_export"),
+        (
+            "export",
+            ["ckpt=a", "out=b", "format=hf", "postprocess=true"],
+            "postprocess=true is for format=onnx, openvino, tensorrt, not hf",
+        ),
+        ("train", ["data.image_size=100"], "data.image_size=100 is no multiple of the patch size 8: choose for"),
+        (
+            "train",
+            ["data.image_size=[4,96]"],
+            "data.image_size=[4,96] is no multiple of the patch size 8: choose for example 8 or 16",
+        ),
         ("check_data", ["split=test"], "split=test must be train, val or null"),
         ("eval", ["unpadded=1"], "unpadded=1 must be true or false"),
     ],

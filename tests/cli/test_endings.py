@@ -11,6 +11,8 @@ from eomt.cli import main
 from eomt.cli.endings import ENDINGS, explain
 from eomt.errors import InputError
 
+QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
+
 
 def _fails_within(error):
     try:
@@ -45,7 +47,7 @@ def test_a_full_disk_under_a_log_is_one_line(monkeypatch, capsys, tmp_path, numb
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}/run", "hydra/job_logging=none"])
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}/run", *QUIET])
     if not within:
         monkeypatch.setattr(main.hydra, "main", lambda **_: lambda function: full)
     with pytest.raises(SystemExit) as ended:
