@@ -221,7 +221,7 @@ def crop_targets(targets: ImageTargets, crop: Crop, mode: str = "nearest") -> Im
         columns = crop.old[1] - 1 - columns
     # Pixels that a resize repeats are renumbered once. Lines are copied as a whole, and turning a plane takes less
     # than picking columns pixel by pixel.
-    (rows, row_place), (columns, column_place) = _distinct(rows), _distinct(columns)
+    (rows, row_place), (columns, column_place) = (np.unique(pixels, return_inverse=True) for pixels in (rows, columns))
     ids = targets.ids.numpy().take(rows, axis=1)
     ids = np.stack([cv2.transpose(plane).take(columns, axis=0) for plane in ids])
 
@@ -267,10 +267,3 @@ def nearest_pixels(old: int, new: int, window: tuple[int, int], mode: str = "nea
     scale = np.float32(old) / np.float32(new)
     pixels = (np.arange(*window, dtype=np.float32) + np.float32(0.5 if mode == "nearest-exact" else 0)) * scale
     return np.minimum(pixels.astype(np.int64), old - 1)
-
-
-def _distinct(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a monotonic sequence, each once, and the position of each entry among them."""
-    first = np.ones(len(pixels), dtype=bool)
-    first[1:] = pixels[1:] != pixels[:-1]
-    return pixels[first], np.cumsum(first) - 1

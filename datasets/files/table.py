@@ -49,14 +49,18 @@ def columns(file: Path) -> Columns:
     """The columns of a Parquet or Arrow file. InputError if it cannot be read."""
     with _opened(file) as (schema, _):
         images = [field.name for field in schema if _holds_bytes(field.type)]
+        single, lists = [], []
         try:
             features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
             images = [name for name in images if features[name]["_type"] == "Image"]
-            found = [_class_names(feature) for feature in features.values()]
+            for feature in features.values():
+                inner = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+                if inner.get("_type") == "ClassLabel" and inner.get("names"):
+                    (single if inner is feature else lists).append([str(name) for name in inner["names"]])
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # another tool's
-            found = []
-    lists = [names for names, in_list in filter(None, found) if in_list] or [names for names, _ in filter(None, found)]
-    return Columns(images, lists[0] if len(lists) == 1 else None)
+            single, lists = [], []
+    found = lists or single
+    return Columns(images, found[0] if len(found) == 1 else None)
 
 
 def column_archive(parent: Path, pattern: str, column: str) -> Path:
@@ -167,10 +171,3 @@ def _holds_bytes(kind: Any) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
     return types.is_binary(kind) or types.is_large_binary(kind)
-
-
-def _class_names(feature: Any) -> tuple[list[str], bool] | None:
-    """The names of a ClassLabel feature, and whether it is in a list; None for other features."""
-    inner = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-    names = inner.get("names") if inner.get("_type") == "ClassLabel" else None
-    return ([str(name) for name in names], inner is not feature) if names else None

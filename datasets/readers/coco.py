@@ -101,11 +101,10 @@ class _CocoReader:
 
     def segments(self, index: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The image and the class, int [S], of an image's segments, or of all; and bool [S], True for crowds."""
-        if index is None:
-            counts = np.diff(self._index.column("segment_end"))
-            return np.repeat(np.arange(len(self)), counts), self._index.column("label"), self._crowd()
-        (labels,) = self._segments(index, "label")
-        return np.full(len(labels), index), labels, self._crowd(index)
+        labels, crowd = self._rows("label", index), self._crowd(index)
+        if index is not None:
+            return np.full(len(labels), index), labels, crowd
+        return np.repeat(np.arange(len(self)), np.diff(self._index.column("segment_end"))), labels, crowd
 
     def remarks(self) -> list[str]:
         """Remarks on the set, which a run says: categories, what is left out, crowds, and classes without a segment."""
@@ -144,7 +143,7 @@ class _CocoReader:
             float64 in pixels, NaN where there is none, infinite where it is not such numbers: boxes [T, 4] (left, top,
             width, height), areas [T], and outlines of the polygons [T, 4] (left, top, right, bottom).
         """
-        (table,) = self._segments(index, "annotated")
+        table = self._rows("annotated", index)
         return table[:, :4], table[:, 4], table[:, 5:]
 
     def _size(self, index: int) -> tuple[int, int]:
@@ -162,14 +161,13 @@ class _CocoReader:
             )
         return image, where
 
-    def _segments(self, index: int, *columns: str) -> list[np.ndarray]:
-        """Rows of an image's segments."""
-        return [self._index.rows(column, *self._span(index)) for column in columns]
+    def _rows(self, column: str, index: int | None) -> np.ndarray:
+        """The rows of an image's segments, or of all."""
+        return self._index.column(column) if index is None else self._index.rows(column, *self._span(index))
 
-    def _crowd(self, index: int | None = None) -> np.ndarray:
+    def _crowd(self, index: int | None) -> np.ndarray:
         """bool [T]: an image's segments, or all, that count as crowds."""
-        crowd = self._index.column("crowd") if index is None else self._index.rows("crowd", *self._span(index))
-        return crowd & (self._crowds == "coco")
+        return self._rows("crowd", index) & (self._crowds == "coco")
 
     def _span(self, index: int) -> tuple[int, int]:
         start, end = self._index.rows("segment_end", index, index + 2).tolist()
@@ -213,7 +211,7 @@ class CocoInstance(_CocoReader):
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, _ = self._image(index)
         codes = self._index.texts("mask", *self._span(index))
-        labels, areas = self._segments(index, "label", "area")
+        labels, areas = self._rows("label", index), self._rows("area", index)
         return image, targets_from_rles(codes, self._size(index), labels, self._crowd(index), areas)
 
 
@@ -246,12 +244,12 @@ class CocoPanoptic(_CocoReader):
 
     def read(self, index: int) -> tuple[np.ndarray, ImageTargets]:
         image, name = self._image(index)
-        (labels,) = self._segments(index, "label")
+        labels = self._rows("label", index)
         if self._masks is None:  # of another format
             codes = self._index.texts("mask", *self._span(index))
             targets = targets_from_rles(codes, self._size(index), labels, self._crowd(index))
             return image, targets._replace(rles=None)
-        (ids,), notes = self._segments(index, "segment_id"), ()
+        ids, notes = self._rows("segment_id", index), ()
         (mask,) = self._index.rows("mask_of_image", index, index + 1)
         if mask < 0:
             id_map = np.zeros(image.shape[:2], dtype=np.uint32)
