@@ -3,6 +3,7 @@
 python benchmarks/views.py RUN           scores of single pictures, of mosaics in tiles, and of both mirrored as well
 python benchmarks/views.py RUN --large 20000     time, memory and objects of one large tiled TIFF
 python benchmarks/views.py --write DIR           mosaics of the training pictures, in COCO's layout, to train RUN on
+--drawings 2 in each                             pictures of 2 x 2 drawings each, whose objects are half as large
 """
 
 from __future__ import annotations
@@ -32,14 +33,19 @@ SIDE = 96
 CELLS = 5  # pictures along a side of a mosaic
 
 
-def pictures(kind: str, split: str = "val") -> tuple[list[tuple[np.ndarray, ImageTargets]], Classes]:
-    """The pictures of a kind with their ground truth, all resized to the network's input."""
-    reader, found = shapes(kind, split), []
+Pictures = list[tuple[np.ndarray, ImageTargets]]
+
+
+def pictures(kind: str, drawings: int = 1, split: str = "val") -> tuple[Pictures, Classes]:
+    """The pictures of a kind with their ground truth, of the size of the network's input: `drawings` along a side."""
+    reader, found, side = shapes(kind, split), [], SIDE // drawings
     for index in range(len(reader)):
         image, targets = reader.read(index)
-        pixels = np.array(Image.fromarray(np.asarray(image)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-        ids = F.interpolate(targets.ids[None].float(), (SIDE, SIDE), mode="nearest-exact")[0].max(0).values
+        pixels = np.array(Image.fromarray(np.asarray(image)).resize((side, side), Image.Resampling.BILINEAR))
+        ids = F.interpolate(targets.ids[None].float(), (side, side), mode="nearest-exact")[0].max(0).values
         found.append((pixels, targets_from_id_map(ids.numpy().astype(int), *_segments(targets))))
+    if drawings > 1:
+        found = mosaics(found, _stuff(kind, reader.classes), drawings, 0)
     return found, reader.classes
 
 
@@ -47,18 +53,16 @@ def _segments(targets: ImageTargets) -> tuple[list[int], list[int], list[bool]]:
     return list(range(1, len(targets.labels) + 1)), targets.labels.tolist(), targets.crowd.tolist()
 
 
-def mosaics(
-    singles: list[tuple[np.ndarray, ImageTargets]], stuff: set[int], cells: int, gap: int
-) -> list[tuple[np.ndarray, ImageTargets]]:
+def mosaics(singles: Pictures, stuff: set[int], cells: int, gap: int) -> Pictures:
     """Squares of `cells` x `cells` pictures, `gap` black pixels apart; stuff of a class is one segment of each."""
-    pitch = SIDE + gap
-    found = []
+    side, found = len(singles[0][0]), []
+    pitch = side + gap
     for start in range(0, len(singles) - cells**2 + 1, cells**2):
         ids = np.zeros((cells * pitch - gap,) * 2, dtype=int)
         pixels = np.zeros((*ids.shape, 3), dtype=np.uint8)
         labels: list[int] = []
         for k, (own, targets) in enumerate(singles[start : start + cells**2]):
-            rows, columns = (slice(pitch * c, pitch * c + SIDE) for c in divmod(k, cells))
+            rows, columns = (slice(pitch * c, pitch * c + side) for c in divmod(k, cells))
             pixels[rows, columns] = own
             for number, label in enumerate(targets.labels.tolist(), 1):
                 if label not in stuff or label not in labels:
@@ -85,7 +89,7 @@ class Things(torch.nn.Module):
         return [type("Output", (), {"logits": lambda self: output})()]
 
 
-def score(segmenter: Segmenter, task, classes: Classes, data: list[tuple[np.ndarray, ImageTargets]]) -> float:
+def score(segmenter: Segmenter, task, classes: Classes, data: Pictures) -> float:
     metric = task.metric(classes)
     results = segmenter.stream(pixels for pixels, _ in data)
     for number, (result, (_, targets)) in enumerate(zip(results, data, strict=True)):
@@ -93,9 +97,9 @@ def score(segmenter: Segmenter, task, classes: Classes, data: list[tuple[np.ndar
     return float(metric.compute()[task.monitor])
 
 
-def compare(run: str) -> None:
+def compare(run: str, drawings: int) -> None:
     for kind in ("panoptic", "instance", "semantic"):
-        singles, classes = pictures(kind)
+        singles, classes = pictures(kind, drawings)
         sets = {"single": singles}
         # Average precision takes a hundred objects of an image.
         cells = 2 if kind == "instance" else CELLS
@@ -116,11 +120,11 @@ def _stuff(kind: str, classes: Classes) -> set[int]:
     return {k for k in range(len(classes)) if kind == "semantic" or (kind == "panoptic" and not classes.is_thing[k])}
 
 
-def write(folder: Path) -> None:
-    """Write mosaics without gaps as COCO panoptic data: the training pictures in four random orders, and all others."""
+def write(folder: Path, drawings: int) -> None:
+    """Write mosaics without gaps as COCO panoptic data: the training pictures in random orders, and all others."""
     draw = np.random.default_rng(0)
-    for split, orders in (("train", 4), ("val", 1)):
-        singles, classes = pictures("panoptic", split)
+    for split, orders in (("train", 4 * drawings**2), ("val", 1)):
+        singles, classes = pictures("panoptic", drawings, split)
         images, annotations, ids = [], [], [row["id"] for row in CATEGORIES]
         for _ in range(orders):
             order = draw.permutation(len(singles)) if split == "train" else range(len(singles))
@@ -176,12 +180,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="a run's folder or checkpoint")
     parser.add_argument("--write", type=Path, metavar="DIR", help="write mosaics to train on")
+    parser.add_argument("--drawings", type=int, default=1, help="along a side of a picture")
     parser.add_argument("--large", type=int, help="the side of a TIFF in pixels")
     parser.add_argument("--tile", type=int, default=True, help="of that TIFF; default the network's input")
     given = parser.parse_args()
     if given.write:
-        write(given.write)
+        write(given.write, given.drawings)
     elif given.large:
         large(given.run, given.large, given.tile)
     else:
-        compare(given.run)
+        compare(given.run, given.drawings)
