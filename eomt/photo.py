@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
@@ -15,10 +17,15 @@ from eomt.errors import InputError, reason
 
 Form = Literal["upright", "stored"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_HEIF = find_spec("pillow_heif") is not None  # the extra `heif`
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *["HEIF"] * _HEIF)
 """Pillow's names of the formats that are read; a file in others of its formats could start a program (EPS)."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", *[".heic", ".heif"] * _HEIF)
+HEIF_HINT = "" if _HEIF else "; pip install pillow-heif reads HEIC photos"
+"""What a message adds where HEIC photos are not read."""
+
 MAX_PIXELS = 178_956_970
 """The most pixels of an image unless `limit_pixels` changes it: Pillow's bound."""
 
@@ -57,6 +64,15 @@ def limit_pixels(count: int) -> None:
     Image.MAX_IMAGE_PIXELS = count / 2
 
 
+def open_image(file: BinaryIO | Path) -> Image.Image:
+    """Open an image file in one of `FORMATS`; its pixels are not read yet. HEIF is turned upright as it is opened."""
+    if _HEIF:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()  # again and again the same entry of Pillow's table
+    return Image.open(file, formats=FORMATS)
+
+
 def read_photo(
     file: BinaryIO,
     where: str,
@@ -76,7 +92,7 @@ def read_photo(
         InputError: if it is no image, damaged, or of more pixels than `limit_pixels` allows.
     """
     # Pillow refuses too many pixels; fewer in a small file may be a scan of an empty page.
-    with _faults(where), Image.open(file, formats=FORMATS) as image:
+    with _faults(where), open_image(file) as image:
         return _taken(image, forms, size)
 
 
@@ -102,7 +118,7 @@ def _faults(where: str) -> Iterator[None]:
             "Segmenter.load for files that you trust"
         ) from error
     except Exception as error:  # Pillow raises many kinds on files that are no images
-        no_image = f"it is no image in {', '.join(FORMATS)}; convert it to JPEG or PNG"
+        no_image = f"it is no image in {', '.join(FORMATS)}; convert it to JPEG or PNG{HEIF_HINT}"
         fault = no_image if isinstance(error, UnidentifiedImageError) else reason(error)
         raise InputError(f"{where} cannot be read: {fault}") from error
 
@@ -110,7 +126,7 @@ def _faults(where: str) -> Iterator[None]:
 def photo_size(data: bytes | bytearray, form: Form = "upright") -> tuple[int, int] | None:
     """The (height, width) of an image file in one of its forms, from its header; None if it is none."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(io.BytesIO(data)) as image:
             is_turned = form == "upright" and _orientation(image) >= _SIDEWAYS
             return image.size if is_turned else (image.height, image.width)
     except Exception:  # what is wrong with it is said where it is decoded

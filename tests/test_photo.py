@@ -2,14 +2,18 @@
 
 import importlib.util
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from eomt.errors import InputError
+from eomt.inference.find_images import find_images
 from eomt.inference.sources import load_image
+from eomt.photo import photo_size
 from tests.random_networks import random_image
 from tests.running import ROOT
 
@@ -131,3 +135,35 @@ def test_bad_images_are_named(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             load_image(source)
+
+
+def test_photos_of_phones_are_upright(tmp_path):
+    """HEIC, turned by its decoder: the orientation that its EXIF block tells, too, turns it no second time."""
+    heif = pytest.importorskip("pillow_heif")
+    pixels = np.zeros((40, 64, 3), np.uint8)
+    pixels[:20, :32], pixels[20:, 32:] = (250, 30, 30), (30, 30, 250)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "a.HEIC", exif=exif.tobytes(), quality=95)
+    found = load_image(tmp_path / "a.HEIC")
+    assert found.shape == (64, 40, 3)
+    assert np.abs(found.astype(int) - np.rot90(pixels, -1)).mean() < 3
+    assert photo_size((tmp_path / "a.HEIC").read_bytes()) == (64, 40)
+    assert find_images(str(tmp_path), tmp_path / "out")[1] == [tmp_path / "a.HEIC"]
+    (tmp_path / "b.heic").write_bytes((tmp_path / "a.HEIC").read_bytes()[:300])
+    with pytest.raises(InputError, match=r"b\.heic cannot be read"):
+        load_image(tmp_path / "b.heic")
+
+
+def test_without_its_extra_heic_is_told(tmp_path):
+    """A file's suffix lies, or the package is not there: what reads it is named."""
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "import importlib.util as util; util.find_spec = lambda name, *given: None\n"
+        "import logging; logging.basicConfig(level='INFO')\n"
+        "from eomt.inference.find_images import find_images\n"
+        "find_images(sys.argv[1], sys.argv[2])\n"
+    )
+    (tmp_path / "a.heic").write_bytes(b"ftypheic")
+    process = subprocess.run([sys.executable, "-c", code, tmp_path, tmp_path / "out"], capture_output=True, cwd=ROOT)
+    assert b"found 1 .heic; pip install pillow-heif reads HEIC photos" in process.stderr

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from eomt.errors import InputError
-from eomt.photo import FORMATS
+from eomt.photo import open_image
 
 _PNG_BIT_DEPTH = 24  # offset of that byte: section 11.2.1 of the PNG specification (IHDR)
 
@@ -83,7 +83,7 @@ def _color_codes(image: Image.Image) -> np.ndarray:
 
 def _load(data: bytes, where: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = open_image(io.BytesIO(data))
         image.load()
     except MemoryError:
         raise

@@ -25,7 +25,7 @@ from eomt.files import write_json
 from eomt.inference.html_figure import SCRIPT, STYLE, html_figure
 from eomt.inference.result import Result
 from eomt.inference.segmenter import Segmenter
-from eomt.photo import FORMATS, IMAGE_SUFFIXES, read_photo
+from eomt.photo import IMAGE_SUFFIXES, open_image, read_photo
 from eomt.postprocess.draw import DRAWN_SCORE
 from eomt.postprocess.writers import SemanticWriter
 
@@ -137,7 +137,7 @@ def _function(segmenter: Segmenter, options: list[str], max_megapixels: int, fol
 def read_upload(path: Path, max_megapixels: int) -> np.ndarray:
     """Read an image, uint8 [H, W, 3]; InputError if it is none, damaged, or too large."""
     width = height = 0
-    with suppress(Exception), Image.open(path, formats=FORMATS) as image:  # what is no image, is said below
+    with suppress(Exception), open_image(path) as image:  # what is no image, is said below
         width, height = image.size
     if width * height > max_megapixels * 10**6:
         raise InputError(f"{path.name} has {width} x {height} pixels, more than max_megapixels={max_megapixels}")

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from eomt.errors import InputError
 from eomt.files import walk
-from eomt.photo import IMAGE_SUFFIXES
+from eomt.photo import HEIF_HINT, IMAGE_SUFFIXES
 from eomt.postprocess.writers import flat_name, shortened
 
 log = logging.getLogger("eomt")
@@ -45,7 +45,7 @@ def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list
         The files' common folder, and their absolute paths, each once.
 
     Raises:
-        InputError: if an entry matches no image. Other files of a folder, such as photo.heic, are counted in the log.
+        InputError: if an entry matches no image. Other files of a folder, such as photo.cr2, are counted in the log.
     """
     entries = [given] if isinstance(given, str) else [str(entry) for entry in given]
     written = [Path(os.path.abspath(out), name) for name in (PICTURES, PREDICTIONS)]
@@ -60,6 +60,7 @@ def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list
         kinds = ", ".join(
             f"{count} {kind or 'without a suffix'}" for kind, count in Counter(p.suffix for p in others).items()
         )
+        kinds += HEIF_HINT * (".heic" in kinds.lower())
         if not found:
             raise InputError(
                 f"images={entry} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}"

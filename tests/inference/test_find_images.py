@@ -69,11 +69,11 @@ def test_names_stay_apart():
 
 def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path, caplog):
     save(tmp_path / "photos" / "a.jpg")
-    for name in ("b.heic", "c.heic", ".hidden.txt", "d.jpg.txt"):
+    for name in ("b.cr2", "c.cr2", ".hidden.txt", "d.jpg.txt"):
         (tmp_path / "photos" / name).write_bytes(b"")
     caplog.set_level("INFO")
     assert [path.name for path in find_images(str(tmp_path / "photos"), tmp_path / "out")[1]] == ["a.jpg"]
-    assert "2 .heic, 1 .txt" in caplog.text
+    assert "2 .cr2, 1 .txt" in caplog.text
     (tmp_path / "photos" / "a.jpg").unlink()
-    with pytest.raises(InputError, match=r"has no image: .*, found 2 \.heic, 1 \.txt"):
+    with pytest.raises(InputError, match=r"has no image: .*, found 2 \.cr2, 1 \.txt"):
         find_images(str(tmp_path / "photos"), tmp_path / "out")
