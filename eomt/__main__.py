@@ -171,7 +171,7 @@ def _inform(cfg: dict[str, Any]) -> None:
     import torch
 
     from eomt.export.export import metrics_of
-    from eomt.weights.load import read_weights
+    from eomt.weights.load import read_incomplete
 
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
     print(f"EoMT {__version__} in {__path__[0]}; Python {platform.python_version()}, {versions}")
@@ -179,7 +179,7 @@ def _inform(cfg: dict[str, Any]) -> None:
     print(f"GPUs: {', '.join(gpus) or 'none'}; CPU cores: {os.cpu_count()}")
     if cfg["ckpt"] is not None:
         chosen = {"kind": cfg["kind"], "network": cfg["network"], "backbone": cfg["delta_base"]}
-        weights = read_weights(cfg["ckpt"], **chosen, complete=False)
+        weights = read_incomplete(cfg["ckpt"], **chosen)
         if weights.classes is not None:
             print(f"classes: {', '.join(weights.classes.names)}")
         for name, score in metrics_of(cfg["ckpt"]).items():

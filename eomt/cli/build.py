@@ -32,7 +32,7 @@ from eomt.training.annealing import Annealing, complete_windows
 from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
-from eomt.weights.spec import Weights
+from eomt.weights.spec import CompleteWeights
 
 log = logging.getLogger("eomt")
 
@@ -101,7 +101,9 @@ def description(cfg: DictConfig, classes: Classes, image_size: tuple[int, int]) 
     }
 
 
-def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int], unpadded: bool = False) -> EoMTModule:
+def load_module(
+    weights: CompleteWeights, cfg: DictConfig, image_size: tuple[int, int], unpadded: bool = False
+) -> EoMTModule:
     """A trained network, ready to evaluate under `cfg`.
 
     Args:
@@ -110,7 +112,6 @@ def load_module(weights: Weights, cfg: DictConfig, image_size: tuple[int, int], 
         image_size: height and width of the network's input.
         unpadded: leave patches out that only show padding.
     """
-    assert weights.classes is not None, "complete"
     module = EoMTModule(
         network=EoMT(**{**weights.network, "image_size": image_size}),
         task=task_of(cfg.kind, cfg.postprocess),

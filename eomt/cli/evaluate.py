@@ -46,7 +46,7 @@ from eomt.training.fsdp import ShardedStrategy
 from eomt.training.stop import listening
 from eomt.views import Tiled, with_mirrored
 from eomt.weights.load import read_weights, renumbered
-from eomt.weights.spec import Weights, check_same_classes
+from eomt.weights.spec import CompleteWeights, Weights, check_same_classes
 
 # An evaluation scores all images, also after a limited training.
 _NOT_INHERITED = {"data": {"max_images": None, "validate_on_train": False, "validation_loss": False}}
@@ -56,7 +56,7 @@ _OF_TRAINER = ("precision", "deterministic", "benchmark", "inference_mode", "ena
 _NETWORK = ("backbone", "patch_size", "num_masked_blocks", "backbone_options")
 
 
-def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
+def weights_and_settings(cfg: DictConfig) -> tuple[CompleteWeights, DictConfig]:
     """Read weights, and settle under which settings they are evaluated.
 
     Where a task, model or experiment is typed, the settings are those of its training; otherwise those that the
@@ -84,7 +84,6 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
     except InputError as error:
         raise error if chosen is None else InputError(f"{error} (asked for: task={chosen.task_name})") from None
     carried = {} if chosen is not None else _inherited(weights, cfg.run_folder)
-    assert weights.kind is not None, "complete"
     if not cfg.trust_code:
         check_config(cfg.ckpt, weights.kind, carried)
     if settings is None:
@@ -97,7 +96,7 @@ def weights_and_settings(cfg: DictConfig) -> tuple[Weights, DictConfig]:
     return weights, settings
 
 
-def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
+def evaluate(cfg: DictConfig, weights: CompleteWeights, settings: DictConfig) -> None:
     """Score a network on the validation set, and write scores, pictures and results into the run folder.
 
     Args:
@@ -112,7 +111,6 @@ def evaluate(cfg: DictConfig, weights: Weights, settings: DictConfig) -> None:
     check_unused(cfg.run_folder)
     record(cfg, cfg.run_folder)
     data = build_data(settings)
-    assert weights.classes is not None, "complete"
     weights = replace(weights, classes=renumbered(weights.classes, data.val_classes))
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
     task = with_mirrored(
@@ -159,7 +157,6 @@ def scorer(ckpt: str, delta_base: str | None = None) -> Callable[[Callable[[Tens
     carried = {"ckpt": ckpt, "delta_base": delta_base, "trust_code": False, "run_folder": None, "settings": []}
     weights, settings = weights_and_settings(OmegaConf.create(carried))
     data, task, classes = build_data(settings), task_of(settings.kind, settings.postprocess), weights.classes
-    assert classes is not None, "complete"
     check_same_classes(classes, data.val_classes)
     data.setup(TrainerFn.VALIDATING)
 

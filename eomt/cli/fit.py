@@ -34,7 +34,7 @@ from eomt.training.module import EoMTModule
 from eomt.training.restore import check_same_rates, check_same_run
 from eomt.training.stop import StopSignals
 from eomt.weights.checkpoint import FORMAT, PREVIOUS, read_checkpoint
-from eomt.weights.load import read_weights
+from eomt.weights.load import read_incomplete
 from eomt.weights.spec import Weights
 from eomt.weights.transfer import table, transfer
 
@@ -120,7 +120,7 @@ def starting_point(cfg: DictConfig) -> tuple[str | None, Weights | None]:
     source = cfg.ckpt or cfg.weights
     if not source:
         return None, None
-    weights = read_weights(source, backbone=cfg.delta_base, complete=False)
+    weights = read_incomplete(source, backbone=cfg.delta_base)
     if cfg.ckpt and weights.resumable:
         return cfg.ckpt, None
     if cfg.ckpt:

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eomt.errors import InputError
-from eomt.export import graph, runtimes
-from eomt.export.graph import Check, Run
+from eomt.export import compare, graph, runtimes
+from eomt.export.compare import Check
+from eomt.export.graph import Run
 from eomt.export.model_card import model_card
 from eomt.export.postprocess import output_of
 from eomt.export.redact import redact
@@ -26,20 +27,19 @@ from eomt.postprocess.geometry import FIT_AND_PAD, WINDOWS
 from eomt.tasks import task_of
 from eomt.weights.huggingface import to_huggingface
 from eomt.weights.original import to_original
-from eomt.weights.safe_load import CONFIG, EXPORT, PROCESSOR, WHOLE, read_json
-from eomt.weights.spec import Weights
+from eomt.weights.safe_load import CONFIG, EXPORT, GRAPHS, PROCESSOR, WHOLE, read_json
+from eomt.weights.spec import CompleteWeights
 
 _ONNX = ("onnx", "openvino", "tensorrt")
 FORMATS = ("eomt", "hf", "original", *_ONNX, "torch_export")
 _DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 _CARD = "README.md"
-_GRAPHS = ("model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.engine", "model.pt2")
-FILES = {*WHOLE, *_GRAPHS, EXPORT, CONFIG, PROCESSOR, _CARD}
+FILES = {*WHOLE, *GRAPHS, "model.onnx.data", "model.bin", EXPORT, CONFIG, PROCESSOR, _CARD}
 """Files of exports; a folder that holds anything else is not replaced."""
 
 
 def export(
-    weights: Weights,
+    weights: CompleteWeights,
     format: str,
     out: str | Path,
     *,
@@ -55,7 +55,7 @@ def export(
     """Write a folder with weights and a model card, whole or not at all.
 
     Args:
-        weights: weights whose kind and classes are known.
+        weights: the weights.
         format: - "eomt": ours, `model.safetensors` and `eomt.json`, for `Segmenter`, predict.py and training.
             - "hf": the form that transformers' `from_pretrained` reads.
             - "original": `pytorch_model.bin` under the original's keys; with `eomt.json`, which says what these do
@@ -82,7 +82,6 @@ def export(
             PyTorch.
     """
     path = check_request(format, precision, images, out, overwrite, postprocess)
-    assert weights.classes is not None
     config = redact(weights.config, weights.environment)
     metrics = dict(metrics or {})
     state = _rounded(weights.state, _DTYPES[precision])
@@ -185,7 +184,7 @@ def _scores(path: Path) -> dict[str, Any]:
 
 def _write_graph(
     folder: Path,
-    weights: Weights,
+    weights: CompleteWeights,
     state: dict[str, Tensor],
     format: str,
     precision: str,
@@ -205,32 +204,33 @@ def _write_graph(
         return (geometry.prepare(load_image(image), network.image_size)[0] for image in images[:most])
 
     path = folder / "model.onnx"
-    if format == "torch_export":
-        run = graph.write_torch_export(written, folder / "model.pt2", batch)
-        network = written
-    else:
-        run = graph.write_onnx(written, path, batch)
-        if precision == "int8":
-            layers = sum(isinstance(layer, nn.Linear) for layer in written.backbone.blocks.modules())
-            runtimes.quantize(path, inputs(), batch, layers)
-        run = _load(path, format)
-    check = graph.check_graph(network, run, batch, inputs(), precision)
+    with runtimes.errors(format):
+        if format == "torch_export":
+            run = graph.write_torch_export(written, folder / "model.pt2", batch)
+            network = written
+        else:
+            graph.write_onnx(written, path, batch)
+            if precision == "int8":
+                layers = sum(isinstance(layer, nn.Linear) for layer in written.backbone.blocks.modules())
+                runtimes.quantize(path, inputs(), batch, layers)
+            run = _load(path, format)
+        check = compare.check_graph(network, run, batch, inputs(), precision)
     scores = {}
     if score is not None:
         before = score(lambda images: network(images)[-1].logits())
-        after = score(lambda images: graph.run_in_batches(run, images, batch))
+        after = score(lambda images: compare.run_in_batches(run, images, batch))
         # No number where there is nothing to score, such as large objects.
         scores = {name: (value, after[name]) for name, value in before.items() if value == value}
-    if postprocess:
-        assert weights.classes is not None
-        task = task_of(str(weights.kind), weights.config.get("postprocess"))
-        output = output_of(task, weights.classes, network.image_size)
-        noise = graph.noise(network, batch or 2)
-        graph.add_postprocess(path, output, run(noise), batch)
-        whole = _load(path, format, logits=False)
-        graph.check_postprocess(output, run, whole, batch, [noise, *inputs(most=4)])
-    if format == "tensorrt":
-        runtimes.write_engine(path, batch)
+    with runtimes.errors(format):
+        if postprocess:
+            task = task_of(weights.kind, weights.config.get("postprocess"))
+            output = output_of(task, weights.classes, network.image_size)
+            noise = graph.noise(network, batch or 2)
+            graph.add_postprocess(path, output, run(noise), batch)
+            whole = _load(path, format, logits=False)
+            compare.check_postprocess(output, run, whole, batch, [noise, *inputs(most=4)])
+        if format == "tensorrt":
+            runtimes.write_engine(path, batch)
     if format == "openvino":
         path.unlink()
         path.with_name("model.onnx.data").unlink(missing_ok=True)

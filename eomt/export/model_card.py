@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eomt.weights.huggingface import DINOV2, DINOV3, MODEL_TYPES
-from eomt.weights.spec import Weights
+from eomt.weights.spec import CompleteWeights
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
@@ -28,7 +28,7 @@ _INT8 = "int8 in the blocks' linear layers, float32 elsewhere"
 
 
 def model_card(
-    weights: Weights,
+    weights: CompleteWeights,
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     format: str,
@@ -41,7 +41,7 @@ def model_card(
     """Markdown with a YAML head: task, data, metrics, configuration, use and licences.
 
     Args:
-        weights: the exported weights, with kind and classes.
+        weights: the exported weights.
         config: the configuration of their training, fit to be shown (see `redact`).
         metrics: contents of a run's `metrics.json`, may be empty.
         format, precision: the form of the export.
@@ -50,7 +50,6 @@ def model_card(
         postprocess: whether a graph ends in post-processing.
         compared: scores of PyTorch in float32 and of the graph, by name.
     """
-    assert weights.classes is not None
     network, classes, task = weights.network, weights.classes, str(config.get("task_name") or weights.kind)
     height, width = network["image_size"]
     shown = {key: value for key, value in metrics.items() if key not in ("step", "mask_free")}

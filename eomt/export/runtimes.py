@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,6 +29,20 @@ def check_runtime(format: str) -> None:
             import tensorrt  # noqa: F401
     except ImportError as error:
         raise InputError(f"format={format} needs {error.name}: pip install -e '.[{format}]'") from error
+
+
+@contextmanager
+def errors(format: str) -> Iterator[None]:
+    """Turn errors of exporters and runtimes, which raise nearly anything, into one line."""
+    try:
+        yield
+    except (InputError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"format={format}: making or running the graph failed ({type(error).__name__}: {reason(error)[:300]}): "
+            "nothing was written; try other versions of torch and the runtime, or another format"
+        ) from error
 
 
 def quantize(path: Path, inputs: Iterable[Tensor], batch: int | None, layers: int) -> None:

@@ -173,8 +173,6 @@ class Segmenter:
             raise InputError("classes must be eomt.classes.Classes, such as Classes.from_categories gives them")
         # Memory-mapped: optimizer states, twice the weights, are not loaded.
         weights = read_weights(source, kind=kind, classes=classes, network=network, backbone=backbone)
-        assert weights.kind is not None
-        assert weights.classes is not None
         # The task alone: custom readers are not imported here. A text such as "no" is not True.
         if "." in weights.kind and trust_code is not True:
             raise InputError(f"ckpt={source} would run {weights.kind}: if you trust it, say so by trust_code=true")

@@ -20,6 +20,7 @@ from eomt.weights.original import is_delta, is_original, read_delta, read_origin
 from eomt.weights.safe_load import CONFIG, EXPORT, FORMAT, Source, read_source
 from eomt.weights.spec import (
     POSITION,
+    CompleteWeights,
     Weights,
     check_same_classes,
     check_spec,
@@ -41,9 +42,8 @@ def read_weights(
     classes: Classes | None = None,
     network: Mapping[str, Any] | None = None,
     backbone: str | Path | None = None,
-    complete: bool = True,
-) -> Weights:
-    """Read weights from any source, and say in one log line what they are.
+) -> CompleteWeights:
+    """Read weights from any source, with all that it takes to run the network; a log line says what they are.
 
     No code in any file is run: only plain values and tensors are read. Pixel means and deviations are left out.
 
@@ -55,18 +55,40 @@ def read_weights(
             None says nothing. They complete a silent source and must agree with any other.
         backbone: the pretrained DINOv3 to which delta weights are relative, as file, folder or Hub id; default
             Meta's of that size, through the Hub.
-        complete: ask for everything that it takes to run the network. False allows that kind and classes stay
-            unknown, and the number of heads a guess, for callers that take the weights alone.
 
     Returns:
-        The weights and what is known about them; under `complete`, kind and classes are. Tensors stay in the file until
-        they are used, which must not be overwritten in place until then.
+        The weights and what is known about them. Tensors stay in the file until they are used, which must not be
+        overwritten in place until then.
 
     Raises:
         InputError: if the source is missing, cannot be had or read, is damaged, would run code, or holds values that
-            are not finite; if it differs from a choice of the caller; if the weights are not those of the network;
-            under `complete`, if kind, classes or the number of heads stay unknown.
+            are not finite; if it differs from a choice of the caller; if the weights are not those of the network; if
+            kind, classes or the number of heads stay unknown.
     """
+    return CompleteWeights(**vars(_weights(source, kind, classes, network, backbone, True)))
+
+
+def read_incomplete(
+    source: str | Path,
+    *,
+    kind: str | None = None,
+    network: Mapping[str, Any] | None = None,
+    backbone: str | Path | None = None,
+) -> Weights:
+    """Read weights as `read_weights` does, for callers that take the weights alone: kind and classes may stay unknown,
+    and the number of heads a guess."""
+    return _weights(source, kind, None, network, backbone, False)
+
+
+def _weights(
+    source: str | Path,
+    kind: str | None,
+    classes: Classes | None,
+    network: Mapping[str, Any] | None,
+    backbone: str | Path | None,
+    complete: bool,
+) -> Weights:
+    """See `read_weights` and, unless `complete`, `read_incomplete`."""
     chosen = {key: value for key, value in (network or {}).items() if value is not None}
     if isinstance(chosen.get("image_size"), int):
         chosen["image_size"] = [chosen["image_size"]] * 2
@@ -112,10 +134,11 @@ def _completed(
 
     Args:
         weights: the content of a source, as unsafe as the source.
-        kind, classes, network, complete: see `read_weights`; `network` without None, `image_size` as [height, width].
+        kind, classes, network: see `read_weights`; `network` without None, `image_size` as [height, width].
+        complete: kind, classes and the number of heads must be known.
 
     Returns:
-        The weights with all arguments of `EoMT`; under `complete`, with kind and classes.
+        The weights with all arguments of `EoMT`.
 
     Raises:
         InputError: if something is missing, differs from a choice, or does not fit together.

@@ -26,7 +26,8 @@ from eomt.errors import InputError, reason
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Names of a folder's own weights, which the folder's descriptions are about."""
 
-_GRAPHS = ("model.onnx", "model.xml", "model.engine", "model.pt2")
+GRAPHS = ("model.onnx", "model.xml", "model.engine", "model.pt2")
+"""Names of exported graphs, which run without weights."""
 
 EXPORT, CONFIG, PROCESSOR = "eomt.json", "config.json", "preprocessor_config.json"
 """Descriptions beside the weights: eomt.json of our exports, and those of transformers' models and image processors."""
@@ -177,7 +178,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
             return _read_shards(folder / f"{file}.index.json")
     if (folder / "checkpoints").is_dir():
         raise InputError(f"{folder} is the folder of a run that has not saved a checkpoint yet")
-    if graph := next((name for name in _GRAPHS if (folder / name).is_file()), None):
+    if graph := next((name for name in GRAPHS if (folder / name).is_file()), None):
         raise InputError(
             f"{folder} is an exported graph, {graph}, which runs without weights, as by examples/run_graph.py"
         )

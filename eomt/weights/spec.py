@@ -60,6 +60,14 @@ class Weights:
     resumable: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompleteWeights(Weights):
+    """Weights whose kind and classes are known."""
+
+    kind: str  # pyright: ignore[reportGeneralTypeIssues]: by keyword alone, it needs no default
+    classes: Classes = field(repr=False)
+
+
 class _Size(NamedTuple):
     """A published size of a ViT."""
 

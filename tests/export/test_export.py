@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from eomt.errors import InputError
-from eomt.export import graph
+from eomt.export import compare
 from eomt.export.export import export, metrics_of
 from eomt.model.eomt import EoMT
 from eomt.weights.load import read_weights
@@ -133,7 +133,7 @@ def test_nothing_is_lost_or_half_written(trained, tmp_path, monkeypatch):
         export_to("precision=16")
     assert (out / "model.safetensors").read_bytes() == before
     # A graph that computes something else is not kept, and what was there stays.
-    monkeypatch.setattr(graph, "TOLERANCE", -1.0)
+    monkeypatch.setattr(compare, "TOLERANCE", -1.0)
     with pytest.raises(InputError, match=r"logits differ from PyTorch's by up to \S+, more than -1"):
         export_to("overwrite=true", "format=torch_export")
     assert (out / "model.safetensors").read_bytes() == before

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from eomt.errors import InputError
-from eomt.export import graph
+from eomt.export import compare, graph
 from eomt.export.export import export
 from tests.export.exporting import dinov3_network, run, weights_of
 from tests.random_networks import CLASSES, random_image, random_network, write_checkpoint
@@ -45,7 +45,7 @@ def test_onnx_in_half_precision_with_a_fixed_batch(tmp_path):
     run = graph.load_onnx(tmp_path / "out" / "model.onnx")
     with torch.no_grad():
         reference = network(noise)[-1].logits()
-    for found, expected in zip(graph.run_in_batches(lambda x: run(x), noise, 2), reference, strict=True):
+    for found, expected in zip(compare.run_in_batches(lambda x: run(x), noise, 2), reference, strict=True):
         assert (found - expected).abs().max() < 0.01 * expected.abs().max()
 
 
@@ -74,16 +74,15 @@ def test_torch_export_runs_without_our_code(precision, batch, tmp_path):
         assert (ours - theirs).abs().max() <= tolerance * ours.abs().max()
 
 
-def test_a_wrong_graph_is_noticed():
-    network = random_network().eval()
-    output = graph.FinalOutput(network)
+def test_a_runtime_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED\nmore")
 
-    def wrong(images):
-        masks, classes = output(images)
-        return graph.Logits(masks, classes + 0.01 * (len(images) == 3))
-
-    assert graph.check_graph(network, lambda images: graph.Logits(*output(images)), None).inputs == 6
-    with pytest.raises(InputError, match=r"differ from PyTorch's by up to 0\.01, more than 0\.001"):
-        graph.check_graph(network, wrong, None)
-    with pytest.raises(InputError, match="by up to inf"):
-        graph.check_graph(network, lambda images: graph.Logits(*(x / 0 * 0 for x in output(images))), 1)
+    monkeypatch.setattr(graph, "write_torch_export", fail)
+    message = (
+        r"format=torch_export: .*\(RuntimeError: \[ONNXRuntimeError\] : 9 : NOT_IMPLEMENTED\): nothing was written"
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        export(weights_of(random_network(), CLASSES), "torch_export", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

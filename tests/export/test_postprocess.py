@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from eomt.errors import InputError
-from eomt.export import graph
+from eomt.export import compare, graph
 from eomt.export.export import export
 from eomt.export.postprocess import output_of
 from eomt.inference.result import Result
@@ -210,10 +210,10 @@ def test_a_graph_that_differs_is_not_written():
     whole = lambda images, sizes: list(output(*network(images)[-1].logits(), sizes))  # noqa: E731
     logits = lambda images: network(images)[-1].logits()  # noqa: E731
     with torch.no_grad():
-        graph.check_postprocess(output, logits, whole, 2, [graph.noise(network, 3)])
+        compare.check_postprocess(output, logits, whole, 2, [graph.noise(network, 3)])
         wrong = lambda *inputs: [whole(*inputs)[0] + 1, *whole(*inputs)[1:]]  # noqa: E731
         with pytest.raises(InputError, match=r"100\.0% of the exported graph's labels differ from ours"):
-            graph.check_postprocess(output, logits, wrong, None, [graph.noise(network, 1)])
+            compare.check_postprocess(output, logits, wrong, None, [graph.noise(network, 1)])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
 from eomt.published_classes import ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC
-from eomt.weights.load import read_weights
+from eomt.weights.load import read_incomplete, read_weights
 from eomt.weights.original import BACKBONE, add_backbone, from_original, is_delta, is_original, to_original
 from tests.golden_numbers import golden_network, golden_tensors
 from tests.random_networks import same_state, tiny
@@ -69,11 +69,11 @@ def test_what_an_original_file_does_not_say_is_found_out_or_asked_for(tmp_path, 
     with pytest.raises(InputError, match="semantic and panoptic models: choose its task"):
         read_weights(path, network=ONE_HEAD)
     assert read_weights(path, kind="semantic", network=ONE_HEAD).classes == ADE20K
-    assert read_weights(path, complete=False).kind is None
+    assert read_incomplete(path).kind is None
     path = write_original(tmp_path / "three.bin", small())
     with pytest.raises(InputError, match=r"three\.bin: it does not name its 3 classes.*choose its task"):
         read_weights(path, kind="semantic", network=ONE_HEAD)
-    assert read_weights(path, complete=False).classes is None
+    assert read_incomplete(path).classes is None
 
 
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny"])

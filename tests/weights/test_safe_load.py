@@ -13,7 +13,7 @@ import torch
 from eomt.cli.endings import explain
 from eomt.errors import InputError
 from eomt.weights.checkpoint import read_checkpoint
-from eomt.weights.load import read_weights
+from eomt.weights.load import read_incomplete, read_weights
 from tests.weights.sources import part_of, small, write_folder
 
 RAN = Path(__file__).with_suffix(".ran")
@@ -206,7 +206,7 @@ def test_files_without_checksums_are_read(tmp_path):
         torch.save(small(7).state_dict(), tmp_path / "x.bin")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert read_weights(tmp_path / "x.bin", complete=False).state
+    assert read_incomplete(tmp_path / "x.bin").state
 
 
 def deep(levels):

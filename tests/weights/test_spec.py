@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from eomt.classes import Classes
 from eomt.errors import InputError
 from eomt.model.eomt import EoMT
-from eomt.weights.load import read_weights
+from eomt.weights.load import read_incomplete, read_weights
 from eomt.weights.original import PROBABILITIES, from_original, to_original
 from eomt.weights.spec import network_of
 from tests.golden_numbers import golden_network, golden_tensors
@@ -66,7 +66,7 @@ def test_the_number_of_heads_is_not_guessed(tmp_path):
     with pytest.raises(InputError, match=r"number of heads.* cannot be seen"):
         read_weights(tmp_path / "bare.safetensors", **said)
     # Callers that take the weights alone have a network of their own.
-    assert_equal(read_weights(path, complete=False).state, network.state_dict())
+    assert_equal(read_incomplete(path).state, network.state_dict())
 
 
 def test_an_image_size_that_is_a_guess_is_said(tmp_path, caplog):
