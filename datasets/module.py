@@ -158,15 +158,14 @@ class SegmentationData(LightningDataModule):
             return
         self._said.add(split)
         reader = self.reader(split)
-        for line in getattr(reader, "remarks", list)():
+        lines = list(getattr(reader, "remarks", list)())
+        if several := [f"{name!r:.60}" for name, count in Counter(reader.classes.names).items() if count > 1]:
+            way_out = "each with scores of its own; data.merge joins them"
+            lines.append(f"several classes are called {listed(several)}, {way_out}")
+        for line in lines:
             if line not in self._said:  # two parts of one set say the same
                 self._said.add(line)
                 yield line
-        several = [f"{name!r:.60}" for name, count in Counter(reader.classes.names).items() if count > 1]
-        line = f"several classes are called {listed(several)}, each with scores of its own; data.merge joins them"
-        if several and line not in self._said:
-            self._said.add(line)
-            yield line
         if self.split is not None:
             yield f"{self._sizes[split]} images by data.split={self.split:g}, the same in every run"
         empty = int((~reader.has_targets()).sum())
