@@ -18,7 +18,8 @@ def main(cfg: DictConfig) -> None:
     """Score weights on the validation set of their settings, see `eomt.cli.evaluate`."""
     checked("eval", cfg)
     with held(cfg.run_folder):
-        from eomt.cli.evaluate import evaluate, weights_and_settings
+        from eomt.cli.eval_settings import weights_and_settings
+        from eomt.cli.evaluate import evaluate
 
         evaluate(cfg, *weights_and_settings(cfg))
 

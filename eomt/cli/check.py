@@ -91,16 +91,17 @@ def check_roots(settings: Mapping[str, Any]) -> None:
             raise InputError("data.root is not set: give the folder that holds the dataset, as in data.root=DIR")
 
 
-def nodes(values: Any, path: tuple = ()) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
+def nodes(values: Any) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
     """All sections with a `_target_`, at any depth, with their paths."""
-    if isinstance(values, Mapping):
-        if "_target_" in values:
-            yield path, values
-        for name, value in values.items():
-            yield from nodes(value, (*path, name))
-    elif isinstance(values, list):
-        for index, value in enumerate(values):
-            yield from nodes(value, (*path, index))
+    return ((path, value) for path, value in walk(values) if isinstance(value, Mapping) and "_target_" in value)
+
+
+def walk(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """All values at any depth with their paths, a section or list before what is in it."""
+    yield path, value
+    if isinstance(value, Mapping | list | tuple):
+        for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from walk(entry, (*path, key))
 
 
 def registered(target: Any) -> type[Section] | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from eomt.cli.check import keys_of_type, nodes, registered
+from eomt.cli.check import keys_of_type, nodes, registered, walk
 from eomt.cli.nodes import NODES, Callback, Data, Logger, Loss, Optim, Reader
 from eomt.cli.settings import SCORES
 from eomt.errors import InputError
@@ -116,17 +116,13 @@ def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _instructions(value: Any) -> Iterator[str]:
+def _instructions(config: Any) -> Iterator[str]:
     """Instructions to Hydra or OmegaConf: keys such as _args_, and interpolations."""
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            if not isinstance(key, str | int) or (str(key).startswith("_") and key not in _SPECIAL) or "${" in str(key):
-                yield str(key)
-            yield from _instructions(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _instructions(entry)
-    elif isinstance(value, str) and ("${" in value or value == "???"):
-        yield value
-    elif not isinstance(value, str | bool | int | float | None):
-        yield type(value).__name__
+    for path, value in walk(config):
+        key = path[-1] if path else ""
+        if not isinstance(key, str | int) or (str(key).startswith("_") and key not in _SPECIAL) or "${" in str(key):
+            yield str(key)
+        if isinstance(value, str) and ("${" in value or value == "???"):
+            yield value
+        elif not isinstance(value, Mapping | list | tuple | str | bool | int | float | None):
+            yield type(value).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -127,7 +126,6 @@ class EoMTModule(lightning.LightningModule):
         self.validated_at: int | None = None
         self.compiled = self.graphs = False
         self._prepared = self._said_too_many = False
-        self._started: float | None = None
         self._batches: FixedBatches | None = None
         self._unscored: deque[Future] = deque()
         # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
@@ -195,15 +193,6 @@ class EoMTModule(lightning.LightningModule):
                 group["lr"] = rate * multiplier(schedule.last_epoch)
 
     # Training
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self._started is None:
-            self._started = time.perf_counter()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.compiled and self._started:
-            rank_zero_info(f"first batch after {time.perf_counter() - self._started:.0f} s, compilation included")
-        self._started = 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         counts = batch.targets.counts

@@ -9,7 +9,7 @@ from PIL import Image
 
 import eval as evaluation
 import train
-from eomt.cli.evaluate import _seen, weights_and_settings
+from eomt.cli.eval_settings import _seen, weights_and_settings
 from eomt.errors import InputError
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights

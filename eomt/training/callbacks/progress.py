@@ -77,17 +77,24 @@ class ProgressLines(Callback):
         self._step = 0
         # The first step, and when it was done.
         self._first: tuple[int, float] | None = None
-        self._validation_began = 0.0
+        self._began = self._validation_began = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> None:
         self._step, self._first = trainer.global_step, None
+        self._began = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: EoMTModule, *_: Any) -> None:
         step, total = trainer.global_step, pl_module.total_steps
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
-        if not trainer.is_global_zero or step == self._step:
+        now = time.perf_counter()
+        if not trainer.is_global_zero:
             return
-        self._step, now = step, time.perf_counter()
+        if pl_module.compiled and self._began:
+            log.info("first batch after %.0f s, compilation included", now - self._began)
+        self._began = 0.0
+        if step == self._step:
+            return
+        self._step = step
         if every and (step % every == 0 or step == total):
             parts = [f"step {step} of {total}", f"loss {float(trainer.callback_metrics['train/loss']):.3f}"]
             monitor = pl_module.task.monitor
