@@ -197,27 +197,41 @@ def _image_targets(
 def check_rle(code: bytes, pixels: int) -> None:
     """Raise ValueError unless a code is whole and its lengths add up to `pixels`: pycocotools reads beyond its end.
 
-    A mask is read column by column, as lengths of runs of zeros and ones in turn, zeros first. A length, from the
-    fourth on its difference to the length two before, stands in characters of 6 bits (code 48 + value): 5 of the
-    number, the lowest first, and one that says that more follow (pycocotools' `maskApi.c`, rleToString).
-
     Args:
         code: the `counts` of COCO's compressed run lengths.
         pixels: the number of pixels of the mask.
     """
-    digits = np.frombuffer(code, dtype=np.uint8).astype(np.int64) - 48
-    more = (digits & _MORE) > 0
-    if not len(digits) or digits.min() < 0 or digits.max() >= 64 or more[-1]:
+    digits = _digits(code)
+    if not len(digits) or digits.min() < 0 or digits.max() >= 64 or digits[-1] & _MORE:
         raise ValueError("its run lengths are no compressed code of COCO's")
-    last = np.flatnonzero(~more)
-    first = np.concatenate([[0], last[:-1] + 1])
-    size = last + 1 - first
-    if size.max() > _MOST_CHARACTERS:
+    if np.diff(np.flatnonzero(digits & _MORE == 0), prepend=-1).max() > _MOST_CHARACTERS:
         raise ValueError("its run lengths are too large")
+    lengths = run_lengths(code)
+    if lengths.min() < 0 or lengths.sum() != pixels:
+        raise ValueError(f"its run lengths do not make up {pixels} pixels")
+
+
+def run_lengths(code: bytes) -> np.ndarray:
+    """Lengths of the runs of zeros and ones in turn, zeros first, of a mask read column by column: int64 [R].
+
+    A length, from the fourth on its difference to the length two before, stands in characters of 6 bits (code 48 +
+    value): 5 of the number, the lowest first, and one that says that more follow (pycocotools' `maskApi.c`,
+    rleToString).
+
+    Args:
+        code: the `counts` of COCO's compressed run lengths, whole.
+    """
+    digits = _digits(code)
+    last = np.flatnonzero(digits & _MORE == 0)
+    size = np.diff(last, prepend=-1)
+    first = last + 1 - size
     position = np.arange(len(digits)) - np.repeat(first, size)
     lengths = np.add.reduceat((digits & ~_MORE) << _BITS * position, first)
     lengths -= ((digits[last] & _SIGN) > 0) * (1 << _BITS * size)
     for chain in (lengths[1::2], lengths[2::2]):
         np.cumsum(chain, out=chain)
-    if lengths.min() < 0 or lengths.sum() != pixels:
-        raise ValueError(f"its run lengths do not make up {pixels} pixels")
+    return lengths
+
+
+def _digits(code: bytes) -> np.ndarray:
+    return np.frombuffer(code, dtype=np.uint8).astype(np.int64) - 48

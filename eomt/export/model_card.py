@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eomt.weights.huggingface import DINOV2, DINOV3, MODEL_TYPES
-from eomt.weights.spec import CompleteWeights
+from eomt.weights.spec import CompleteWeights, entry
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
@@ -66,9 +66,9 @@ def model_card(
         eval_results=[EvalResult("image-segmentation", task, task, key, value) for key, value in own.items()] or None,
         **licence,
     )
-    things, reader = sum(classes.is_thing), _value(config, "data", "train", "_target_")
+    things, reader = sum(classes.is_thing), entry(config, "data", "train", "_target_")
     kinds = "" if weights.kind == "semantic" else f" ({things} things, {len(classes) - things} stuff)"
-    batch_size, rate = _value(config, "data", "global_batch"), _value(config, "optim", "lr")
+    batch_size, rate = entry(config, "data", "global_batch"), entry(config, "optim", "lr")
     training = f"{weights.step} steps" + (
         f" of {_plain(batch_size)} images, learning rate {_plain(rate)}" if config else ""
     )
@@ -116,7 +116,7 @@ def _licence(backbone: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], 
     ones; or others, which bring a licence of their own. A resumed run does not say what its first start was.
     """
     source = config.get("weights") or config.get("ckpt")
-    random = _value(config, "model", "pretrained") is False
+    random = entry(config, "model", "pretrained") is False
     others = bool(config.get("weights") or (random and config.get("ckpt")))
     if random and not others:
         return {}, "trained from random weights: no licence of pretrained weights applies"
@@ -136,10 +136,3 @@ def _plain(text: Any) -> str:
     """A text of a file, such as a class's name, as Markdown that shows it and does nothing: without its end if long."""
     line = " ".join(str(text).split())
     return re.sub(r"[\\`*_\[\]<>|&~$#!]", r"\\\g<0>", line if len(line) <= 80 else f"{line[:77]}...")
-
-
-def _value(config: Any, *keys: str) -> Any:
-    """An entry of nested mappings; None where one is missing."""
-    for key in keys:
-        config = config.get(key) if isinstance(config, Mapping) else None
-    return config

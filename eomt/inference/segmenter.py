@@ -56,6 +56,7 @@ from eomt.postprocess.types import Instances, Segmentation
 from eomt.tasks import InstanceTask, PanopticTask, SemanticTask, Task, task_of
 from eomt.views import Flipped, Tiled, with_mirrored
 from eomt.weights.load import read_weights
+from eomt.weights.spec import entry
 
 log = logging.getLogger("eomt")
 
@@ -189,6 +190,10 @@ class Segmenter:
         model.load_state_dict(weights.state)
         if max_pixels is not None:
             limit_pixels(max_pixels)
+        if entry(weights.config, "data", "val", "exif") == "stored":
+            log.warning(
+                "note: photos are turned upright by their EXIF data; the run took them as stored (data.exif=stored)"
+            )
         return cls(model, task, weights.classes, device, precision, unpadded, compile, tile, tta)
 
     @property

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 
+from eomt.targets import run_lengths
+
 coco_mask: Any = pycocotools.mask
 """pycocotools' masks as run lengths; the types that others wrote for it lack lists of them."""
 
@@ -36,20 +38,8 @@ def encode_at(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) -> d
 def decode_box(rle: dict[str, Any]) -> tuple[np.ndarray, int, int]:
     """The mask inside its box, bool [h, w], and the box's top and left; the inverse of `encode_at`."""
     left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
-    rows, counts = rle["size"][0], _counts(rle["counts"])
+    rows, counts = rle["size"][0], run_lengths(rle["counts"])
     ends = counts.cumsum().clip(left * rows, (left + width) * rows)
     lengths = np.diff(ends, prepend=left * rows)
     columns = np.repeat(np.arange(len(counts)) % 2 == 1, lengths).reshape(width, rows)
     return columns[:, top : top + height].T, top, left
-
-
-def _counts(text: bytes) -> np.ndarray:
-    """The lengths of runs, int64, from COCO's text: groups of 5 bits, and differences to the run before the last."""
-    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    last = codes & 32 == 0
-    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    place = np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
-    values = np.add.reduceat((codes & 31) << 5 * place, starts)
-    values -= np.where(codes[last] & 16, 32 << 5 * place[last], 0)
-    values[1::2], values[2::2] = values[1::2].cumsum(), values[2::2].cumsum()
-    return values

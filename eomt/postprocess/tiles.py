@@ -178,16 +178,11 @@ class InstanceMerger:
         order = scores.sort(descending=True, stable=True).indices
         all_parts = [all_parts[k] for k in order.tolist()]
         joined = [self._joined(parts) for parts in all_parts]
-        labels, queries = ([of(parts[0]) for parts in all_parts] for of in (self._label, self._query))
+        labels = [self._objects.labels[parts[0]] for parts in all_parts]
+        queries = [self._places[parts[0]][2] for parts in all_parts]
         areas = torch.tensor([area for _, area in joined], dtype=torch.int64)
         own = torch.tensor(labels, dtype=torch.int64), scores[order], areas
         return Instances(self.size, [rle for rle, _ in joined], *own, torch.tensor(queries, dtype=torch.int64))
-
-    def _label(self, number: int) -> int:
-        return self._objects.labels[number]
-
-    def _query(self, number: int) -> int:
-        return self._places[number][2]
 
     def _joined(self, parts: list[int]) -> tuple[dict[str, Any], int]:
         """The union of an object's parts as run lengths, and its area."""

@@ -68,6 +68,13 @@ class CompleteWeights(Weights):
     classes: Classes = field(repr=False)
 
 
+def entry(config: Any, *keys: str) -> Any:
+    """An entry of nested mappings, such as a configuration of `Weights`; None where one is missing."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
 class _Size(NamedTuple):
     """A published size of a ViT."""
 

@@ -281,3 +281,10 @@ def test_probabilities_of_pixels():
     assert np.allclose(segmenter.probabilities(image, batch_size=2), found, atol=1e-5)
     with pytest.raises(InputError, match="this is panoptic"):
         segmenter_of("panoptic").probabilities(image)
+
+
+@pytest.mark.parametrize("exif", ["stored", "upright", None])
+def test_a_run_on_photos_as_stored_is_told_that_they_are_turned(exif, tmp_path, caplog):
+    path = write_checkpoint(tmp_path / "model.ckpt", "panoptic", config={"data": {"val": {"exif": exif}}})
+    Segmenter.load(path, "cpu")
+    assert ("the run took them as stored (data.exif=stored)" in caplog.text) == (exif == "stored")
