@@ -71,3 +71,16 @@ def test_scores_of_a_task_of_ones_own_are_shown():
     lines = ProgressLines()
     lines.load_state_dict({"validations": {7: {"a very long score": float("nan")}}})
     assert [line.split()[-1] for line in lines.table().splitlines()] == ["score", "nan"]
+
+
+@pytest.mark.parametrize(("compiled", "first"), [(True, True), (False, True), (True, False)])
+def test_the_time_of_a_compiled_first_batch_is_told_once(compiled, first, caplog):
+    """By the first rank, also where several batches make a step."""
+    caplog.set_level("INFO")
+    lines, module = ProgressLines(), SimpleNamespace(compiled=compiled, total_steps=9)
+    trainer = SimpleNamespace(global_step=0, log_every_n_steps=0, is_global_zero=first)
+    lines.on_train_start(trainer, module)
+    for _ in range(3):
+        lines.on_train_batch_end(trainer, module, None, None, 0)
+    told = ["first batch after 0 s, compilation included"] if compiled and first else []
+    assert [record.getMessage() for record in caplog.records] == told
