@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from eomt.errors import InputError
 from eomt.training.module import EoMTModule
 from eomt.weights.checkpoint import read_checkpoint
 
@@ -54,15 +52,9 @@ class ShardedModule(EoMTModule):
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's FSDP2 strategy, resuming from whole checkpoints.
-
-    Raises:
-        InputError: if PyTorch is too old for it.
-    """
+    """Lightning's FSDP2 strategy, resuming from whole checkpoints."""
 
     def __init__(self):
-        if not hasattr(FSDPModule, "set_reshard_after_forward"):
-            raise InputError(f"trainer.strategy=fsdp2 needs torch 2.8 or newer; here it is {torch.__version__}")
         super().__init__(save_distributed_checkpoint=False)
 
     @property

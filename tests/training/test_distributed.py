@@ -6,12 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 import eval as evaluation
 import train
-from eomt.errors import InputError
-from eomt.training.fsdp import ShardedStrategy
 from eomt.weights.checkpoint import read_checkpoint
 from eomt.weights.load import read_weights
 from tests.label_files import label_png, photo, write_folder
@@ -153,12 +150,6 @@ def test_ranks_that_make_unequal_numbers_of_passes_in_a_validation(folder, tmp_p
         scores = [(int(row["step"]), row["miou"]) for row in csv.DictReader(file) if row["miou"]]
     assert len(scores) == 12, "a validation lies between each two steps"
     assert len({score for _, score in scores}) > 3, "scores of the weights of that moment"
-
-
-def test_a_pytorch_too_old_for_shards_is_named(monkeypatch):
-    monkeypatch.delattr(FSDPModule, "set_reshard_after_forward")
-    with pytest.raises(InputError, match=r"trainer\.strategy=fsdp2 needs torch 2\.8"):
-        ShardedStrategy()
 
 
 @pytest.mark.parametrize("kind", KINDS)
