@@ -10,7 +10,7 @@ python eval.py ckpt=tue-mps/coco_panoptic_eomt_large_640 task=coco_panoptic data
 from omegaconf import DictConfig
 
 from datasets.layout.find import find_layout
-from eomt.cli.folders import held
+from eomt.cli.folders import check_unused, held
 from eomt.cli.main import checked, command
 
 
@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> None:
     """Score weights on the validation set of their settings, see `eomt.cli.evaluate`."""
     checked("eval", cfg)
     with held(cfg.run_folder):
+        check_unused(cfg.run_folder)
         from eomt.cli.eval_settings import weights_and_settings
         from eomt.cli.evaluate import evaluate
 

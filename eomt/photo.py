@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -17,7 +16,12 @@ from eomt.errors import InputError, reason
 
 Form = Literal["upright", "stored"]
 
-_HEIF = find_spec("pillow_heif") is not None  # the extra `heif`
+try:
+    import pillow_heif  # the extra `heif`
+
+    _HEIF = True
+except ImportError:  # also of its libraries
+    _HEIF = False
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *["HEIF"] * _HEIF)
 """Pillow's names of the formats that are read; a file in others of its formats could start a program (EPS)."""
@@ -66,10 +70,8 @@ def limit_pixels(count: int) -> None:
 
 def open_image(file: BinaryIO | Path) -> Image.Image:
     """Open an image file in one of `FORMATS`; its pixels are not read yet. HEIF is turned upright as it is opened."""
-    if _HEIF:
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()  # again and again the same entry of Pillow's table
+    if _HEIF and "HEIF" not in Image.OPEN:
+        pillow_heif.register_heif_opener()
     return Image.open(file, formats=FORMATS)
 
 

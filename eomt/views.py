@@ -85,7 +85,7 @@ class Tiled(_Around):
             return self.task.scores(output, placement, size)
         return self.task.predict(output, placement, size, classes)
 
-    def predict_images(
+    def segment(
         self,
         run: Callable[[slice, list[Placement], list[int]], Logits],
         submit: Callable[[Callable[[], Part]], Future[Part]],
@@ -95,13 +95,13 @@ class Tiled(_Around):
         classes: Classes,
         at_once: int,
     ) -> list[Segmentation | Instances]:
-        """Segment images a few tiles at a time: the logits of all tiles of a large image take gigabytes.
+        """Segment images a few tiles at a time: what the network gives for all tiles of a large image takes gigabytes.
 
         Args:
             run: computes the logits for a range of the images' inputs; given, too, are the placement and the number of
                 inputs of each tile.
             submit: computes a tile's part, see `Background.submit`.
-            counts, placements, size, classes: see `predict_images`.
+            counts, placements, size, classes: see `eomt.tasks.predict_images`.
             at_once: tiles to a call of `run`.
         """
         shown: list[tuple[int, Tile | None, Placement, int]] = []
@@ -115,7 +115,8 @@ class Tiled(_Around):
         waiting: deque[tuple[int, Tile | None, Future[Part]]] = deque()
 
         def merge(most: int) -> None:
-            while len(waiting) > most:
+            """Join what is done, and wait until no more than `most` parts are left."""
+            while waiting and (len(waiting) > most or waiting[0][2].done()):
                 image, tile, part = waiting.popleft()
                 if tile is None:
                     found[image] = part.result()
@@ -132,7 +133,7 @@ class Tiled(_Around):
             for (image, tile, own, _), logits in zip(some, parts, strict=True):
                 make = self.task.predict if tile is None else self.part
                 waiting.append((image, tile, submit(partial(make, Logits(*logits), own, size, classes))))
-            merge(len(some))  # those of the tiles before, made while the network ran on these
+                merge(at_once)  # a semantic tile's scores may take more than its logits
         merge(0)
         whole = {image for image, tile, *_ in shown if tile is None}
         return [one if image in whole else one.result() for image, one in enumerate(found)]
@@ -244,8 +245,8 @@ def with_mirrored(task: Task, patch_size: int, tta: str | None = None, unpadded:
         raise InputError(f"tta={tta} is none of null, flip")
     if tta and unpadded:
         raise InputError("tta=flip mirrors the padding, too: it needs unpadded=false")
-    seen: Any = Flipped(task, patch_size) if tta else task  # whose kind is an attribute of the object alone
-    return seen
+    flipped: Any = Flipped  # whose kind is an attribute of the object alone
+    return flipped(task, patch_size) if tta else task
 
 
 def _partners(masks: Tensor, others: Tensor, classes: Tensor, other_classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,27 @@ class Waits(Future):
         return self.function()
 
 
+def test_scores_of_tiles_are_joined_as_they_come():
+    """A semantic tile's scores take more than its logits."""
+    image, size, alive = picture(100, 130, discs=4)[0], (32, 32), weakref.WeakSet()
+    tiled = Tiled(task_of("semantic"), True)
+
+    def submit(function):
+        assert len(alive) <= 1
+        done = Future()
+        done.set_result(function())
+        alive.add(done.result())
+        return done
+
+    inputs, placement = tiled.geometry.prepare(image, size)
+    assert len(inputs) > 9
+    found = tiled.segment(
+        lambda chosen, *_: ColourNetwork()(inputs[chosen])[-1].logits(),
+        *(submit, [len(inputs)], [placement], size, CLASSES, len(inputs)),
+    )
+    assert torch.equal(found[0].ids, segmenter_of("semantic", tile=True)(image).prediction.ids)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_together_and_in_evaluations(kind):
     """An evaluation holds the logits of two calls of the network, and gives what a segmenter does."""
@@ -114,7 +135,7 @@ def test_both_together_and_in_evaluations(kind):
             return output
 
         counts = [len(parts) for parts, _ in prepared]
-        found = tiled.predict_images(run, Waits, counts, placements, size, CLASSES, at_once=3)
+        found = tiled.segment(run, Waits, counts, placements, size, CLASSES, at_once=3)
         assert most == 2
         for image, one, parts, placement in zip(images, found, inputs.split(counts), placements, strict=True):
             expected = segmenter(image).prediction

@@ -52,6 +52,7 @@ def _once(command: str, arguments: Sequence[str]) -> list[str]:
         InputError: if an argument is neither.
     """
     last: dict[str, int] = {}
+    again: set[str] = set()
     for number, (before, word) in enumerate(pairwise(["", *arguments])):
         flag, rest = is_flag(word, before), arguments[number + 1 :]
         if fault := flag_fault(word, rest) if flag else fault_of(command, word, rest):
@@ -59,8 +60,10 @@ def _once(command: str, arguments: Sequence[str]) -> list[str]:
         # Ranks are started with a folder of their own behind what was typed, which Hydra takes.
         key = f"{number}" if flag or key_of(word).startswith("hydra.") else key_of(word)
         if key in last and arguments[last[key]] != word:
-            note(f"{key} is typed twice: {word} counts")
+            again.add(key)
         last[key] = number
+    for key in sorted(again):
+        note(f"{key} is typed more than once: {arguments[last[key]]} counts")
     return [arguments[number] for number in sorted(last.values())]
 
 

@@ -97,6 +97,8 @@ def _mendable(error: Exception, command: str) -> BaseException | None:
         key = "out" if command in ("predict", "export") else "hydra.run.dir"
         # Opening a file names it, writing into it does not.
         where = f"{error.filename}: " if error.filename is not None else ""
+        if error.errno == errno.ENOENT:
+            return InputError(f"{where}{error.strerror}")
         way_out = "free some space, or choose" if error.errno in _FULL else "choose"
         return InputError(f"{where}{error.strerror}; {way_out} another folder by {key}=")
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from eomt.cli.build import build_data, build_trainer, load_module, make_fast, memory_errors
 from eomt.cli.check import plain
 from eomt.cli.eval_settings import weights_and_settings
-from eomt.cli.folders import check_unused, record
+from eomt.cli.folders import record
 from eomt.cli.main import log
 from eomt.errors import InputError
 from eomt.inference.precision import PRECISIONS, with_cast_weights
@@ -38,7 +38,8 @@ from eomt.weights.spec import CompleteWeights, check_same_classes
 
 
 def evaluate(cfg: DictConfig, weights: CompleteWeights, settings: DictConfig) -> None:
-    """Score a network on the validation set, and write scores, pictures and results into the run folder.
+    """Score a network on the validation set, and write scores, pictures and results into the run folder, which is
+    held and free.
 
     Args:
         cfg: eval.py's configuration.
@@ -46,26 +47,27 @@ def evaluate(cfg: DictConfig, weights: CompleteWeights, settings: DictConfig) ->
         settings: those of the evaluation.
 
     Raises:
-        InputError: if the run folder, whose lock is held, has results already.
+        InputError: if the settings do not go together; see `build_data` and `Tiled`.
     """
     limit_pixels(cfg.max_pixels)
-    check_unused(cfg.run_folder)
+    if cfg.tile and settings.data.validation_loss:
+        raise InputError("data.validation_loss=true is the loss of whole inputs: leave tile= out")
     record(cfg, cfg.run_folder)
     data = build_data(settings)
     weights = replace(weights, classes=renumbered(weights.classes, data.val_classes))
     module = load_module(weights, settings, data.image_size, cfg.unpadded)
-    task = with_mirrored(
-        task_of(settings.kind, settings.postprocess), module.network.backbone.patch_size, cfg.tta, cfg.unpadded
-    )
+    assert not isinstance(module.task, Tiled)
+    task = with_mirrored(module.task, module.network.backbone.patch_size, cfg.tta, cfg.unpadded)
     module.task = Tiled(task, cfg.tile) if cfg.tile else task
     data.geometry = module.task.geometry
     module.run["environment"] = weights.environment
+    views = {key: cfg[key] for key in ("tile", "tta", "unpadded") if cfg[key]}
     callbacks = [
         Progress(),
         ProgressLines(),
-        MetricsFile(cfg.run_folder, {key: cfg[key] for key in ("tile", "tta", "unpadded") if cfg[key]}),
+        MetricsFile(cfg.run_folder, views),
         PredictionPictures(cfg.run_folder, cfg.pictures),
-        Report(cfg.run_folder, min(3, cfg.pictures), plain(settings)),
+        Report(cfg.run_folder, min(3, cfg.pictures), {**views, **plain(settings)}),
     ]
     if cfg.save_predictions:
         callbacks.append(SavePredictions(f"{cfg.run_folder}/predictions"))

@@ -54,6 +54,8 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         if sweep and settings and settings.get("group", "") is None:
             settings.group = sweep
     choose_checkpoint(cfg)
+    if not (cfg.ckpt or cfg.prefetch):
+        check_unused(cfg.run_folder)  # before the data is indexed
     data = build_data(cfg)
     resume, weights = starting_point(cfg)
     if resume:

@@ -129,8 +129,8 @@ def _job(function: Callable[[DictConfig], None], name: str) -> Callable[[DictCon
         # A process that a launcher of Hydra has started has no handlers yet.
         with listening(last_words) as signals, endings(name):
             signals.unblock()
-            while NOTES:
-                file_log.info("%s", NOTES.pop(0))
+            for text in NOTES:
+                file_log.info("%s", text)
             function(cfg)
 
     return job

@@ -54,9 +54,10 @@ def model_card(
     height, width = network["image_size"]
     shown = {key: value for key, value in metrics.items() if key not in ("step", "mask_free")}
     licence, words = _licence(network["backbone"], config)
-    # Scores of another step are shown, but they are not results of these weights.
+    # Scores of another step, or of tiles or mirrored images, are shown, but are no results of these weights alone.
     own = {key: value for key, value in shown.items() if isinstance(value, int | float)}
-    own = own if metrics.get("step") == weights.step and precision != "int8" else {}
+    alone = metrics.get("step") == weights.step and not {"tile", "tta", "unpadded"} & metrics.keys()
+    own = own if alone and precision != "int8" else {}
     own = {key: after for key, (_, after) in (compared or {}).items()} or own
     data = ModelCardData(
         model_name=(name.rpartition("/")[2] or "eomt") if own else None,

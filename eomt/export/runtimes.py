@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from eomt.errors import InputError, reason
 from eomt.export.graph import quiet
+
+log = logging.getLogger("eomt")
 
 TRTEXEC = "trtexec --onnx=model.onnx --saveEngine=model.engine --stronglyTyped"
 
@@ -36,9 +39,10 @@ def errors(format: str) -> Iterator[None]:
     """Turn errors of exporters and runtimes, which raise nearly anything, into one line."""
     try:
         yield
-    except (InputError, MemoryError, OSError):
+    except (InputError, MemoryError, OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        log.debug("format=%s", format, exc_info=True)
         raise InputError(
             f"format={format}: making or running the graph failed ({type(error).__name__}: {reason(error)[:300]}): "
             "nothing was written; try other versions of torch and the runtime, or another format"

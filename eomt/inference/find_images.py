@@ -60,7 +60,7 @@ def find_images(given: str | Sequence[str], out: str | Path) -> tuple[Path, list
         kinds = ", ".join(
             f"{count} {kind or 'without a suffix'}" for kind, count in Counter(p.suffix for p in others).items()
         )
-        kinds += HEIF_HINT * (".heic" in kinds.lower())
+        kinds += HEIF_HINT * (".hei" in kinds.lower())
         if not found:
             raise InputError(
                 f"images={entry} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from eomt.errors import InputError, reason
 from eomt.inference.download import download, is_address, shown
 from eomt.inference.find_images import files_below, is_image
-from eomt.photo import IMAGE_SUFFIXES, array_pixels, pil_pixels, read_photo
+from eomt.photo import HEIF_HINT, IMAGE_SUFFIXES, array_pixels, pil_pixels, read_photo
 
 
 class Readable(Protocol):
@@ -36,8 +36,8 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
     Args:
         source: one of
 
-            - a JPEG, PNG, TIFF, WebP, BMP or GIF file, or the bytes of one, or one that is opened with "rb", which is
-              read from where it stands,
+            - a JPEG, PNG, TIFF, WebP, BMP, GIF or, where pillow-heif is installed, HEIC file, or the bytes of one, or
+              one that is opened with "rb", which is read from where it stands,
             - the http:// or https:// address of one, see `download`,
             - a PIL image of any mode,
             - an array [H, W] (grey) or [H, W, K], or a tensor [H, W] or [K, H, W], with K = 1 grey, 2 grey and
@@ -126,7 +126,7 @@ def expanded(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
             continue
         found = sorted(filter(is_image, files_below(Path(image).expanduser())))
         if not found:
-            raise InputError(f"{image} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}")
+            raise InputError(f"{image} has no image: names must end in {' '.join(IMAGE_SUFFIXES)}{HEIF_HINT}")
         yield from found
 
 

@@ -328,7 +328,7 @@ class EoMTModule(lightning.LightningModule):
             def run(chosen: slice, placements: Sequence[Placement], counts: Sequence[int]) -> Logits:
                 return self.predict_inputs(batch.inputs[chosen], placements, counts, keys[chosen])
 
-            found = self.task.predict_images(run, self._background.submit, *images, self.data.eval_batch_size)
+            found = self.task.segment(run, self._background.submit, *images, self.data.eval_batch_size)
             predict = found.copy
         else:
             output = self.predict_inputs(batch.inputs, batch.placements, batch.counts, keys)

@@ -52,7 +52,7 @@ def read_weights(
             `pytorch_model.bin` or `.ckpt`, also as safetensors; a Hugging Face folder; or the id of a repository on the
             Hugging Face Hub, such as "tue-mps/coco_panoptic_eomt_large_640".
         kind, classes, network: the caller's choices; `network` holds some or all arguments of `EoMT`, in which
-            None says nothing. They complete a silent source and must agree with any other.
+            None says nothing. They complete a silent source and must agree with any other, but for the classes' ids.
         backbone: the pretrained DINOv3 to which delta weights are relative, as file, folder or Hub id; default
             Meta's of that size, through the Hub.
 
@@ -238,7 +238,7 @@ def _classes(weights: Weights, chosen: Classes | None, count: int) -> Classes | 
 
 
 def renumbered(trained: Classes, given: Classes) -> Classes:
-    """A checkpoint's classes under the ids that the data, or what is chosen, has for them.
+    """A checkpoint's classes under the ids that the data has for them, or that are chosen.
 
     Raises:
         InputError: unless they are the same in the same order, whatever their ids.
@@ -246,5 +246,7 @@ def renumbered(trained: Classes, given: Classes) -> Classes:
     check_same_classes(trained, given, ids=False)
     if trained.ids == given.ids:
         return trained
-    log.info("the data has other category ids than ckpt= was trained on for the same classes: results have the data's")
+    log.info(
+        "the checkpoint has other category ids for the same classes: results have those of the data, or of classes="
+    )
     return given

@@ -145,7 +145,7 @@ def test_a_runs_folder_is_its_last_checkpoint_to_resume_and_its_best_to_use(comm
 
 def test_the_last_of_a_key_counts_and_a_line_says_so(capsys):
     assert prepared("train", ["seed=1", "task=coco_panoptic", "seed=2"]) == ["task=coco_panoptic", "seed=2"]
-    assert capsys.readouterr().err == "note: seed is typed twice: seed=2 counts\n"
+    assert capsys.readouterr().err == "note: seed is typed more than once: seed=2 counts\n"
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_other_ids_of_the_same_classes_are_those_of_results(run, tmp_path, caplo
     torch.save(checkpoint, tmp_path / "x.ckpt")
     options = (f"ckpt='{tmp_path}/x.ckpt'", "save_predictions=true", "pictures=0")
     evaluation.main(configured(tmp_path / "eval", *options, name="eval"))
-    assert caplog.text.count("the data has other category ids than ckpt= was trained on for the same classes") == 1
+    assert caplog.text.count("the checkpoint has other category ids for the same classes") == 1
     for name in ("metrics.json", "metrics_per_class.json"):
         assert json.loads((tmp_path / "eval" / name).read_text()) == json.loads((run / name).read_text()), name
     results = json.loads((tmp_path / "eval" / "predictions" / "panoptic.json").read_text())
