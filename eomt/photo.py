@@ -26,7 +26,8 @@ except ImportError:  # also of its libraries
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *["HEIF"] * _HEIF)
 """Pillow's names of the formats that are read; a file in others of its formats could start a program (EPS)."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", *[".heic", ".heif"] * _HEIF)
+HEIF_SUFFIXES = (".heic", ".heif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", *HEIF_SUFFIXES * _HEIF)
 HEIF_HINT = "" if _HEIF else "; pip install pillow-heif reads HEIC photos"
 """What a message adds where HEIC photos are not read."""
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from unicodedata import normalize
 
 import numpy as np
 
 from datasets.files.index import Index, text_columns
 from eomt.errors import InputError
 from eomt.files import walk
+from eomt.photo import HEIF_SUFFIXES
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
@@ -145,6 +147,21 @@ def stat_digest(files: Iterable[Path], text: str = "") -> str:
 def is_hidden(name: str) -> bool:
     """True for files that systems leave behind, such as macOS's ._photo.jpg and all below .Trash."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def without_heic_twins(photos: Iterable[str]) -> list[str]:
+    """Paths of photos, without HEIC files beside another photo of the same name.
+
+    Phones and sync tools leave such pairs: a set is the same where pillow-heif is installed and where it is not.
+    """
+    photos = list(photos)
+    heic = {name for name in photos if name.lower().endswith(HEIF_SUFFIXES)}
+    others = {_stem(name) for name in photos if name not in heic} if heic else set()
+    return [name for name in photos if name not in heic or _stem(name) not in others]
+
+
+def _stem(name: str) -> str:
+    return normalize("NFC", os.path.splitext(name)[0])  # systems write accents in two ways
 
 
 def file_columns(name: str, files: Iterable[tuple[str, Member]]) -> dict[str, np.ndarray]:

@@ -34,7 +34,8 @@ def coco(folder: DataFolder) -> Layout | None:
     several: set[str] = set()
     strays: list[tuple[str | None, Path, InputError]] = []
     for path in _jsons(folder):
-        split = split_of(path.stem) or split_of(path.parent.relative_to(folder.path).as_posix())
+        below = path.relative_to(folder.path)
+        split = split_of(path.stem) or split_of(below.parent.as_posix())
         try:
             seen = _peek(path)
         except InputError as error:
@@ -47,8 +48,7 @@ def coco(folder: DataFolder) -> Layout | None:
         sets = found.setdefault(task, {})
         if split is None and split in sets:
             several.add(task)
-        keys = {"images": _photos_of(path, first, folder, split), "annotations": path}
-        sets.setdefault(split, {key: place.relative_to(folder.path).as_posix() for key, place in keys.items()})
+        sets.setdefault(split, {"images": _photos_of(below, first, folder, split), "annotations": below.as_posix()})
     has = {split for sets in found.values() for split in sets}
     if "val" in has:
         has.add("test")  # not used then
@@ -111,17 +111,17 @@ def _peek(path: Path) -> tuple[str, bool] | None:
     return None if image is None else (image, panoptic)
 
 
-def _photos_of(path: Path, name: str, folder: DataFolder, split: str | None) -> Path:
-    """The folder, or the archive without its `.zip`, with the images of a JSON, `name` the first of them."""
+def _photos_of(below: Path, name: str, folder: DataFolder, split: str | None) -> str:
+    """The place, or the archive without its `.zip`, with the images of the JSON `below`, `name` the first of them."""
     inner = [place for place in folder.below if not words(place) & (MASKS | ID_MAPS)]
     inner.sort(key=lambda place: (split_of(place) != split, not words(place) & PHOTOS, place.count("/")))
-    places = [path.parent, *(folder.path / place for place in inner)]
+    own = below.parent.as_posix()
     slashed = name.strip().replace("\\", "/")
     for part in (slashed, slashed.rpartition("/")[2]) if name else ():
-        for place in (*places, folder.path):  # a name such as images/train/1.jpg counts from above
-            if (place / part).is_file():
+        for place in (own, *inner, "."):  # a name such as images/train/1.jpg counts from above
+            if (folder.path / place / part).is_file():
                 return place
-    return next((place for place in places[1:] if not place.is_dir() or folder.holds(str(place))), path.parent)
+    return next((place for place in inner if not (folder.path / place).is_dir() or folder.holds(place)), own)
 
 
 def _is_expected(path: Path, split: str | None, has: Collection[str | None]) -> bool:

@@ -91,7 +91,7 @@ class DataFolder:
 
     def names(self, place: str = "") -> list[str]:
         """The first names in a folder, sorted; none if it is no folder that can be read."""
-        return [*self._entries(place)]
+        return [entry.name for entry in self._entries(place)]
 
     def has(self, *places: str) -> bool:
         """True if one of these is a folder, or there is an archive of its name."""
@@ -104,8 +104,10 @@ class DataFolder:
     def holds(self, place: str, endings: tuple[str, ...] = IMAGE_SUFFIXES, deeper: bool = True) -> bool:
         """True if files of these endings are in a folder or, if `deeper`, in the first one in it."""
         inside = self._entries(place)
-        inner = next((name for name, is_folder in inside.items() if is_folder), None) if len(inside) < _FEW else None
-        found = [*inside, *(self.names(f"{place}/{inner}") if inner and deeper else ())]
+        found = [entry.name for entry in inside]
+        if deeper and len(inside) < _FEW and not any(name.lower().endswith(endings) for name in found):
+            inner = next((entry.name for entry in inside if _is_folder(entry)), None)
+            found = self.names(f"{place}/{inner}") if inner else []
         return any(name.lower().endswith(endings) for name in found)
 
     def unused_photos(self, has: Collection[str | None]) -> str:
@@ -117,16 +119,17 @@ class DataFolder:
                 said += [f"{place} ({len(photos)} photos)"] * bool(photos)
         return f", but none for the photos in {' and '.join(said)}, which are not used" if said else ""
 
-    def _entries(self, place: str) -> dict[str, bool]:
-        """The first printable names in a folder, sorted, and whether each is a folder."""
+    def _entries(self, place: str) -> list[os.DirEntry[str]]:
+        """The first printable names in a folder, sorted; asking what a link leads to takes a look at the disk each."""
         with suppress(OSError), os.scandir(self.path / place) as entries:
             first = [entry for entry in islice(entries, _MOST_NAMES) if entry.name.isprintable()]
-            return {entry.name: _is_folder(entry) for entry in sorted(first, key=lambda entry: entry.name)}
-        return {}
+            return sorted(first, key=lambda entry: entry.name)
+        return []
 
     def _folders_in(self, place: str) -> list[str]:
-        found = (name for name, is_folder in self._entries(place).items() if is_folder or name.endswith(".zip"))
-        return sorted(name.removesuffix(".zip") for name in found if name[0] != ".")[:_MOST_INSIDE]
+        shown = (entry for entry in self._entries(place) if entry.name[0] != ".")
+        found = (entry.name for entry in shown if entry.name.endswith(".zip") or _is_folder(entry))
+        return sorted(name.removesuffix(".zip") for name in found)[:_MOST_INSIDE]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

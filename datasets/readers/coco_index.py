@@ -236,11 +236,13 @@ def _without_root(categories: list[dict], used: Collection[int]) -> list[str]:
         Remarks: a line if there was one.
     """
     roots = [row for row in categories if row.get("supercategory") == "none"]
+    name = roots[0].get("name") if len(roots) == 1 else None
     parents = {str(row.get("supercategory")) for row in categories if row not in roots}
-    if len(roots) != 1 or parents != {str(roots[0].get("name"))} or roots[0]["id"] in used:
+    # What lacks a name is a fault, which `Classes` names.
+    if name is None or parents != {str(name)} or roots[0]["id"] in used:
         return []
     categories.remove(roots[0])
-    return [f"the category {str(roots[0]['name'])[:60]!r} is left out: the root of others, without an annotation"]
+    return [f"the category {str(name)[:60]!r} is left out: the root of others, without an annotation"]
 
 
 def _other_kind(row: object, panoptic: bool) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from datasets.files.source import Folder, Member, Source, is_hidden, stat_digest
+from datasets.files.source import Folder, Member, Source, is_hidden, stat_digest, without_heic_twins
 from eomt.errors import InputError
 from eomt.photo import IMAGE_SUFFIXES, Form, photo_size
 
@@ -45,7 +45,7 @@ class Foreign(ABC):
 
     Attributes:
         members: the files of `source`.
-        photos: the names of those that are photos, sorted.
+        photos: the names of those that are photos, sorted; see `without_heic_twins`.
         sizes: (height, width) of the images by id, once their rows have been read.
         remarks: lines on the whole set, complete once all rows have been read.
     """
@@ -58,7 +58,8 @@ class Foreign(ABC):
 
     def __post_init__(self):
         self.members = self.source.members()
-        self.photos = [n for n in sorted(self.members) if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n)]
+        photos = (n for n in sorted(self.members) if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n))
+        self.photos = without_heic_twins(photos)
         self.sizes: dict[str, tuple[int, int]] = {}
         self.remarks: list[str] = []
 

@@ -11,7 +11,7 @@ import numpy as np
 from datasets.files.decode import decode_color_map, decode_label_map
 from datasets.files.index import Index, open_index, text_columns
 from datasets.files.photos import Photos
-from datasets.files.source import IndexedFiles, Member, Source, file_columns, is_hidden
+from datasets.files.source import IndexedFiles, Member, Source, file_columns, is_hidden, without_heic_twins
 from datasets.readers.base import MOST_DETAILS, NAMED, SKIP_BAD, check_size, index_remarks, left_out, listed
 from eomt.classes import Classes
 from eomt.errors import InputError
@@ -164,7 +164,8 @@ def pair_files(
 ) -> tuple[IndexedFiles, list[IndexedFiles], Index]:
     """Find images, in the order of their names, and the file of each in every source of ground truth.
 
-    An image and its ground truth have the same relative path, but for their endings. Their locations are found
+    An image and its ground truth have the same relative path, but for their endings; a HEIC file beside another image
+    of its name is left out. Their locations are found
     once and kept in an index: see `datasets.files.index`.
 
     Args:
@@ -251,10 +252,10 @@ def _others(source: Source, used: Iterable[tuple[str, Member]] = (), where: str 
 def _by_stem(source: Source, endings: Sequence[str]) -> dict[str, tuple[str, Member]]:
     """Name and location of the files with one of the endings, by their names without it."""
     found: dict[str, tuple[str, Member]] = {}
-    for name, member in source.members().items():
-        ending = next((ending for ending in endings if name.lower().endswith(ending.lower())), None)
-        if ending is None or is_hidden(name):
-            continue
+    members = source.members()
+    endings = tuple(ending.lower() for ending in endings)
+    for name in without_heic_twins(n for n in members if n.lower().endswith(endings) and not is_hidden(n)):
+        ending = next(ending for ending in endings if name.lower().endswith(ending))
         try:
             name.encode()
         except UnicodeEncodeError as error:  # a folder gives this for bytes that it cannot decode
@@ -263,5 +264,5 @@ def _by_stem(source: Source, endings: Sequence[str]) -> dict[str, tuple[str, Mem
         if stem in found:
             names = " and ".join(sorted((found[stem][0], name)))
             raise InputError(f"{source.describe('')} has both {names}: files are matched by name, so keep one of them")
-        found[stem] = name, member
+        found[stem] = name, members[name]
     return found

@@ -21,7 +21,7 @@ from datasets.readers.base import listed
 from datasets.readers.coco_values import ROW_ERRORS, run_lengths
 from datasets.readers.foreign import BadImage, Foreign, Row, mask_code, read_text
 from eomt.errors import InputError
-from eomt.photo import photo_size
+from eomt.photo import HEIF_SUFFIXES, photo_size
 
 _LARGEST = 1 << 28  # bytes of a JSON: it may hold its image
 _HEAD = 1 << 16
@@ -124,6 +124,7 @@ class LabelMe(Foreign):
                 return None
         else:
             alike = self._photos_of_stem.get(file.stem, [])
+            alike = [name for name in alike if not name.lower().endswith(HEIF_SUFFIXES)] or alike
             if len(alike) != 1:
                 is_own = os.path.join(os.path.normpath(file.parent), "").startswith(inside)
                 return InputError(f"{file}: its image {name!r} is missing") if is_own else None

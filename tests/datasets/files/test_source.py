@@ -9,7 +9,15 @@ import pytest
 
 from datasets.files import source as module
 from datasets.files.index import open_index
-from datasets.files.source import PAUSES, Folder, IndexedFiles, Member, file_columns, read_with_retry
+from datasets.files.source import (
+    PAUSES,
+    Folder,
+    IndexedFiles,
+    Member,
+    file_columns,
+    read_with_retry,
+    without_heic_twins,
+)
 from eomt.errors import InputError
 from eomt.photo import read_photo
 from tests.label_files import contents, fails, photo, read, write_folder
@@ -88,6 +96,11 @@ def waited(monkeypatch):
     waited = []
     monkeypatch.setattr(module.time, "sleep", waited.append)
     return waited
+
+
+def test_a_photo_of_the_same_name_goes_before_its_heic():
+    names = ["a.JPG", "a.HEIC", "a.heif", "b.heic", "sub/a.heic", "cafe\u0301.png", "caf\xe9.heic"]
+    assert without_heic_twins(names) == ["a.JPG", "b.heic", "sub/a.heic", "cafe\u0301.png"]
 
 
 @pytest.mark.parametrize(("number", "attempts"), [(errno.EIO, 4), (errno.ESTALE, 4), (errno.ENOENT, 1), (None, 1)])

@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import check_data
 import train
+from datasets.layout import listing
 from datasets.layout.find import find_layout
 from eomt.cli.arguments import prepared
 from eomt.cli.build import build_data
@@ -357,6 +360,40 @@ def test_bad_annotations_are_left_out_and_counted(name, tmp_path):
         assert len(reader.read(0)[1].labels) == 1
     else:
         assert len(reader) + len(data.reader("val")) == 19
+
+
+def test_heic_photos_beside_others_of_their_names_are_not_read(tmp_path):
+    EXPORTS["yolo"].write(tmp_path)
+    for name in ("picture 00.heic", "picture 01.HEIF"):
+        write(tmp_path / "train/images" / name, b"")
+    assert len(opened(tmp_path).reader("train")) == 16
+
+
+def test_links_are_followed_where_folders_are_looked_for_alone(tmp_path, monkeypatch):
+    EXPORTS["coco"].write(tmp_path / "files")
+    for split in SPLITS:
+        for path in [*(tmp_path / "files/images" / split).iterdir()]:
+            (tmp_path / "links" / split).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "links" / split / path.name).symlink_to(path)
+    asked = Counter()
+    is_folder = listing._is_folder
+    monkeypatch.setattr(listing, "_is_folder", lambda entry: asked.update([entry.path]) or is_folder(entry))
+    folder = listing.DataFolder(tmp_path / "links")
+    assert folder.below == ["train", "val"]
+    assert len(asked) == 2 + 20
+    for split in SPLITS:
+        assert folder.names(split)
+        assert folder.holds(split)
+    assert set(asked.values()) == {1}
+    assert not folder.holds("train", (".txt",))
+    assert listing.DataFolder(tmp_path).holds("links", (".png",))
+
+
+def test_the_folder_of_photos_that_a_json_names_otherwise_is_found_below_the_working_directory(tmp_path, monkeypatch):
+    write(tmp_path / "data/annotations/instances.json", json.dumps({"images": [{"file_name": "gone.jpg"}]}))
+    write(tmp_path / "data/images/a.jpg", photo(2, 2))
+    monkeypatch.chdir(tmp_path)
+    assert find_layout(Path("data"), None)[1]["data.train.images"] == "images"
 
 
 def test_what_a_yolo_set_has_too_much_is_said(tmp_path):

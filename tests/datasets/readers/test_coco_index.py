@@ -45,6 +45,10 @@ COMMON_FAULTS = {
         lambda j: j["categories"].append({"id": 5, "name": None}),
         "the name of the category .* must be a text",
     ),
+    "category without a name, the root of others": (
+        lambda j: j["categories"].append({"id": 5, "supercategory": "none"}),
+        "a category needs an id and a name, found {'id': 5, 'supercategory': 'none'",
+    ),
     "category of a terminal's command": (
         lambda j: j["categories"].append({"id": 5, "name": "\x1b[2Jx"}),
         r"the name of the category .*\\x1b.* controls a terminal",

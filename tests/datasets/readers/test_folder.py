@@ -74,6 +74,11 @@ def test_what_systems_leave_behind_is_not_read(tmp_path, own):
     check_own(open_own(own.write(tmp_path, zipped=True)), own)
 
 
+def test_heic_photos_beside_others_of_their_names_are_not_read(tmp_path, own):
+    own.images = {"b.HEIC": b"", "b.heif": b"", "deep/a.heic": b""} | own.images
+    check_own(open_own(own.write(tmp_path)), own)
+
+
 def test_changed_files_are_found_anew_and_moved_ones_need_no_new_index(tmp_path, own, monkeypatch):
     open_own(own.write(tmp_path / "one"))
     own.images["d.jpg"], own.labels["d.png"] = photo(1, 1), label_png([[1]])

@@ -134,6 +134,16 @@ def test_a_photo_of_another_size_is_read_anew(tmp_path):
     assert opened(tmp_path).read(0)[0].shape[:2] == (40, 60)
 
 
+def test_heic_photos_beside_others_of_their_names_are_not_read(tmp_path):
+    written(tmp_path, [shape()], imagePath="gone.png")
+    reader = opened(write_folder(tmp_path, {"a.heic": b"", "other/a.heic": b"", "b.HEIC": b""}))
+    assert reader.name(0) == "a.jpg"
+    found, bare = (next(line for line in reader.remarks() if word in line) for word in ("are found", "no JSON"))
+    assert found == "1 images are found by their JSONs' names, the first: a.jpg for 'gone.png'"
+    assert "a.heic" not in bare.replace("other/a.heic", "")
+    assert "b.HEIC" not in bare
+
+
 def test_shapes_that_may_overlap_are_not_panoptic(tmp_path):
     root = written(tmp_path, [shape()])
     fails("task=coco_instance reads them", CocoPanoptic, root, images=".", annotations=".", format="labelme")
