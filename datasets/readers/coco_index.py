@@ -19,7 +19,7 @@ from datasets.files.index import text_columns
 from datasets.files.source import Member, Source, file_columns
 from datasets.readers.base import listed
 from datasets.readers.coco_images import CocoImages
-from datasets.readers.coco_values import annotated_numbers, area, file_name, image_id, run_lengths, whole
+from datasets.readers.coco_values import annotated_numbers, area, file_name, image_id, segmentation_code, whole
 from datasets.readers.faults import Faults
 from datasets.readers.foreign import BadImage
 from eomt.classes import Classes, flag
@@ -135,7 +135,7 @@ class _Segments:
     def add(self, row: Mapping) -> None:
         """Take an annotation of an instance JSON; one of ROW_ERRORS if it breaks the format."""
         number, image = image_id(row, "id"), self.images.of(row)
-        mask = run_lengths(row.get("segmentation"), self.images.sizes[image])
+        mask = segmentation_code(row.get("segmentation"), self.images.sizes[image])
         size = area(row.get("area"), mask)
         self._add(image, number, row)
         self.areas.append(size)

@@ -61,7 +61,7 @@ def side(row: Mapping, key: str) -> int:
     return pixels
 
 
-def run_lengths(segmentation: object, size: tuple[int, int]) -> dict:
+def segmentation_code(segmentation: object, size: tuple[int, int]) -> dict:
     """Compressed run lengths of a mask in any of COCO's three forms, checked; one of ROW_ERRORS if it is none.
 
     Args:

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from datasets.files.decode import decode_label_map
 from datasets.files.source import Folder, is_hidden
 from datasets.readers.base import listed
-from datasets.readers.coco_values import ROW_ERRORS, run_lengths
+from datasets.readers.coco_values import ROW_ERRORS, segmentation_code
 from datasets.readers.foreign import BadImage, Foreign, Row, mask_code, read_text
 from eomt.errors import InputError
 from eomt.photo import HEIF_SUFFIXES, photo_size
@@ -207,7 +207,7 @@ def _part(shape: Mapping[str, Any], where: str, size: tuple[int, int]) -> list[f
     elif kind not in ("polygon", "rectangle", "oriented_rectangle"):
         raise ValueError(f"the type {repr(kind)[:60]} of {len(points)} points is none that is read")
     polygon = [value for point in points for value in point]
-    run_lengths([polygon], size)
+    segmentation_code([polygon], size)
     return polygon
 
 
@@ -225,5 +225,5 @@ def _mask(code: str, box: list[int], where: str, size: tuple[int, int]) -> np.nd
 
 
 def _drawn(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
-    code: Any = run_lengths([polygon], size)
+    code: Any = segmentation_code([polygon], size)
     return coco_mask.decode(code) > 0

@@ -14,11 +14,10 @@ from eomt.cli.meant import unknown
 from eomt.cli.nodes import NODES, Data, FolderReader, Loss, Optim, Reader, SplitReader
 from eomt.cli.settings import COMMANDS, LARGEST_COUNT, SCORES, WITHOUT_RUN, Section
 from eomt.errors import InputError
+from eomt.export import ONNX_FORMATS
 
 # The sections of train.py that a class fills: the one that does so unless another is chosen.
 _USUAL = {"data": Data, "loss": Loss, "optim": Optim}
-# Formats of exports whose graphs may end in post-processing.
-_WITH_POSTPROCESS = ("onnx", "openvino", "tensorrt")
 
 
 def check_settings(command: str, settings: Mapping[str, Any]) -> None:
@@ -233,5 +232,5 @@ def _misfits(command: str, settings: Mapping[str, Any]) -> Iterator[str]:
             lower = max(1, side // patch) * patch
             line = f"data.image_size={_shown(size)} is no multiple of the patch size {patch}: choose for example"
             yield f"{line} {lower} or {lower + patch}"
-    if command == "export" and settings["postprocess"] and settings["format"] not in _WITH_POSTPROCESS:
-        yield f"postprocess=true is for format={', '.join(_WITH_POSTPROCESS)}, not {settings['format']}"
+    if command == "export" and settings["postprocess"] and settings["format"] not in ONNX_FORMATS:
+        yield f"postprocess=true is for format={', '.join(ONNX_FORMATS)}, not {settings['format']}"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eomt.errors import InputError
-from eomt.export import compare, graph, runtimes
+from eomt.export import ONNX_FORMATS, compare, graph, runtimes
 from eomt.export.compare import Check
 from eomt.export.graph import Run
 from eomt.export.model_card import model_card
@@ -30,8 +30,7 @@ from eomt.weights.original import to_original
 from eomt.weights.safe_load import CONFIG, EXPORT, GRAPHS, PROCESSOR, WHOLE, read_json
 from eomt.weights.spec import CompleteWeights
 
-_ONNX = ("onnx", "openvino", "tensorrt")
-FORMATS = ("eomt", "hf", "original", *_ONNX, "torch_export")
+FORMATS = ("eomt", "hf", "original", *ONNX_FORMATS, "torch_export")
 _DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 _CARD = "README.md"
 FILES = {*WHOLE, *GRAPHS, "model.onnx.data", "model.bin", EXPORT, CONFIG, PROCESSOR, _CARD}
@@ -136,18 +135,18 @@ def check_request(
     """
     if format not in FORMATS:
         raise InputError(f"format={format} is none of {', '.join(FORMATS)}")
-    known = ("32", "16", "int8") if format in _ONNX else ("32", "16", "bf16")
+    known = ("32", "16", "int8") if format in ONNX_FORMATS else ("32", "16", "bf16")
     if precision not in known:
         raise InputError(f"precision={precision} cannot be had in format={format}: choose {', '.join(known)}")
-    if images and format not in (*_ONNX, "torch_export"):
+    if images and format not in (*ONNX_FORMATS, "torch_export"):
         raise InputError(
-            f"images= are for format={', '.join(_ONNX)} and torch_export, whose graphs are compared on them, "
+            f"images= are for format={', '.join(ONNX_FORMATS)} and torch_export, whose graphs are compared on them, "
             f"not {format}"
         )
     if precision == "int8" and not images:
         raise InputError("precision=int8 is calibrated on photos like those it will see: give some 100 by images=")
-    if postprocess and format not in _ONNX:
-        raise InputError(f"postprocess=true is for format={', '.join(_ONNX)}, not {format}")
+    if postprocess and format not in ONNX_FORMATS:
+        raise InputError(f"postprocess=true is for format={', '.join(ONNX_FORMATS)}, not {format}")
     runtimes.check_runtime(format)
     # Links are followed: renaming would otherwise replace the link.
     path = Path(out).expanduser().resolve()
