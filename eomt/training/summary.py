@@ -35,7 +35,8 @@ def summary(module: Any) -> str:
     if sum(warmup) >= module.total_steps:
         lines.append(
             f"note: the warm-up, optim.warmup_steps={warmup}, takes {sum(warmup)} steps, and the run has "
-            f"{module.total_steps}: the backbone never learns at its full rate"
+            f"{module.total_steps}: the backbone never learns at its full rate; fewer may do, such as "
+            f"optim.warmup_steps=[{module.total_steps // 20},{module.total_steps // 10}]"
         )
     scored, images = data.validated()
     if scored < images:

@@ -29,6 +29,8 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 GRAPHS = ("model.onnx", "model.xml", "model.engine", "model.pt2")
 """Names of exported graphs, which run without weights."""
 
+_NO_WEIGHTS = "which runs without weights, as by examples/run_graph.py"
+
 EXPORT, CONFIG, PROCESSOR = "eomt.json", "config.json", "preprocessor_config.json"
 """Descriptions beside the weights: eomt.json of our exports, and those of transformers' models and image processors."""
 
@@ -120,6 +122,8 @@ def read_file(path: Path, mmap: bool = True) -> Any:
             if int.from_bytes(start[:8], "little") > _MAX_HEADER:
                 raise ValueError("its header is larger than that of any model")
             return load_file(path)
+        if path.name in GRAPHS:
+            raise InputError(f"is an exported graph, {_NO_WEIGHTS}")
         raise ValueError("its content is neither safetensors' nor PyTorch's" if start else "it is empty")
     except InputError as error:
         raise InputError(f"{path} {error}") from None
@@ -176,12 +180,13 @@ def _read_folder(folder: Path) -> dict[str, Any]:
             return read_file(folder / file)
         if (folder / f"{file}.index.json").is_file():
             return _read_shards(folder / f"{file}.index.json")
-    if (folder / "checkpoints").is_dir():
-        raise InputError(f"{folder} is the folder of a run that has not saved a checkpoint yet")
-    if graph := next((name for name in GRAPHS if (folder / name).is_file()), None):
+    if (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file():
         raise InputError(
-            f"{folder} is an exported graph, {graph}, which runs without weights, as by examples/run_graph.py"
+            f"{folder} is the folder of a run that has not saved a checkpoint yet: start it anew, and choose how often "
+            "one is saved by callbacks.last.every_n_steps="
         )
+    if graph := next((name for name in GRAPHS if (folder / name).is_file()), None):
+        raise InputError(f"{folder} is an exported graph, {graph}, {_NO_WEIGHTS}")
     if runs := [*folder.glob("*/checkpoints"), *folder.glob("*/*/checkpoints")]:
         newest = max(runs, key=lambda place: place.stat().st_mtime).parent
         raise InputError(f"{folder} holds {len(runs)} run{'s' * (len(runs) > 1)}: give one, the newest is {newest}")

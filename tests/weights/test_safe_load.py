@@ -126,6 +126,9 @@ def broken_files(folder):
     yield index("odd", {"weight_map": [1]}), "has no weight_map"
     (folder / "run" / "checkpoints").mkdir(parents=True)
     yield folder / "run", "has not saved a checkpoint yet"
+    (folder / "killed").mkdir()
+    (folder / "killed" / "config.yaml").write_text("seed: 0\n")
+    yield folder / "killed", "has not saved a checkpoint yet: start it anew"
     for day, age in (("z/yesterday", 99), ("today", 0)):
         (folder / "runs" / day / "checkpoints").mkdir(parents=True)
         os.utime(folder / "runs" / day / "checkpoints", (1e9 - age, 1e9 - age))
@@ -133,6 +136,7 @@ def broken_files(folder):
     (folder / "graph").mkdir()
     (folder / "graph" / "model.onnx").write_bytes(b"")
     yield folder / "graph", r"is an exported graph, model.onnx, which runs without weights"
+    yield folder / "graph" / "model.onnx", r"model.onnx is an exported graph, which runs without weights"
     (folder / "bare").mkdir()
     yield folder / "bare", "holds no weights: a folder must have model.safetensors"
     yield folder / "none.ckpt", "no such file or folder"
