@@ -42,6 +42,9 @@ def prepared(command: str, arguments: Sequence[str], find_layout: FindLayout | N
     ]
     if find_layout is not None and not sweep:
         ready = with_layout(ready, find_layout, command == "eval")
+    if command == "check_data" and "hydra.run.dir" not in map(key_of, ready):
+        # Not in its configuration: OmegaConf would have train.py's folder made as it goes over its name.
+        ready.append("hydra.run.dir=runs/check/${run_id:runs/check}")
     return split_for_eval(ready) if command == "eval" else ready
 
 

@@ -277,3 +277,11 @@ def test_names_ids_and_classes_that_clash(tmp_path, monkeypatch):
 def test_values_out_of_range(override, tmp_path):
     with pytest.raises(InputError, match=override.partition("=")[0].replace("data.", "")):
         check_data.main(configured(tmp_path, override, name="check_data"))
+
+
+@pytest.mark.slow
+def test_a_check_leaves_its_own_folder_alone(shapes, tmp_path):
+    options = [f"data.root={shapes}", "task=shapes_panoptic", "data.max_images=4", "pictures=0"]
+    subprocess.run([sys.executable, ROOT / "check_data.py", *options], cwd=tmp_path, check=True)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["check"]
+    assert len(list((tmp_path / "runs").glob("check/*/report.json"))) == 1
