@@ -60,7 +60,9 @@ def test_logs_are_resumed_in_the_same_folder_alone(tmp_path):
 def test_requeueing(monkeypatch):
     """Message and exit status of the first task; the others never end it by their status."""
     said = []
-    monkeypatch.setattr(endings, "log", SimpleNamespace(info=lambda _, message: said.append(message)))
+    monkeypatch.setattr(
+        endings, "log", SimpleNamespace(info=lambda _, message: said.append(message), hasHandlers=lambda: True)
+    )
     stopped = Stopped("stopped by SIGUSR1 after step 3; resume by: ...", signal.SIGUSR1)
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "eomt"}.items():
         monkeypatch.setenv(name, value)
