@@ -220,7 +220,7 @@ def runs(options: argparse.Namespace) -> Iterator[Row]:
             trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
             if validate and trainer.precision == "bf16-mixed":
                 module.network = with_cast_weights(module.network, torch.bfloat16)
-            make_fast(module, trainer, cfg.compile)
+            make_fast(module, trainer, cfg.compile, data.batch_size)
             trainer.validate(module, data, verbose=False) if validate else trainer.fit(module, data)
             return clock.seconds
 

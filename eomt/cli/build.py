@@ -32,6 +32,7 @@ from eomt.training.annealing import Annealing, complete_windows
 from eomt.training.checkpoint import AtomicCheckpointIO
 from eomt.training.fsdp import ShardedModule, ShardedStrategy
 from eomt.training.module import EoMTModule
+from eomt.training.step_graph import is_small
 from eomt.weights.spec import CompleteWeights
 
 log = logging.getLogger("eomt")
@@ -128,20 +129,26 @@ def load_module(
     return module
 
 
-def make_fast(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | str | None) -> None:
+def make_fast(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | str | None, batch_size: int) -> None:
     """Compile the network by `torch.compile`, in place, where it is wanted, and validate by CUDA graphs on a GPU.
 
     On a CPU compilation gained nothing. A sharded network is gathered between blocks, where it would break into pieces.
+    A small network, whose compilation would take longer than what it saves, is trained by CUDA graphs instead; not by
+    several processes, whose gradients are averaged while others are computed, nor with accumulated gradients.
 
     Args:
         module: its network is complete.
         trainer: knows the device.
         wanted: the value of `compile=`; None: on a GPU.
+        batch_size: images per device and batch.
     """
     on_gpu = trainer.strategy.root_device.type == "cuda" and not isinstance(trainer.strategy, ShardedStrategy)
-    wanted = on_gpu if wanted is None else wanted
-    compile_network(module.network, wanted, one_size=not module.unpadded)
-    module.compiled, module.graphs = bool(wanted), bool(on_gpu and wanted)
+    alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+    small = wanted is None and on_gpu and alone and is_small(module.network, batch_size)
+    compiled = (on_gpu and not small) if wanted is None else wanted
+    compile_network(module.network, compiled, one_size=not module.unpadded)
+    module.compiled, module.graphs = bool(compiled), on_gpu and wanted is not False
+    module.step_graphs = small
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def evaluate(cfg: DictConfig, weights: CompleteWeights, settings: DictConfig) ->
     dtype = PRECISIONS.get(str(trainer.precision).removesuffix("-mixed"))
     if dtype is not None and not isinstance(trainer.strategy, ShardedStrategy):
         module.network = with_cast_weights(module.network, dtype)
-    make_fast(module, trainer, settings.compile)
+    make_fast(module, trainer, settings.compile, data.eval_batch_size)
     with listening() as signals, memory_errors(data):
         ours = Listening(signals)
         trainer.callbacks.append(ours)  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared

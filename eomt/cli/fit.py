@@ -101,7 +101,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
     if trainer.is_global_zero:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
-    make_fast(module, trainer, cfg.compile)
+    make_fast(module, trainer, cfg.compile, data.batch_size)
     with memory_errors(data), _restore_errors(listening, resume):
         signals.block(trainer.strategy.launcher)
         trainer.fit(module, data, ckpt_path=resume)

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -72,8 +72,7 @@ class FixedBatches:
         self.network = network
         self.fixed = fill or graphs
         self.graphs = graphs
-        # Without autocast's cache of cast weights: a graph would not repeat the casts that are in it, and code that was
-        # compiled with the cache is compiled again without.
+        # Code that was compiled with autocast's cache is compiled again without.
         self._uncached = graphs
         # A graph has one place for its input: threads that share a network take turns.
         self._lock = threading.Lock()
@@ -110,9 +109,7 @@ class FixedBatches:
         self._seen.clear()
 
     def _direct(self, images: Tensor) -> Logits:
-        kind = images.device.type
-        dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        with torch.autocast(kind, dtype, enabled, cache_enabled=False) if self._uncached else nullcontext():
+        with autocast_without_cache(images.device.type) if self._uncached else nullcontext():
             return self.network(images)[-1].logits()
 
     def _first(self, images: Tensor) -> Logits:
@@ -123,7 +120,7 @@ class FixedBatches:
             replay = None
             try:
                 replay = capture(self._direct, images)
-                same = _alike(replay(images), output)
+                same = alike(replay(images), output)
                 fault = "" if same else "it gives other logits"
             except RuntimeError as error:  # also of a graph that does not fit into the memory
                 fault = reason(error)[:200]
@@ -150,11 +147,7 @@ def capture(run: Callable[[Tensor], Logits], images: Tensor) -> Callable[[Tensor
     given = torch.zeros_like(images)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(images.device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries choose kernels and take their workspaces
-            run(given)
-        torch.cuda.current_stream().wait_stream(side)
+        warm_up(lambda: run(given))
         # Threads that read images may pin memory meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = run(given)
@@ -167,8 +160,22 @@ def capture(run: Callable[[Tensor], Logits], images: Tensor) -> Callable[[Tensor
     return replay
 
 
-def _alike(found: Logits, expected: Logits) -> bool:
-    """True if logits differ by no more than rounding: libraries may choose another kernel in a graph."""
+def autocast_without_cache(kind: str) -> torch.autocast:
+    """Autocast as it is on devices of a kind, without its cache of cast weights: a graph repeats only casts in it."""
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+
+
+def warm_up(run: Callable[[], object]) -> None:
+    """Run on a stream of its own what a graph is to capture: libraries choose kernels and take their workspaces."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """True if tensors differ by no more than rounding: libraries may choose another kernel in a graph."""
     for one, other in zip(found, expected, strict=True):
         tolerance = (1e-2 if other.dtype.itemsize < 4 else 1e-3) * other.float().nan_to_num().abs().max()
         if one.shape != other.shape or not torch.allclose(one.float(), other.float(), 0, float(tolerance), True):

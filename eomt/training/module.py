@@ -32,6 +32,7 @@ from eomt.training.nonfinite import NonFiniteSteps, total_norm
 from eomt.training.optim import Recipe, freeze_backbone, total_steps
 from eomt.training.restore import check_state
 from eomt.training.seeding import ImageKey, draw_dropped_masks, point_seeds, training_keys, validation_keys
+from eomt.training.step_graph import StepGraph
 from eomt.training.summary import summary
 from eomt.training.validation_loss import ValidationLoss
 from eomt.views import Tiled
@@ -72,6 +73,7 @@ class EoMTModule(lightning.LightningModule):
         validated_at: the optimizer step of the last validation; None before the first.
         compiled: True if the network is compiled: a validation fills smaller batches up, see `FixedBatches`.
         graphs: True to validate by CUDA graphs.
+        step_graphs: True to train by CUDA graphs, see `StepGraph`.
     """
 
     mask_probabilities: Tensor
@@ -124,9 +126,10 @@ class EoMTModule(lightning.LightningModule):
         self.image_scores: dict[ImageId, float] = {}
         self.confusion: Tensor | None = None
         self.validated_at: int | None = None
-        self.compiled = self.graphs = False
+        self.compiled = self.graphs = self.step_graphs = False
         self._prepared = self._said_too_many = False
         self._batches: FixedBatches | None = None
+        self._step_graph: StepGraph | None = None
         self._unscored: deque[Future] = deque()
         # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
@@ -186,6 +189,7 @@ class EoMTModule(lightning.LightningModule):
         # A checkpoint has been read by now: a resumed run starts with the probabilities of its own step, and with the
         # learning rates of its own length and schedule, which may have been changed.
         self._set_mask_probabilities()
+        self._step_graph = StepGraph(self.network) if self.step_graphs else None
         for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
             assert isinstance(schedule, LambdaLR)  # of Recipe
             groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
@@ -198,7 +202,7 @@ class EoMTModule(lightning.LightningModule):
         counts = batch.targets.counts
         self._say_too_many_segments(batch.names, counts)
         keys = training_keys(self.trainer, batch_idx, len(counts))
-        outputs = self.network(batch.images, self._dropped_masks(keys) if self.windows else None)
+        outputs = (self._step_graph or self.network)(batch.images, self._dropped_masks(keys) if self.windows else None)
         seeds = point_seeds(self.seed, keys)
         points = self.loss.draw(len(outputs), self.network.num_queries, counts, seeds, self.device)
         terms = self.loss(outputs, batch.targets, points, *self._normalisers(batch))
@@ -292,6 +296,7 @@ class EoMTModule(lightning.LightningModule):
             self.log(name, value, prog_bar=not name.startswith("train/loss_"), batch_size=batch_size)
 
     def on_train_end(self) -> None:
+        self._step_graph = None
         self.nonfinite.read(self.network)
 
     # Validation

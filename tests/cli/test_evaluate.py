@@ -78,7 +78,7 @@ def test_scores_are_the_same_as_on_a_gpu(run, tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr("eomt.inference.graphs.capture", capture)
     monkeypatch.setattr("eomt.inference.background.Background.__init__.__defaults__", (True,))
-    monkeypatch.setattr("eomt.cli.evaluate.make_fast", lambda module, trainer, wanted: setattr(module, "graphs", True))
+    monkeypatch.setattr("eomt.cli.evaluate.make_fast", lambda module, *_: setattr(module, "graphs", True))
     evaluation.main(configured(tmp_path / "gpu", *options, "save_predictions=true", name="eval"))
     assert captured == [4], "the last two of ten images are filled up"
     assert "WARNING" not in caplog.text
