@@ -37,30 +37,28 @@ class Background:
         self._own = threading.local()
 
     def submit(self, function: Callable[[], Any], then: Callable[[Any], Any] | None = None) -> Future[Any]:
-        """Compute `function()`, or `then(function())`, without gradients.
+        """Compute `function()`, or `then(function())`, without gradients and without autocast.
 
         Args:
             function: gives the same at each call, from tensors that the caller's stream computes.
             then: called once with the result; with one thread in the order of the calls.
         """
-        task = function if then is None else lambda: then(function())
-        if self.concurrent and not self._checked:
-            self._checked = True
-            found, expected = self._submit(function).result(), function()
-            if not _same(found, expected):
-                self.concurrent = False
-                log.warning("post-processing while the network runs gave another result: it now waits for the network")
-            task = lambda: expected if then is None else then(expected)  # noqa: E731
-        if self.concurrent:
-            return self._submit(task)
-        done: Future[Any] = Future()
-        done.set_result(task())
-        return done
-
-    def close(self) -> None:
-        """Leave out what has not begun, and wait for the rest."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        then = then or (lambda found: found)
+        task = lambda: then(function())  # noqa: E731
+        # Which threads do not inherit, and which would round what tells queries apart.
+        with torch.autocast(self.device.type, enabled=False):
+            if self.concurrent and not self._checked:
+                self._checked = True
+                found, expected = self._submit(function).result(), function()
+                if not _same(found, expected):
+                    self.concurrent = False
+                    log.warning("post-processing beside the network gave another result: it now waits for the network")
+                task = lambda: then(expected)  # noqa: E731
+            if self.concurrent:
+                return self._submit(task)
+            done: Future[Any] = Future()
+            done.set_result(task())
+            return done
 
     def _submit(self, function: Callable[[], Any]) -> Future[Any]:
         assert self._pool is not None

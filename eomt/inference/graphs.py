@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -148,8 +149,7 @@ def capture(run: Callable[[Tensor], Logits], images: Tensor) -> Callable[[Tensor
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(images.device):
         warm_up(lambda: run(given))
-        # Threads that read images may pin memory meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with capturing(graph, torch.cuda.graph_pool_handle()):
             outputs = run(given)
 
     def replay(images: Tensor) -> Logits:
@@ -166,12 +166,42 @@ def autocast_without_cache(kind: str) -> torch.autocast:
 
 
 def warm_up(run: Callable[[], object]) -> None:
-    """Run on a stream of its own what a graph is to capture: libraries choose kernels and take their workspaces."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    """Run on the capturing stream what a graph is to capture: libraries choose kernels and take their workspaces."""
+    stream = _capturing_stream(torch.cuda.current_device())
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         run()
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[None]:
+    """Capture what is launched on the current device into a graph, whose memory is taken from a pool.
+
+    After an error, also one that the device makes of the capture, the device is used as before.
+    """
+    before, device = torch.cuda.current_stream(), torch.cuda.current_device()
+    try:
+        # Threads that read images may pin memory meanwhile.
+        with torch.cuda.graph(graph, pool, _capturing_stream(device), capture_error_mode="thread_local"):
+            yield
+    except BaseException:
+        # A capture that the device has given up cannot be ended: PyTorch then keeps its stream as the current one,
+        # takes memory from its pool for ever, and asks the graph whose memory that is. No public call ends this.
+        torch.cuda.set_stream(before)
+        _GIVEN_UP.append(graph)
+        with suppress(RuntimeError):  # it has been ended
+            torch._C._cuda_endAllocateToPool(device, pool)
+        raise
+
+
+_GIVEN_UP: list[torch.cuda.CUDAGraph] = []
+
+
+@functools.cache
+def _capturing_stream(device: int) -> torch.cuda.Stream:
+    """One for each device: libraries keep a workspace for each stream. PyTorch's own is that of the first device."""
+    return torch.cuda.Stream(device)
 
 
 def alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -128,6 +128,8 @@ class Segmenter:
         self.network = network if dtype is None else with_cast_weights(network, dtype)
         compile_network(self.network, compile or False, one_size=not unpadded)
         self._batches = FixedBatches(self.network, bool(compile), self.device.type == "cuda" and compile is not False)
+        # Two threads: one launches while the other waits for the device.
+        self._background = Background(self.device, threads=2)
         self._copying: torch.cuda.Stream | None = None
 
     @classmethod
@@ -346,24 +348,22 @@ class Segmenter:
 
         waiting = inputs()
         size = None
-        # Two threads: one launches while the other waits for the device.
-        with closing(Background(self.device, threads=2)) as background:
-            while batch := list(islice(waiting, batch_size)):
-                # Only the last batch may be smaller than the first.
-                size = size or min(batch_size, 1 << (len(batch) - 1).bit_length())
-                outputs += self._run([part for part, _ in batch], [placement for _, placement in batch], size)
-                before = len(results)
-                while placed and len(outputs) >= placed[0][2]:
-                    source, content, count, placement = placed.popleft()
-                    own = [outputs.popleft() for _ in range(count)]
-                    results.append((background.submit(partial(predict, own, placement)), source, content))
-                    if not background.concurrent:
-                        yield first()
-                # Those of the batch before were made meanwhile, and are taken while the device works on this one.
-                for _ in range(before):
+        while batch := list(islice(waiting, batch_size)):
+            # Only the last batch may be smaller than the first.
+            size = size or min(batch_size, 1 << (len(batch) - 1).bit_length())
+            outputs += self._run([part for part, _ in batch], [placement for _, placement in batch], size)
+            before = len(results)
+            while placed and len(outputs) >= placed[0][2]:
+                source, content, count, placement = placed.popleft()
+                own = [outputs.popleft() for _ in range(count)]
+                results.append((self._background.submit(partial(predict, own, placement)), source, content))
+                if not self._background.concurrent:
                     yield first()
-            while results:
+            # Those of the batch before were made meanwhile, and are taken while the device works on this one.
+            for _ in range(before):
                 yield first()
+        while results:
+            yield first()
 
     @torch.inference_mode()
     def probabilities(self, image: ImageSource, batch_size: int = 8) -> NDArray[np.float32]:

@@ -130,6 +130,7 @@ class EoMTModule(lightning.LightningModule):
         self._prepared = self._said_too_many = False
         self._batches: FixedBatches | None = None
         self._step_graph: StepGraph | None = None
+        self._background: Background | None = None
         self._unscored: deque[Future] = deque()
         # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
@@ -308,13 +309,12 @@ class EoMTModule(lightning.LightningModule):
         self._unscored.clear()
         self.image_scores = {}
         self._validation_loss = ValidationLoss(self.loss, self.seed, self.global_rank, self.device)
-        self._background = Background(self.device, threads=1)
+        self._background = self._background or Background(self.device, threads=1)
 
     def on_validation_end(self) -> None:
         # Graphs would take memory from the training, in which weights may also move to other addresses.
         assert self._batches is not None
         self._batches.release()
-        self._background.close()
 
     def validation_step(self, batch: Any, batch_idx: int) -> Future[list[Segmentation | Instances]]:
         """Score a batch, on a GPU while the network runs on the next ones.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from eomt.errors import reason
-from eomt.inference.graphs import alike, autocast_without_cache, warm_up
+from eomt.inference.graphs import alike, autocast_without_cache, capturing, warm_up
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import QueryOutput
 
@@ -145,10 +145,10 @@ def capture_passes(
 
     with torch.cuda.device(inputs[0].device):
         warm_up(both)
-        with torch.cuda.graph(forward, pool=pool, capture_error_mode="thread_local"):
+        with capturing(forward, pool):
             outputs = run(*given)
         gradients = [torch.zeros_like(output) for output in outputs]
-        with torch.cuda.graph(backward, pool=pool, capture_error_mode="thread_local"):
+        with capturing(backward, pool):
             found = gradients_of(outputs, gradients)
     results = tuple(output.detach() for output in outputs)
 

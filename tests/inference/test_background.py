@@ -18,7 +18,6 @@ def test_results_come_in_order_and_each_once(concurrent):
         futures = [background.submit(lambda k=k: torch.tensor(k).square(), done.append) for k in range(5)]
     for future in futures:
         future.result()
-    background.close()
     assert [int(value) for value in done] == [0, 1, 4, 9, 16]
     assert all(value.is_inference() for value in done)
     assert background.concurrent == concurrent
@@ -38,4 +37,13 @@ def test_an_error_comes_with_the_result():
     future = background.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         future.result()
-    background.close()
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_nothing_is_computed_under_autocast(concurrent):
+    background, ones = Background(CPU, 1, concurrent), torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        futures = [background.submit(lambda: ones @ ones, lambda found: (found, found @ ones)) for _ in range(3)]
+    for future in futures:
+        assert [found.dtype for found in future.result()] == [torch.float32, torch.float32]
+    assert background.concurrent == concurrent
