@@ -294,7 +294,7 @@ class EoMTModule(lightning.LightningModule):
         values |= {f"lr/{stage}": torch.tensor(rate) for stage, rate in rates.items()}
         values |= {f"mask_probability/{k}": torch.tensor(value) for k, value in enumerate(self.probabilities)}
         for name, value in values.items():
-            self.log(name, value, prog_bar=not name.startswith("train/loss_"), batch_size=batch_size)
+            self.log(name, value, batch_size=batch_size)
 
     def on_train_end(self) -> None:
         self._step_graph = None
@@ -368,7 +368,7 @@ class EoMTModule(lightning.LightningModule):
         if not self.trainer.sanity_checking:
             self.validated_at = self.step
         for name, value in self.scores.items():
-            self.log(name, torch.tensor(value, dtype=torch.float64), prog_bar=name == self.task.monitor, sync_dist=True)
+            self.log(name, torch.tensor(value, dtype=torch.float64), sync_dist=True)
 
     def predict_inputs(
         self, inputs: Tensor, placements: Sequence[Placement], counts: Sequence[int], keys: Sequence[ImageKey]

@@ -46,8 +46,9 @@ def module(num_queries=6, **changes):
     )
 
 
-def data(reader=MemoryReader, kind=SegmentationData):
-    return kind(reader, reader, FIT_AND_PAD, image_size=32, batch_size=2, global_batch=4, num_workers=0, seed=0)
+def data(reader=MemoryReader, kind=SegmentationData, num_workers=0):
+    options = {"batch_size": 2, "global_batch": 4, "num_workers": num_workers, "seed": 0}
+    return kind(reader, reader, FIT_AND_PAD, image_size=32, **options)
 
 
 class Fault(lightning.Callback):
@@ -177,13 +178,15 @@ def test_a_training_step_waits_for_nothing_but_the_matching(tmp_path, on_device)
     model, waits = module(), HostSyncs()
 
     class Watch(lightning.Callback):
-        def on_train_batch_start(self, *arguments):
-            waits.__enter__()
+        """All of two steps and a half, also what Lightning does after each."""
 
-        def on_train_batch_end(self, *arguments):
-            waits.__exit__(None, None, None)
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0:
+                waits.__enter__()
+            elif batch_idx == 5:
+                waits.__exit__(None, None, None)
 
-    run(tmp_path, [Watch()], model, steps=2, log_every_n_steps=50)
+    run(tmp_path, [Watch()], model, data(num_workers=1), steps=3, log_every_n_steps=50)
     assert not waits.found
 
 

@@ -51,14 +51,15 @@ class Progress(TQDMProgressBar):
                 bar.close()
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> dict:
-        logged = super().get_metrics(trainer, pl_module)
+        # Not what is logged for a bar: Lightning would wait at each step for the device to have it.
+        logged, monitor = trainer.callback_metrics, pl_module.task.monitor
         shown = {}
         if "train/loss" in logged:
             shown["loss"] = f"{logged['train/loss']:.2f}"
             shown["lr"] = f"{logged['lr/head']:.1e}/{logged['lr/backbone']:.1e}"
             shown["masks"] = " ".join(f"{p:.2f}" for p in pl_module.probabilities)
-        if pl_module.task.monitor in logged:
-            shown[pl_module.task.monitor] = f"{logged[pl_module.task.monitor]:.1f}"
+        if monitor in pl_module.scores:
+            shown[monitor] = f"{pl_module.scores[monitor]:.1f}"
         return shown
 
 
