@@ -18,6 +18,7 @@ from eomt.model.eomt import EoMT
 from eomt.postprocess.geometry import FIT_AND_PAD
 from eomt.tasks import task_of
 from eomt.training.annealing import Annealing
+from eomt.training.callbacks import WeightAverage
 from eomt.training.module import EoMTModule
 from eomt.training.nonfinite import NonFiniteSteps
 from eomt.training.optim import Recipe
@@ -174,7 +175,8 @@ def test_the_optimizer_leaves_a_step_out_on_the_device(tmp_path, caplog, on_devi
     assert model.nonfinite.skipped == 2
 
 
-def test_a_training_step_waits_for_nothing_but_the_matching(tmp_path, on_device):
+@pytest.mark.parametrize("callbacks", [[], [WeightAverage(0.9)]])
+def test_a_training_step_waits_for_nothing_but_the_matching(callbacks, tmp_path, on_device):
     model, waits = module(), HostSyncs()
 
     class Watch(lightning.Callback):
@@ -186,7 +188,7 @@ def test_a_training_step_waits_for_nothing_but_the_matching(tmp_path, on_device)
             elif batch_idx == 5:
                 waits.__exit__(None, None, None)
 
-    run(tmp_path, [Watch()], model, data(num_workers=1), steps=3, log_every_n_steps=50)
+    run(tmp_path, [*callbacks, Watch()], model, data(num_workers=1), steps=3, log_every_n_steps=50)
     assert not waits.found
 
 

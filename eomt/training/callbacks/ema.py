@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from eomt.errors import InputError
@@ -32,7 +30,7 @@ class WeightAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float):
-        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+        super().__init__(use_buffers=False)
         self.decay = decay
         self._step = 0
 
@@ -52,16 +50,22 @@ class WeightAverage(WeightAveraging):
         # Lightning sets callbacks up before the module, but what is averaged must have its pretrained and LoRA weights.
         pl_module.prepare_network()
         super().setup(trainer, pl_module, stage)
-        # Lightning would keep the average on the host, count a first update as the start, and wait for the device to
-        # read that count; it has no argument for any of them.
+        # Lightning would keep the average on the host; it has no argument for that.
         assert self._average_model is not None
         self._average_model.to(trainer.strategy.root_device)
-        self._average_model.n_averaged = torch.ones((), dtype=torch.long)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *hook: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._step = trainer.global_step
-        super().on_train_batch_end(trainer, *hook)
 
-    def _average(self, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-        decay = min(self.decay, (1 + self._step) / (10 + self._step))
-        get_ema_multi_avg_fn(decay)(averages, weights, count)
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: EoMTModule, *_: Any) -> None:
+        """Take the weights of a step into the average: Lightning's own way takes the first ones for the average, and
+        waits at each step for the device."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        assert self._average_model is not None
+        average, decay = self._average_model.module, min(self.decay, (1 + self._step) / (10 + self._step))
+        ours, theirs = ([weight.detach() for weight in model.parameters()] for model in (average, pl_module))
+        get_ema_multi_avg_fn(decay)(ours, theirs, None)
+        for own, buffer in zip(average.buffers(), pl_module.buffers(), strict=True):
+            own.copy_(buffer)
