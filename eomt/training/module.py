@@ -252,8 +252,9 @@ class EoMTModule(lightning.LightningModule):
         if not self.nonfinite.passes(norm, self.network, optimizer, self.global_step + 1, scaler):
             # AdamW passes over parameters without a gradient: their weights, weight decay and moments.
             optimizer.zero_grad(set_to_none=True)
-        elif gradient_clip_algorithm not in (None, "norm"):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and gradient_clip_algorithm == "value":
+            # Lightning refuses this for a fused optimizer in mixed precision, which has unscaled nothing here.
+            torch.nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
         elif gradient_clip_val:
             # A norm that is not finite must not spread to gradients that are: it tells which are not.
             limited = norm.nan_to_num(nan=torch.inf, posinf=torch.inf)

@@ -88,7 +88,7 @@ class Fault(lightning.Callback):
 
 
 def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6, **changes):
-    options = {"precision": "32-true", "devices": 1, "log_every_n_steps": 1} | changes
+    options = {"precision": "32-true", "devices": 1, "log_every_n_steps": 1, "gradient_clip_val": 0.5} | changes
     loading = loading or data()
     trainer = lightning.Trainer(
         default_root_dir=folder,
@@ -103,7 +103,6 @@ def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        gradient_clip_val=0.5,
         limit_val_batches=0,
         **options,
     )
@@ -208,6 +207,20 @@ def test_finite_numbers_are_clipped_as_ever(tmp_path):
     run(tmp_path, [theirs], plain)
     for step in range(1, 7):
         assert same(ours.after[step], theirs.after[step])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_by_value(precision, tmp_path):
+    largest = []
+
+    class Watch(lightning.Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            gradients = [p.grad for p in pl_module.network.parameters() if p.grad is not None]
+            largest.extend(float(gradient.abs().max()) for gradient in gradients)
+
+    changes = {"precision": precision, "gradient_clip_algorithm": "value", "gradient_clip_val": 1e-4}
+    run(tmp_path, [Watch()], steps=2, **changes)
+    assert max(largest) == pytest.approx(1e-4)
 
 
 def test_an_overflow_of_gradient_scaling_is_no_fault(tmp_path, caplog):
