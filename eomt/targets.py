@@ -49,6 +49,10 @@ class ImageTargets(NamedTuple):
     rles: tuple[bytes, ...] | None = None
     notes: tuple[tuple[str, str], ...] = ()
 
+    def pin_memory(self) -> ImageTargets:
+        """Stay as they are where a DataLoader pins a batch: scores are computed on the host."""
+        return self
+
     def masks(self) -> Tensor:
         """Expand to one mask per segment: bool [T, H, W]."""
         number = torch.arange(1, len(self.labels) + 1, device=self.ids.device, dtype=self.ids.dtype)

@@ -132,9 +132,10 @@ def load_module(
 def make_fast(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | str | None, batch_size: int) -> None:
     """Compile the network by `torch.compile`, in place, where it is wanted, and validate by CUDA graphs on a GPU.
 
-    On a CPU compilation gained nothing. A sharded network is gathered between blocks, where it would break into pieces.
-    A small network, whose compilation would take longer than what it saves, is trained by CUDA graphs instead; not by
-    several processes, whose gradients are averaged while others are computed, nor with accumulated gradients.
+    On a CPU compilation gained nothing; without padding each size takes one of its own. A sharded network is gathered
+    between blocks, where it would break into pieces. A small network, whose compilation would take longer than what it
+    saves, is trained by CUDA graphs instead; not by several processes, whose gradients are averaged while others are
+    computed, nor with accumulated gradients.
 
     Args:
         module: its network is complete.
@@ -145,7 +146,7 @@ def make_fast(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | str
     on_gpu = trainer.strategy.root_device.type == "cuda" and not isinstance(trainer.strategy, ShardedStrategy)
     alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
     small = wanted is None and on_gpu and alone and is_small(module.network, batch_size)
-    compiled = (on_gpu and not small) if wanted is None else wanted
+    compiled = (on_gpu and not small and not module.unpadded) if wanted is None else wanted
     compile_network(module.network, compiled, one_size=not module.unpadded)
     module.compiled, module.graphs = bool(compiled), on_gpu and wanted is not False
     module.step_graphs = small
@@ -212,8 +213,10 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     _quieten_libraries()
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
-    # Gradients need no copy. Not `static_graph`: PyTorch's reducer fails with it where batches are accumulated.
-    StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
+    # Gradients need no copy, and buffers are alike on all ranks. Not `static_graph`: PyTorch's reducer fails with it
+    # where batches are accumulated.
+    options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    StrategyRegistry.register("ddp", DDPStrategy, override=True, **options)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         # Lightning's requeuing saves within the signal handler, that is in the middle of a step.

@@ -44,9 +44,9 @@ class MeanIoU(Metric):
             InputError: if true segments overlap (more than one plane), or the sizes differ.
         """
         overlap = shared_pixels(segmentation, targets, "mean IoU")
-        predicted = np.append(len(self.classes), segmentation.labels.numpy(force=True))
+        predicted = np.append(len(self.classes), segmentation.labels.cpu().numpy())
         pixels = np.zeros(self.pixels.shape, dtype=np.int64)
-        np.add.at(pixels, (targets.labels.numpy(force=True)[:, None], predicted), overlap[1:])
+        np.add.at(pixels, (targets.labels.cpu().numpy()[:, None], predicted), overlap[1:])
         self._image = torch.from_numpy(pixels)
         self.pixels += self._image.to(self.pixels.device)
 

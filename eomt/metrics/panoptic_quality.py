@@ -50,7 +50,7 @@ class PanopticQuality(Metric):
         """
         overlap = shared_pixels(segmentation, targets, "panoptic quality")
         parts = targets.labels, segmentation.labels, targets.crowd
-        labels, found, crowd = (part.numpy(force=True) for part in parts)
+        labels, found, crowd = (part.cpu().numpy() for part in parts)
         sums = _count_segments(overlap, labels, found, crowd, len(self.classes))
         self._image = torch.from_numpy(sums)
         self.sums += self._image.to(self.sums.device)
@@ -116,7 +116,7 @@ def shared_pixels(segmentation: Segmentation, targets: ImageTargets, score: str)
             f"the prediction is {list(segmentation.ids.shape)}, its ground truth {shape}: score them at one size"
         )
     # int16 holds the number of any image's segments, and is quickly copied to the host.
-    true, predicted = (ids.to(torch.int16).numpy(force=True).ravel() for ids in (targets.ids, segmentation.ids))
+    true, predicted = (ids.to(torch.int16).cpu().numpy().ravel() for ids in (targets.ids, segmentation.ids))
     height, width = len(targets.labels) + 1, len(segmentation.labels) + 1
     code = true.astype(np.uint16 if height * width <= 2**16 else np.uint32)
     code *= width

@@ -197,7 +197,8 @@ def run_unpadded(
             beside = masks.shape[3] * (width - columns) // columns
             masks = F.pad(masks, (0, beside, 0, below), mode="replicate") if below or beside else masks
             outputs.append(Logits(masks, classes))
-    back = torch.tensor(order).argsort()
+    # Otherwise the index's copy would wait for the network.
+    back = torch.tensor(order).argsort().to(inputs.device, non_blocking=True)
     return Logits(*(torch.cat(parts)[back] for parts in zip(*outputs, strict=True)))
 
 

@@ -93,7 +93,7 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     # Found row by row; sorted into the order of columns.
     mask, pixel = pixels // (height * width), pixels % (height * width)
     pixels = mask * (height * width) + pixel % width * height + pixel // width
-    pixels = pixels.sort().values.numpy(force=True)
+    pixels = pixels.sort().values.cpu().numpy()
     starts = np.arange(count) * (height * width)
     rles = [
         {"size": [height, width], "counts": np.diff(own - start, prepend=0, append=height * width)}

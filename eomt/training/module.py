@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -233,15 +233,19 @@ class EoMTModule(lightning.LightningModule):
         """
         queries, ranks = self.network.num_queries, self.trainer.world_size
         if not self.loss.global_normaliser:
-            return self._over_ranks(num_matched(queries, batch.targets.counts), "mean").clamp(min=1), None
+            return (self._sum_over_ranks(num_matched(queries, batch.targets.counts)) / ranks).clamp(min=1), None
         parts = ranks * self.trainer.accumulate_grad_batches
-        matched = self._over_ranks(num_matched(queries, batch.step_counts), "sum")
+        matched = self._sum_over_ranks(num_matched(queries, batch.step_counts))
         weights = self.loss.class_weight_sum(queries, len(batch.step_counts) * ranks, matched)
         return matched.clamp(min=1) / parts, weights / parts
 
-    def _over_ranks(self, number: int, reduction: str) -> Tensor:
-        """Reduce a number of each rank, on the device: no host waits for it."""
-        return self.trainer.strategy.reduce(torch.full((), float(number), device=self.device), reduce_op=reduction)
+    def _sum_over_ranks(self, values: float | Tensor) -> Tensor:
+        """The sum of each rank's values, on the device; before Lightning's own the host waits for all ranks."""
+        if not isinstance(values, Tensor):
+            values = torch.full((), float(values), device=self.device)
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(values)
+        return values
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -282,9 +286,8 @@ class EoMTModule(lightning.LightningModule):
         each = torch.cat([term.detach() for term in terms.values()])
         sums = torch.stack([total.detach(), *(term.detach().sum() for term in terms.values())])
         # The mean over all ranks' images, in one reduction.
-        sums, each = self.trainer.strategy.reduce(torch.cat([sums, each]), reduce_op="mean").split(
-            (len(sums), len(each))
-        )
+        means = self._sum_over_ranks(torch.cat([sums, each])) / self.trainer.world_size
+        sums, each = means.split((len(sums), len(each)))
         self.output_losses = dict(zip(terms, each.chunk(len(terms)), strict=True))
         names = ["train/loss", *(f"train/loss_{name}" for name in terms)]
         values = dict(zip(names, sums.unbind(), strict=True))
@@ -382,16 +385,15 @@ class EoMTModule(lightning.LightningModule):
             counts: the number of inputs of each image, N in all.
             keys: the keys of the inputs' random numbers; needed unless `mask_free`.
         """
-        dropped = None if self.mask_free else self._dropped_masks(keys)
-
-        usable = dropped is None and not self.unpadded
+        usable = self.mask_free and not self.unpadded
         batches = self._batches if usable and self._batches is not None and self._batches.fixed else None
         at_once = len(counts) if batches is None else self.data.eval_batch_size
 
         def run(images: Tensor, index: Tensor) -> Logits:
             if batches is not None:
                 return batches(images, at_once)
-            return self.network(images, None if dropped is None else dropped[:, index])[-1].logits()
+            dropped = None if self.mask_free else self._dropped_masks([keys[k] for k in index.tolist()])
+            return self.network(images, dropped)[-1].logits()
 
         if self.unpadded:
             each = [placement for placement, count in zip(placements, counts, strict=True) for _ in range(count)]

@@ -6,6 +6,7 @@ import zipfile
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -82,17 +83,17 @@ def test_real_coco_archives_train_and_validate(tmp_path, shared_data):
     assert sum(row["tp"] + row["fn"] for row in seen) == wanted, "all 8 images, without crowds"
 
 
-def test_the_divisor_of_mask_terms_is_the_mean_over_ranks():
+def test_the_divisor_of_mask_terms_is_the_mean_over_ranks(monkeypatch):
     """Ranks with 9 and with 3 matched masks both divide by 6; a query can match one target only."""
     other_rank = 3.0
 
-    def reduce(value, reduce_op):
-        assert reduce_op == "mean"
-        return (value + other_rank) / 2
+    def all_reduce(value):
+        value += other_rank
 
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     module = SimpleNamespace(network=SimpleNamespace(num_queries=12), loss=MaskClassificationLoss(), device="cpu")
-    module.trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
-    module._over_ranks = lambda *arguments: EoMTModule._over_ranks(module, *arguments)
+    module.trainer = SimpleNamespace(world_size=2)
+    module._sum_over_ranks = lambda *arguments: EoMTModule._sum_over_ranks(module, *arguments)
 
     def normalisers(*counts):
         return EoMTModule._normalisers(module, SimpleNamespace(targets=SimpleNamespace(counts=counts)))
