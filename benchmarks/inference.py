@@ -98,12 +98,12 @@ def from_files(options: argparse.Namespace, paths: list[Path], batch: int) -> No
     model.attn_mask_probs.zero_()
     precision = {"fp32": "32", "fp16": "16"}.get(options.precision, options.precision)
     padded, unpadded = (
-        Segmenter(one, task_of("panoptic"), CLASSES, device, precision, unpadded=flag, compile=options.compile)
+        Segmenter(one, task_of("panoptic"), CLASSES, device, precision, unpadded=flag, compile=options.compile or None)
         for one, flag in ((network, False), (twin, True))
     )
     processor = EomtImageProcessor(size={"shortest_edge": options.pixels, "longest_edge": options.pixels}, do_pad=True)
     if options.compile:
-        model.compile()
+        model.compile(dynamic=False)
     paths = (paths * -(-batch // len(paths)))[:batch]
 
     @torch.inference_mode()

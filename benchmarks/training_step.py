@@ -50,6 +50,7 @@ from common import (
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from eomt.inference.graphs import compile_network
 from eomt.loss.mask_classification import MaskClassificationLoss
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import QueryOutput
@@ -83,15 +84,16 @@ def build(options: argparse.Namespace, *sides: str) -> Setting:
     batch = random_batch(options.batch, options.pixels, options.targets, device)
     network = our_network(options.size, options.pixels, options.queries)
     theirs = huggingface_network(network).to(device).train() if "transformers" in sides else None
-    steps, models = {}, [network, theirs]
+    steps, models = {}, [theirs]
     if "original" in sides:
         original, original_loss = (m.to(device).train() for m in original_network(options.original, network))
         steps["original"] = lambda: original_step(original, original_loss, batch, dtype)
         models.append(original)
     network, loss = network.to(device).train(), MaskClassificationLoss()
     if options.compile:
+        compile_network(network, True)
         for model in filter(None, models):
-            model.compile()
+            model.compile(dynamic=False)
     if "ours" in sides:
         steps["ours"] = lambda: our_step(network, loss, batch, dtype)
     if "transformers" in sides:
@@ -134,7 +136,9 @@ def loss_alone(options: argparse.Namespace, setting: Setting) -> dict[str, Calla
         for _ in range(count)
     ]
     # Their features are channels first.
-    features = [output.features.detach().permute(0, 3, 1, 2).contiguous().requires_grad_() for output in outputs]
+    features = [
+        output.features.detach().permute(0, 3, 1, 2).contiguous().requires_grad_() for output in outputs if theirs
+    ]
 
     def reset() -> None:
         for tensor in (*features, *(part for output in outputs for part in output)):
