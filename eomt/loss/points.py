@@ -84,8 +84,10 @@ class RandomPoints:
         seed = np.array(seeds, dtype=np.uint64)
         seed = np.concatenate([seed, seed.repeat(matched)])
         places = (np.arange(num_outputs)[:, None] << 32) + place
-        keys = hash_keys(np.broadcast_to(seed, places.shape), places).to(device, non_blocking=True)
-        self._images, self._masks = keys.split((len(seeds), sum(matched)), dim=1)
+        keys = hash_keys(np.broadcast_to(seed, places.shape), places)
+        if torch.device(device).type == "cuda":
+            keys = keys.pin_memory()  # those of many masks would otherwise wait for the device
+        self._images, self._masks = keys.to(device, non_blocking=True).split((len(seeds), sum(matched)), dim=1)
 
     def match(self) -> Tensor:
         """Points of each image for the matching: [O, B, P, 2]."""

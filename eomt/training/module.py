@@ -306,6 +306,11 @@ class EoMTModule(lightning.LightningModule):
 
     # Validation
 
+    def on_validation_model_zero_grad(self) -> None:
+        # A step that was left out is named by its gradients.
+        self.nonfinite.read(self.network)
+        super().on_validation_model_zero_grad()
+
     def on_validation_start(self) -> None:
         # The weights of an evaluation or of a resumed run bring their own.
         self.probabilities = self.mask_probabilities.tolist()

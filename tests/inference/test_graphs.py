@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -73,6 +74,38 @@ def test_smaller_batches_are_filled_up_and_a_graph_is_used_where_it_gives_the_sa
     else:
         words = "it gives other logits" if graph is Stale else "CUDA out of memory"
         assert warnings == [f"network: runs without CUDA graphs ({words}); compile=false leaves them out"]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_capture_that_fails_leaves_the_device_as_it_was(ended, monkeypatch):
+    """Also one that the device has given up, whose end fails before PyTorch takes its stream and its pool back."""
+    calls = []
+
+    @contextmanager
+    def graph(graph, pool, stream, capture_error_mode):
+        try:
+            yield
+        finally:
+            if not ended:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    def end(device, pool):
+        calls.append((device, pool))
+        if ended:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "before")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_stream", calls.append)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(graphs, "_capturing_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(graphs, "_GIVEN_UP", kept := [])
+    with pytest.raises(RuntimeError, match="no memory" if ended else "previous error"):
+        with graphs.capturing("graph", (0, 5)):
+            raise RuntimeError("no memory")
+    assert calls == ["before", (1, (0, 5))]
+    assert kept == ["graph"]
 
 
 def test_a_network_on_a_cpu_sees_batches_as_they_are(images):

@@ -88,7 +88,8 @@ class Fault(lightning.Callback):
 
 
 def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6, **changes):
-    options = {"precision": "32-true", "devices": 1, "log_every_n_steps": 1, "gradient_clip_val": 0.5} | changes
+    options = {"precision": "32-true", "devices": 1, "log_every_n_steps": 1, "gradient_clip_val": 0.5}
+    options |= {"limit_val_batches": 0} | changes
     loading = loading or data()
     trainer = lightning.Trainer(
         default_root_dir=folder,
@@ -103,7 +104,6 @@ def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        limit_val_batches=0,
         **options,
     )
     model = model or module()
@@ -172,6 +172,12 @@ def test_the_optimizer_leaves_a_step_out_on_the_device(tmp_path, caplog, on_devi
     assert last.startswith(f"step 4: {words}"), "the run's last step, too"
     assert last.endswith("step left out, 2 in a row, 2 so far")
     assert model.nonfinite.skipped == 2
+
+
+def test_a_step_before_a_validation_is_named_by_its_gradients(tmp_path, caplog, on_device):
+    run(tmp_path, [Fault("gradient", {3})], steps=4, limit_val_batches=1)
+    (line,) = [r.message for r in caplog.records if "step left out" in r.message]
+    assert line.startswith("step 3: the gradient of class_head.weight not finite")
 
 
 @pytest.mark.parametrize("callbacks", [[], [WeightAverage(0.9)]])
