@@ -215,7 +215,7 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
         settings["strategy"] = ShardedStrategy()
     # Gradients need no copy, and buffers are alike on all ranks. Not `static_graph`: PyTorch's reducer fails with it
     # where batches are accumulated.
-    options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
     StrategyRegistry.register("ddp", DDPStrategy, override=True, **options)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():

@@ -7,9 +7,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,7 +176,7 @@ def warm_up(run: Callable[[], object]) -> None:
 
 
 @contextmanager
-def capturing(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[None]:
+def capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Generator[None]:
     """Capture what is launched on the current device into a graph, whose memory is taken from a pool.
 
     After an error, also one that the device makes of the capture, the device is used as before.
@@ -191,7 +192,7 @@ def capturing(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[No
         torch.cuda.set_stream(before)
         _GIVEN_UP.append(graph)
         with suppress(RuntimeError):  # it has been ended
-            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_endAllocateToPool(device, pool)  # pyright: ignore[reportPrivateUsage]
         raise
 
 

@@ -331,6 +331,7 @@ class EoMTModule(lightning.LightningModule):
         Returns:
             A prediction per image, for callbacks that draw or save them; without a wait for the device.
         """
+        assert self._background is not None
         keys: list[ImageKey] = []
         if not self.mask_free:
             size = self.data.eval_batch_size

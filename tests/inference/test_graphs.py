@@ -101,9 +101,9 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was(ended, monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
     monkeypatch.setattr(graphs, "_capturing_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(graphs, "_GIVEN_UP", kept := [])
-    with pytest.raises(RuntimeError, match="no memory" if ended else "previous error"):
-        with graphs.capturing("graph", (0, 5)):
-            raise RuntimeError("no memory")
+    words = "no memory" if ended else "previous error"
+    with pytest.raises(RuntimeError, match=words), graphs.capturing("graph", (0, 5)):
+        raise RuntimeError("no memory")
     assert calls == ["before", (1, (0, 5))]
     assert kept == ["graph"]
 
