@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -41,6 +41,22 @@ from eomt.weights.safe_load import FORMAT
 DEFAULT_RECIPE = Recipe()
 
 
+class LastStep(NamedTuple):
+    """Numbers of a training batch of this rank.
+
+    Attributes:
+        loss: the total.
+        terms: its terms before they are weighted, [O] by name.
+        rates: the largest learning rate of the heads and of the backbone.
+        probabilities: see `EoMTModule`.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    rates: dict[str, float]
+    probabilities: list[float]
+
+
 class EoMTModule(lightning.LightningModule):
     """Training and validation of EoMT.
 
@@ -68,7 +84,8 @@ class EoMTModule(lightning.LightningModule):
         scores_per_class: its table of classes.
         image_scores: the scores of the images of this rank in the current validation by id, where the metric has them.
         confusion: the confusion matrix of the last validation, where the metric has one.
-        output_losses: the last batch's loss terms, [O] by name, means over the ranks.
+        last_step: numbers of the last batch; None before the first.
+        output_losses: the last logged batch's loss terms, [O] by name, means over the ranks.
         trained_steps: optimizer steps of a checkpoint that is evaluated.
         validated_at: the optimizer step of the last validation; None before the first.
         compiled: True if the network is compiled: a validation fills smaller batches up, see `FixedBatches`.
@@ -120,6 +137,7 @@ class EoMTModule(lightning.LightningModule):
         self.windows: list[tuple[int, int]] = []
         self.total_steps = 0
         self.trained_steps = 0
+        self.last_step: LastStep | None = None
         self.output_losses: dict[str, Tensor] = {}
         self.scores: dict[str, float] = {}
         self.scores_per_class: list[dict] = []
@@ -211,7 +229,11 @@ class EoMTModule(lightning.LightningModule):
         # By now the device works on this step: it is past the last one's end.
         self.nonfinite.read(self.network)
         self.nonfinite.watch(batch.names, terms)
-        self._log_step(total, terms, len(counts))
+        rates = {"head": 0.0, "backbone": 0.0}
+        for group in self.trainer.optimizers[0].param_groups:
+            rates[group["stage"]] = max(rates[group["stage"]], group["lr"])
+        detached = {name: term.detach() for name, term in terms.items()}
+        self.last_step = LastStep(total.detach(), detached, rates, self.probabilities)
         return total
 
     def _say_too_many_segments(self, names: Sequence[str], counts: Sequence[int]) -> None:
@@ -250,7 +272,7 @@ class EoMTModule(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the total norm over all parameters, and log the norm before it; if it is not finite, skip the step."""
+        """Clip the total norm over all parameters; if it is not finite, skip the step. Log the step where it is due."""
         norm = total_norm(self.network)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if not self.nonfinite.passes(norm, self.network, optimizer, self.global_step + 1, scaler):
@@ -263,8 +285,9 @@ class EoMTModule(lightning.LightningModule):
             # A norm that is not finite must not spread to gradients that are: it tells which are not.
             limited = norm.nan_to_num(nan=torch.inf, posinf=torch.inf)
             torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), gradient_clip_val, limited)
-        self.log("train/gradient_norm", norm)
-        self.log("train/skipped_steps", torch.tensor(float(self.nonfinite.skipped)))
+        self._norm = norm
+        if self._logs(self.global_step + 1):
+            self._log_step()
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Set the learning rates of the next optimizer step, and its mask probabilities."""
@@ -282,23 +305,33 @@ class EoMTModule(lightning.LightningModule):
         dropped = draw_dropped_masks(self.seed, keys, self.probabilities, self.network.num_queries)
         return dropped.to(self.device, non_blocking=True)
 
-    def _log_step(self, total: Tensor, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        each = torch.cat([term.detach() for term in terms.values()])
-        sums = torch.stack([total.detach(), *(term.detach().sum() for term in terms.values())])
-        # The mean over all ranks' images, in one reduction.
+    def _logs(self, step: int) -> bool:
+        """True if a row is written at the end of an optimizer step, a stop aside."""
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
+        return bool(every) and (step % every == 0 or step == self.total_steps)
+
+    def _log_step(self) -> None:
+        """Log the numbers of the last step: all ranks together, as they are means over all ranks' images."""
+        assert self.last_step is not None
+        loss, terms, rates, probabilities = self.last_step
+        each = torch.cat(list(terms.values()))
+        # In one reduction.
+        sums = torch.stack([loss, *(term.sum() for term in terms.values())])
         means = self._sum_over_ranks(torch.cat([sums, each])) / self.trainer.world_size
         sums, each = means.split((len(sums), len(each)))
         self.output_losses = dict(zip(terms, each.chunk(len(terms)), strict=True))
         names = ["train/loss", *(f"train/loss_{name}" for name in terms)]
-        values = dict(zip(names, sums.unbind(), strict=True))
-        rates = {"head": 0.0, "backbone": 0.0}
-        for group in self.trainer.optimizers[0].param_groups:
-            rates[group["stage"]] = max(rates[group["stage"]], group["lr"])
+        values = dict(zip(names, sums.unbind(), strict=True)) | {"train/gradient_norm": self._norm}
         # Tensors on the host: Lightning would copy numbers to the device, and wait.
+        values["train/skipped_steps"] = torch.tensor(float(self.nonfinite.skipped))
         values |= {f"lr/{stage}": torch.tensor(rate) for stage, rate in rates.items()}
-        values |= {f"mask_probability/{k}": torch.tensor(value) for k, value in enumerate(self.probabilities)}
-        for name, value in values.items():
-            self.log(name, value, batch_size=batch_size)
+        values |= {f"mask_probability/{k}": torch.tensor(value) for k, value in enumerate(probabilities)}
+        self.log_dict(values)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        # Lightning writes a row at a stop, too.
+        if self.trainer.should_stop and not self._logs(self.global_step):
+            self._log_step()
 
     def on_train_end(self) -> None:
         self._step_graph = None

@@ -5,8 +5,10 @@ import json
 import zipfile
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 import train
@@ -16,6 +18,7 @@ from eomt.training.module import EoMTModule
 from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from tests.running import SMALL, configured
+from tests.training import test_nonfinite
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -58,6 +61,22 @@ def test_checkpoint_carries_all_that_evaluation_needs(run):
     assert seen <= {row["name"] for row in saved["classes"]}
     assert saved["network"]["patch_size"] == 8
     assert saved["config"]["task_name"] == "shapes_panoptic"
+
+
+def test_a_stop_between_two_rows_leaves_a_row_of_its_own_step(tmp_path):
+    """All else is logged every `trainer.log_every_n_steps` optimizer steps alone."""
+    losses = []
+
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            losses.append((trainer.global_step, float(pl_module.last_step.loss)))
+            trainer.should_stop = trainer.global_step == 5
+
+    test_nonfinite.run(tmp_path, [Stop()], steps=9, log_every_n_steps=3, logger=CSVLogger(tmp_path, ""))
+    with (tmp_path / "version_0" / "metrics.csv").open() as file:
+        rows = {int(row["step"]) + 1: float(row["train/loss"]) for row in csv.DictReader(file)}
+    expected = dict(reversed(losses))  # those of a step's last batch: the next one's first ends at the same step
+    assert rows == pytest.approx({step: expected[step] for step in (3, 5)})
 
 
 @pytest.mark.slow

@@ -89,14 +89,13 @@ class Fault(lightning.Callback):
 
 def run(folder, callbacks=(), model=None, loading=None, ckpt_path=None, steps=6, **changes):
     options = {"precision": "32-true", "devices": 1, "log_every_n_steps": 1, "gradient_clip_val": 0.5}
-    options |= {"limit_val_batches": 0} | changes
+    options |= {"limit_val_batches": 0, "logger": False} | changes
     loading = loading or data()
     trainer = lightning.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
         max_steps=steps,
         max_epochs=-1,
-        logger=False,
         callbacks=list(callbacks),
         accumulate_grad_batches=loading.accumulation(options["devices"]),
         enable_progress_bar=False,

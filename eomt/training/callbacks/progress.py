@@ -52,11 +52,11 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: EoMTModule) -> dict:
         # Not what is logged for a bar: Lightning would wait at each step for the device to have it.
-        logged, monitor = trainer.callback_metrics, pl_module.task.monitor
+        step, monitor = pl_module.last_step, pl_module.task.monitor
         shown = {}
-        if "train/loss" in logged:
-            shown["loss"] = f"{logged['train/loss']:.2f}"
-            shown["lr"] = f"{logged['lr/head']:.1e}/{logged['lr/backbone']:.1e}"
+        if step is not None:
+            shown["loss"] = f"{float(step.loss):.2f}"
+            shown["lr"] = "/".join(f"{rate:.1e}" for rate in step.rates.values())
             shown["masks"] = " ".join(f"{p:.2f}" for p in pl_module.probabilities)
         if monitor in pl_module.scores:
             shown[monitor] = f"{pl_module.scores[monitor]:.1f}"
