@@ -133,9 +133,9 @@ def make_fast(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | str
     """Compile the network by `torch.compile`, in place, where it is wanted, and validate by CUDA graphs on a GPU.
 
     On a CPU compilation gained nothing; without padding each size takes one of its own. A sharded network is gathered
-    between blocks, where it would break into pieces. A small network, whose compilation would take longer than what it
-    saves, is trained by CUDA graphs instead; not by several processes, whose gradients are averaged while others are
-    computed, nor with accumulated gradients.
+    between blocks, where it would break into pieces. A small network's compilation would take longer than what it
+    saves: it is trained by CUDA graphs instead, but for several processes, whose gradients are averaged while others
+    are computed, accumulated gradients, and recomputed blocks, which save random states.
 
     Args:
         module: its network is complete.
@@ -145,11 +145,12 @@ def make_fast(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | str
     """
     on_gpu = trainer.strategy.root_device.type == "cuda" and not isinstance(trainer.strategy, ShardedStrategy)
     alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
-    small = wanted is None and on_gpu and alone and is_small(module.network, batch_size)
-    compiled = (on_gpu and not small and not module.unpadded) if wanted is None else wanted
+    by_graphs = wanted is None and on_gpu and alone and is_small(module.network, batch_size)
+    by_graphs = by_graphs and not module.network.activation_checkpointing
+    compiled = (on_gpu and not by_graphs and not module.unpadded) if wanted is None else wanted
     compile_network(module.network, compiled, one_size=not module.unpadded)
     module.compiled, module.graphs = bool(compiled), on_gpu and wanted is not False
-    module.step_graphs = small
+    module.step_graphs = by_graphs
 
 
 @contextmanager

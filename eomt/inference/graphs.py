@@ -1,4 +1,4 @@
-"""The mask-free network on batches of fixed sizes: compiled once for each size, replayed as a CUDA graph."""
+"""Compilation and CUDA graphs, and the mask-free network on batches of fixed sizes, which both need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +124,7 @@ class FixedBatches:
                 same = alike(replay(images), output)
                 fault = "" if same else "it gives other logits"
             except RuntimeError as error:  # also of a graph that does not fit into the memory
-                fault = reason(error)[:200]
+                fault = capture_fault(error)
             if fault or replay is None:
                 self.graphs = False
                 self._captured.clear()
@@ -148,9 +147,9 @@ def capture(run: Callable[[Tensor], Logits], images: Tensor) -> Callable[[Tensor
     # Not the images themselves: a graph that did not read its input would then go unnoticed.
     given = torch.zeros_like(images)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(images.device):
+    with ONE_CAPTURE, torch.cuda.device(images.device):
         warm_up(lambda: run(given))
-        with capturing(graph, torch.cuda.graph_pool_handle()):
+        with capturing(graph):
             outputs = run(given)
 
     def replay(images: Tensor) -> Logits:
@@ -176,27 +175,35 @@ def warm_up(run: Callable[[], object]) -> None:
 
 
 @contextmanager
-def capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Generator[None]:
-    """Capture what is launched on the current device into a graph, whose memory is taken from a pool.
+def capturing(graph: torch.cuda.CUDAGraph) -> Generator[None]:
+    """Capture what is launched on the current device into a graph with memory of its own.
 
-    After an error, also one that the device makes of the capture, the device is used as before.
+    After an error, also one for which the device gives the capture up, memory and streams are used as before.
     """
-    before, device = torch.cuda.current_stream(), torch.cuda.current_device()
+    before, device, pool = torch.cuda.current_stream(), torch.cuda.current_device(), torch.cuda.graph_pool_handle()
     try:
         # Threads that read images may pin memory meanwhile.
         with torch.cuda.graph(graph, pool, _capturing_stream(device), capture_error_mode="thread_local"):
             yield
     except BaseException:
-        # A capture that the device has given up cannot be ended: PyTorch then keeps its stream as the current one,
-        # takes memory from its pool for ever, and asks the graph whose memory that is. No public call ends this.
+        # A capture that was given up cannot be ended: PyTorch then keeps its stream as the current one, takes memory
+        # from its pool for ever, and asks the graph whose memory that is. No public call ends this.
         torch.cuda.set_stream(before)
-        _GIVEN_UP.append(graph)
         with suppress(RuntimeError):  # it has been ended
             torch._C._cuda_endAllocateToPool(device, pool)  # pyright: ignore[reportPrivateUsage]
+            torch._C._cuda_releasePool(device, pool)  # pyright: ignore[reportPrivateUsage]
+            _GIVEN_UP.append(graph)
         raise
 
 
+ONE_CAPTURE = threading.Lock()
+"""Held from the warm-up to the end of a capture: there is one stream for them."""
 _GIVEN_UP: list[torch.cuda.CUDAGraph] = []
+
+
+def capture_fault(error: RuntimeError) -> str:
+    """What made a capture fail: the error within it, rather than that of its end."""
+    return reason(error.__context__ or error)[:200]
 
 
 @functools.cache

@@ -265,8 +265,9 @@ class EoMTModule(lightning.LightningModule):
         """The sum of each rank's values, on the device; before Lightning's own the host waits for all ranks."""
         if not isinstance(values, Tensor):
             values = torch.full((), float(values), device=self.device)
-        if self.trainer.world_size > 1:
-            distributed.all_reduce(values)
+        if not distributed.is_initialized():  # one process, or TPUs
+            return self.trainer.strategy.reduce(values, reduce_op="sum")
+        distributed.all_reduce(values)
         return values
 
     def configure_gradient_clipping(
@@ -449,6 +450,10 @@ class EoMTModule(lightning.LightningModule):
     def step(self) -> int:
         """Optimizer steps that the weights have seen."""
         return self.global_step or self.trained_steps
+
+    def teardown(self, stage: str) -> None:
+        # Threads, locks and graphs are no part of a model that is copied or saved.
+        self._batches = self._background = None
 
     # Checkpoints
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from eomt.errors import reason
-from eomt.inference.graphs import alike, autocast_without_cache, capturing, warm_up
+from eomt.inference.graphs import ONE_CAPTURE, alike, autocast_without_cache, capture_fault, capturing, warm_up
 from eomt.model.eomt import EoMT
 from eomt.model.outputs import QueryOutput
 
@@ -48,8 +47,8 @@ class StepGraph:
     """The network in training, its forward and its backward pass a CUDA graph each.
 
     The first batch runs both ways; where graphs cannot be made, or give something else, the network runs without, and
-    a line says so. A gradient's memory is that of the next step's: set gradients to None between steps, as optimizers
-    do, and do not accumulate them over batches.
+    a line says so. A gradient's memory is that of the next step's: set gradients to None before each backward pass, and
+    do not accumulate them over batches.
 
     Args:
         network: the network in training, on its device; its parameters change in place between steps.
@@ -59,8 +58,9 @@ class StepGraph:
         self.network = network
         self._passes: Passes | None = None
         self._parameters: list[Tensor] = []
-        # The shape of the images and the addresses of the parameters that the graphs were made for.
+        # The images' shape, and each weight's address and whether it learns, that the graphs were made for.
         self._made_for: tuple[Any, ...] = ()
+        self._weights = list(network.parameters())
         self._failed = False
 
     def __call__(self, images: Tensor, dropped_masks: Tensor | None) -> list[QueryOutput]:
@@ -74,18 +74,18 @@ class StepGraph:
         return [QueryOutput(*values[k : k + 3]) for k in range(0, len(values), 3)]
 
     def _key(self, images: Tensor) -> tuple[Any, ...]:
-        return (images.shape, *(parameter.data_ptr() for parameter in self._parameters))
+        return (images.shape, *((weight.data_ptr(), weight.requires_grad) for weight in self._weights))
 
     def _make(self, inputs: Sequence[Tensor]) -> None:
         start = time.perf_counter()
         self._passes = None
-        self._parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self._parameters = [weight for weight in self._weights if weight.requires_grad]
         self._made_for = self._key(inputs[0])
         try:
             passes = capture_passes(self._run, inputs, self._parameters)
             fault = "" if self._same(passes, inputs) else "they give something else"
         except RuntimeError as error:  # also of graphs that do not fit into the memory
-            passes, fault = None, reason(error)[:200]
+            passes, fault = None, capture_fault(error)
         if fault:
             self._failed = True
             log.warning("training: runs without CUDA graphs (%s); compile=true compiles the network instead", fault)
@@ -102,14 +102,16 @@ class StepGraph:
         outputs = self._run(*inputs)
         # As if the loss were the outputs' squares; small enough for float16.
         given = [output.detach() / output.numel() ** 0.5 for output in outputs]
-        expected = torch.autograd.grad(outputs, self._parameters, given, allow_unused=True)
+        expected = _gradients(outputs, self._parameters, given)
         if not alike(passes.forward(inputs), [output.detach() for output in outputs]):
             return False
-        pairs = list(zip(passes.backward(given), expected, strict=True))
-        if any((one is None) != (other is None) for one, other in pairs):
+        found = passes.backward(given)
+        if [value is None for value in found] != [value is None for value in expected]:
             return False
-        norms = torch.stack([torch.stack(((a - b).norm(), b.norm())) for a, b in pairs if a is not None]).float()
-        return bool((norms[:, 0] <= _TOLERANCE * norms[:, 1] + _LEAST * norms[:, 1].norm()).all())
+        pairs = zip(found, expected, strict=True)
+        norms = [torch.stack(((a - b).norm(), b.norm())) for a, b in pairs if a is not None and b is not None]
+        errors, sizes = torch.stack(norms).float().T
+        return bool((errors <= _TOLERANCE * sizes + _LEAST * sizes.norm()).all())
 
 
 class _Replay(torch.autograd.Function):
@@ -134,22 +136,19 @@ def capture_passes(
     # Not the inputs themselves: a graph that did not read its input would then go unnoticed.
     given = [torch.zeros_like(value) for value in inputs]
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    pool = torch.cuda.graph_pool_handle()
-
-    def gradients_of(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(outputs, parameters, gradients, allow_unused=True)
 
     def both() -> None:
         outputs = run(*given)
-        gradients_of(outputs, [torch.zeros_like(output) for output in outputs])
+        _gradients(outputs, parameters, [torch.zeros_like(output) for output in outputs])
 
-    with torch.cuda.device(inputs[0].device):
+    with ONE_CAPTURE, torch.cuda.device(inputs[0].device):
         warm_up(both)
-        with capturing(forward, pool):
+        with capturing(forward):
             outputs = run(*given)
         gradients = [torch.zeros_like(output) for output in outputs]
-        with capturing(backward, pool):
-            found = gradients_of(outputs, gradients)
+        # Not into the memory of the forward pass, which runs again before gradients are let go.
+        with capturing(backward):
+            found = _gradients(outputs, parameters, gradients)
     results = tuple(output.detach() for output in outputs)
 
     def replay_forward(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -165,3 +164,11 @@ def capture_passes(
         return tuple(None if value is None else value.detach() for value in found)
 
     return Passes(replay_forward, replay_backward)
+
+
+def _gradients(
+    outputs: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the parameters, without autocast, as Lightning runs backward passes."""
+    with torch.autocast(outputs[0].device.type, enabled=False):
+        return torch.autograd.grad(outputs, parameters, gradients, allow_unused=True)

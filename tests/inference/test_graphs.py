@@ -98,14 +98,17 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was(ended, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "before")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_stream", calls.append)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 5))
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: calls.append("released"), raising=False)
     monkeypatch.setattr(graphs, "_capturing_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(graphs, "_GIVEN_UP", kept := [])
     words = "no memory" if ended else "previous error"
-    with pytest.raises(RuntimeError, match=words), graphs.capturing("graph", (0, 5)):
+    with pytest.raises(RuntimeError, match=words) as fault, graphs.capturing("graph"):
         raise RuntimeError("no memory")
-    assert calls == ["before", (1, (0, 5))]
-    assert kept == ["graph"]
+    assert graphs.capture_fault(fault.value) == "no memory"
+    assert calls == ["before", (1, (0, 5)), "released"][: 2 if ended else 3]
+    assert kept == ([] if ended else ["graph"])
 
 
 def test_a_network_on_a_cpu_sees_batches_as_they_are(images):

@@ -110,6 +110,7 @@ def test_the_divisor_of_mask_terms_is_the_mean_over_ranks(monkeypatch):
         value += other_rank
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     module = SimpleNamespace(network=SimpleNamespace(num_queries=12), loss=MaskClassificationLoss(), device="cpu")
     module.trainer = SimpleNamespace(world_size=2)
     module._sum_over_ranks = lambda *arguments: EoMTModule._sum_over_ranks(module, *arguments)

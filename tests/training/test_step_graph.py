@@ -134,6 +134,9 @@ def test_graphs_are_made_anew_where_a_weight_has_moved(monkeypatch):
     assert equal([list(output) for output in found], [list(output) for output in network(*third)])
     run(first[0][:1], first[1][:, :1])
     assert len(made) == 3
+    network.queries.requires_grad_(False)
+    run(first[0][:1], first[1][:, :1])
+    assert len(made) == 4
 
 
 @pytest.mark.slow
@@ -153,6 +156,20 @@ def test_a_run_by_graphs_leaves_the_weights_of_one_without(annealing, options, t
         weights.append(read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"])
     assert equal(*weights)
     assert caplog.text.count("the network as CUDA graphs") == 1
+
+
+def test_gradients_are_those_of_a_backward_pass_without_autocast(monkeypatch):
+    monkeypatch.setattr(step_graph, "capture_passes", stand_in)
+    plain, network = network_for(False), network_for(False)
+    images, dropped = next(batches())
+    gradients = []
+    for run, model in ((plain, plain), (StepGraph(network), network)):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = run(images, dropped)
+        sum(value.float().square().mean() for output in outputs for value in output).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() <= 0.01 * one.norm() + 1e-6
 
 
 @pytest.mark.parametrize(

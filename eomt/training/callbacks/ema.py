@@ -30,7 +30,7 @@ class WeightAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float):
-        super().__init__(use_buffers=False)
+        super().__init__()
         self.decay = decay
         self._step = 0
 
