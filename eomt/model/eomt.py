@@ -174,8 +174,8 @@ class Upscale(nn.Module):
         weight = self.transposed.weight.permute(2, 3, 1, 0).flatten(0, 2)
         bias = cast(Tensor, self.transposed.bias)
         x = F.linear(x, weight, bias.repeat(4))
-        # A compiler chooses itself what to recompute.
-        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+        # Also where a compiler would choose what to recompute: it keeps what the convolution reads and gives.
+        if torch.is_grad_enabled() and x.requires_grad:
             return cast(Tensor, checkpoint(self._finish, x, use_reentrant=False, preserve_rng_state=False))
         return self._finish(x)
 

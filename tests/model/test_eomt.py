@@ -99,3 +99,31 @@ def test_bad_values_are_named_in_one_line(changes, words):
     with pytest.raises(InputError, match=words) as error:
         tiny(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_compiler_keeps_no_more_for_the_backward_pass():
+    """Left to itself it keeps what the upscaling convolutions read and give, half as much again as all the rest."""
+    torch.manual_seed(0)
+    options = {"embed_dim": 48, "depth": 3, "num_heads": 3}
+    network = EoMT("vit_small_patch14_reg4_dinov2", 64, 4, 5, 2, 16, options).train()
+    inputs = torch.rand(1, 3, 64, 64), torch.zeros(2, 1, 5, dtype=torch.bool)
+    weights = {weight.data_ptr() for weight in (*network.parameters(), *network.buffers())}
+
+    def step():
+        kept, hooks = {}, torch.autograd.graph.saved_tensors_hooks
+        with hooks(
+            lambda x: (kept.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}), x)[1], lambda x: x
+        ):
+            outputs = [value for output in network(*inputs) for value in output]
+        sum(value.square().mean() for value in outputs).backward()
+        gradients = [weight.grad for weight in network.parameters()]
+        network.zero_grad()
+        return sum(size for address, size in kept.items() if address not in weights), gradients
+
+    eager, gradients = step()
+    network.compile(backend="aot_eager_decomp_partition", dynamic=False)
+    compiled, found = step()
+    assert compiled < 1.1 * eager
+    for one, other in zip(found, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
