@@ -31,7 +31,12 @@ def load(folder: Path) -> tuple[Callable[..., dict[str, np.ndarray]], int | None
         return run, None if batch.is_dynamic else batch.get_length(), outputs
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=onnxruntime.get_available_providers())
+    available = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in available:
+        onnxruntime.preload_dlls()
+    # Not TensorRT's, which would build an engine at each start.
+    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=providers)
     names = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
     batch = session.get_inputs()[0].shape[0]

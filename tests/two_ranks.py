@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from tests.running import ROOT
 
@@ -59,12 +60,15 @@ def main(rank, port, specification):
         "TORCHELASTIC_RUN_ID": "tests",
     }
     import torch
+    from lightning.pytorch.loops import utilities
 
     import eval as evaluation
     import train
     from tests.running import configured
 
     torch.set_num_threads(1)
+    # Over gloo Lightning would validate without inference mode, which it takes over NCCL.
+    utilities.dist = SimpleNamespace(get_backend=lambda: "nccl")
 
     scripts = {"train": train.main, "eval": evaluation.main}
     for name, folder, overrides in json.loads(Path(specification).read_text()):

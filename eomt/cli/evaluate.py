@@ -30,7 +30,6 @@ from eomt.training.callbacks import (
     Report,
     SavePredictions,
 )
-from eomt.training.fsdp import ShardedStrategy
 from eomt.training.stop import listening
 from eomt.views import Tiled, with_mirrored
 from eomt.weights.load import renumbered
@@ -47,8 +46,12 @@ def evaluate(cfg: DictConfig, weights: CompleteWeights, settings: DictConfig) ->
         settings: those of the evaluation.
 
     Raises:
-        InputError: if the settings do not go together; see `build_data` and `Tiled`.
+        InputError: if settings do not go together or with an evaluation; see `build_data` and `Tiled`.
     """
+    if settings.trainer.strategy == "fsdp2":
+        raise InputError(
+            "trainer.strategy=fsdp2 shares out what training holds, and eval.py trains nothing: leave it out"
+        )
     limit_pixels(cfg.max_pixels)
     if cfg.tile and settings.data.validation_loss:
         raise InputError("data.validation_loss=true is the loss of whole inputs: leave tile= out")
@@ -75,7 +78,7 @@ def evaluate(cfg: DictConfig, weights: CompleteWeights, settings: DictConfig) ->
     if not trainer.limit_val_batches:
         raise InputError("trainer.limit_val_batches=0 leaves no image to score: give a larger one, or null for all")
     dtype = PRECISIONS.get(str(trainer.precision).removesuffix("-mixed"))
-    if dtype is not None and not isinstance(trainer.strategy, ShardedStrategy):
+    if dtype is not None:
         module.network = with_cast_weights(module.network, dtype)
     make_fast(module, trainer, settings.compile, data.eval_batch_size)
     with listening() as signals, memory_errors(data):

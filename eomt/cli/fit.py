@@ -29,6 +29,7 @@ from eomt.errors import InputError, reason
 from eomt.files import replacing
 from eomt.training.callbacks import Listening, ProgressLines, Trackers
 from eomt.training.checkpoint import BestCheckpoint, LastCheckpoint
+from eomt.training.fsdp import ShardedStrategy
 from eomt.training.memory import largest_batch
 from eomt.training.module import EoMTModule
 from eomt.training.restore import check_same_rates, check_same_run
@@ -93,8 +94,8 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         del checkpoint  # mapped, it would keep its room on the disk after newer ones have taken its names
     trainer = build_trainer(cfg, callbacks, build_loggers(cfg) or False)
     if data.batch_size is None:
-        device = trainer.strategy.root_device
-        data.batch_size = largest_batch(module.network, device, data.global_batch, trainer.world_size)
+        device, sharded = trainer.strategy.root_device, isinstance(trainer.strategy, ShardedStrategy)
+        data.batch_size = largest_batch(module.network, device, data.global_batch, trainer.world_size, sharded)
         # The checkpoint's, too: a run is resumed with the batches that it has begun with.
         module.run["config"]["data"]["batch_size"] = cfg.data.batch_size = data.batch_size
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)

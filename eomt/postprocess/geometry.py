@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eomt.errors import InputError
 from eomt.model.outputs import Logits
@@ -23,6 +24,8 @@ from eomt.model.outputs import Logits
 MAX_WINDOWS = 32
 """Windows of an image: longer ones are seen at a lower resolution, or time and memory would have no bound."""
 
+# Not cuDNN's, which PyTorch would choose first on some GPUs: it takes up to a second to prepare each new size.
+_FOR_MANY_SIZES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # On a CPU chunks that the cache and the allocator keep take half the time of larger ones.
 _CPU_BYTES = 2**24
 
@@ -192,7 +195,8 @@ def run_unpadded(
         for part in torch.tensor(members).split(at_once):
             order += part.tolist()
             images = torch.stack([inputs[index, :, :rows, :columns] for index in part.tolist()])
-            masks, classes = run(images, part)
+            with sdpa_kernel(_FOR_MANY_SIZES):
+                masks, classes = run(images, part)
             below = masks.shape[2] * (height - rows) // rows
             beside = masks.shape[3] * (width - columns) // columns
             masks = F.pad(masks, (0, beside, 0, below), mode="replicate") if below or beside else masks

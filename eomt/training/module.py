@@ -353,8 +353,13 @@ class EoMTModule(lightning.LightningModule):
         self.image_scores = {}
         self._validation_loss = ValidationLoss(self.loss, self.seed, self.global_rank, self.device)
         self._background = self._background or Background(self.device, threads=1)
+        self._matmul_precision = torch.get_float32_matmul_precision()
+        if str(self.trainer.precision).endswith("-mixed"):
+            # The network is autocast's; post-processing has the precision that predictions have elsewhere.
+            torch.set_float32_matmul_precision("highest")
 
     def on_validation_end(self) -> None:
+        torch.set_float32_matmul_precision(self._matmul_precision)
         # Graphs would take memory from the training, in which weights may also move to other addresses.
         assert self._batches is not None
         self._batches.release()

@@ -1,7 +1,5 @@
 """The images that a GPU takes at once, by its memory."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -21,9 +19,16 @@ from tests.random_networks import published
     ],
 )
 def test_the_largest_part_of_a_step_that_fits(gib, backbone, devices, expected, monkeypatch):
-    properties = SimpleNamespace(total_memory=gib * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    memory = (gib * 2**30, 1000 * 2**30) if devices == 1 else (0, gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: memory)
     assert largest_batch(published(backbone, 3), torch.device("cuda"), 16, devices) == expected
+
+
+def test_weights_in_shards_leave_room_for_images(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 24 * 2**30))
+    network = published("vit_giant_patch14_reg4_dinov2", 5)
+    sizes = [largest_batch(network, torch.device("cuda"), 32, 4, sharded) for sharded in (False, True)]
+    assert sizes == [1, 2]
 
 
 @pytest.mark.parametrize(("global_batch", "expected"), [(16, 4), (8, 4), (6, 3), (2, 2), (7, 1)])

@@ -79,6 +79,25 @@ def test_a_stop_between_two_rows_leaves_a_row_of_its_own_step(tmp_path):
     assert rows == pytest.approx({step: expected[step] for step in (3, 5)})
 
 
+@pytest.mark.parametrize(("precision", "expected"), [("bf16-mixed", "highest"), ("32-true", "medium")])
+def test_post_processing_has_full_precision_where_the_network_has_autocasts(precision, expected, tmp_path):
+    seen = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, *_):
+            seen.append(torch.get_float32_matmul_precision())
+
+        on_validation_batch_end = on_train_batch_end
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        test_nonfinite.run(tmp_path, [Watch()], steps=4, limit_val_batches=1, precision=precision)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [*["medium"] * 6, expected, *["medium"] * 2]
+
+
 @pytest.mark.slow
 def test_checkpoint_holds_its_own_steps_mask_probabilities(options, tmp_path):
     windows = "annealing.windows=[[1,9],[3,5]]"
