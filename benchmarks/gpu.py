@@ -148,11 +148,12 @@ def network(options: argparse.Namespace) -> Iterator[Row]:
 def files(options: argparse.Namespace) -> Iterator[Row]:
     from inference import CLASSES, keep_queries, synthetic_images
 
-    from eomt.inference.predict_files import predict_files, writing_processes
+    from eomt.inference.predict_files import predict_files, processes_beside, writing_processes
     from eomt.inference.segmenter import Segmenter
     from eomt.tasks import task_of
 
-    processes = writing_processes(WORKERS)  # before the GPU is in use
+    count = processes_beside(WORKERS)
+    processes = writing_processes(count)  # before the GPU is in use
     with tempfile.TemporaryDirectory() as folder:
         paths = synthetic_images(Path(folder), 8 if options.small else 512)
         random = our_network(options.size, options.pixels, options.queries)
@@ -165,7 +166,7 @@ def files(options: argparse.Namespace) -> Iterator[Row]:
             yield f"files to panoptic segments, batch {batch}, {WORKERS} workers", len(part) / seconds, "images/s"
         out = Path(folder, "out")
         start = time.perf_counter()
-        done = list(predict_files(segmenter, Path(folder), paths, out, 16, WORKERS, processes=processes))
+        done = list(predict_files(segmenter, Path(folder), paths, out, 16, WORKERS, None, processes, count))
         yield (
             "the same with pictures and result files (predict.py)",
             len(done) / (time.perf_counter() - start),

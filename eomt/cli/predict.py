@@ -16,7 +16,7 @@ from eomt.custom_classes import read_classes
 from eomt.errors import InputError
 from eomt.files import locked
 from eomt.inference.find_images import find_images
-from eomt.inference.predict_files import check_out, predict_files, writing_processes
+from eomt.inference.predict_files import check_out, predict_files, processes_beside, writing_processes
 from eomt.inference.segmenter import Segmenter
 
 log = logging.getLogger("eomt")
@@ -38,12 +38,12 @@ def predict(cfg: Mapping[str, Any]) -> None:
         stack.enter_context(locked(cfg["out"]))
         check_out(cfg["out"], cfg["overwrite"])
         folder, files = find_images(cfg["images"], cfg["out"])
-        processes = None
+        processes, count = None, processes_beside(cfg["num_workers"])
         if len(files) >= MANY_IMAGES and cfg["device"] != "cpu" and torch.cuda.is_available():
-            processes = writing_processes(cfg["num_workers"])
+            processes = writing_processes(count)
         if processes is not None:
             stack.callback(processes.shutdown, cancel_futures=True)
-        _predict(cfg, folder, files, processes)
+        _predict(cfg, folder, files, processes, count)
 
 
 def load_segmenter(cfg: Mapping[str, Any], what: str) -> Segmenter:
@@ -69,12 +69,11 @@ def load_segmenter(cfg: Mapping[str, Any], what: str) -> Segmenter:
     return segmenter
 
 
-def _predict(cfg: Mapping[str, Any], folder: Path, files: list[Path], processes: Executor | None) -> None:
+def _predict(cfg: Mapping[str, Any], folder: Path, files: list[Path], processes: Executor | None, count: int) -> None:
     segmenter = load_segmenter(cfg, "1 image" if len(files) == 1 else f"{len(files)} images")
     skipped = 0
-    results = predict_files(
-        segmenter, folder, files, cfg["out"], cfg["batch_size"], cfg["num_workers"], cfg["threshold"], processes
-    )
+    chosen = cfg["batch_size"], cfg["num_workers"], cfg["threshold"]
+    results = predict_files(segmenter, folder, files, cfg["out"], *chosen, processes, count)
     with tqdm(results, total=len(files), unit="image", disable=None) as done:
         for _, error in done:
             if error is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import multiprocessing
@@ -19,7 +20,10 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from eomt.errors import InputError
 from eomt.files import write_json
@@ -35,6 +39,8 @@ INDEX = "images.json"
 # In place of the index until that is written: all pictures that the run may leave.
 _UNFINISHED = ".images.json"
 LONGEST_JPEG = 65535  # pixels of a side
+MOST_PROCESSES = 12
+_WAITING_PIXELS = 2**28  # of results that wait to be written: half a gigabyte
 
 
 def predict_files(
@@ -46,6 +52,7 @@ def predict_files(
     num_workers: int = 4,
     threshold: float | None = None,
     processes: Executor | None = None,
+    num_processes: int = 1,
 ) -> Iterator[tuple[Path, InputError | None]]:
     """Segment files and write pictures and official results.
 
@@ -62,7 +69,7 @@ def predict_files(
         batch_size, num_workers: see `Segmenter.stream`; as many threads more paint pictures and write results.
         threshold: leave segments with lower scores out of pictures and results. Default: pictures show
             instances from 0.5, and results have all.
-        processes: paint and write in place of these threads, see `writing_processes`.
+        processes, num_processes: paint and write in place of these threads, see `writing_processes`.
 
     Yields:
         Each file when it is done, with the error if it could not be read; their order may differ.
@@ -78,10 +85,12 @@ def predict_files(
     writer = segmenter.task.writer(out / PREDICTIONS, segmenter.classes)
     rows: list[dict[str, Any]] = []
     unread: deque[tuple[Path, InputError]] = deque()
-    writing: deque[tuple[Future[Row], Callable[[], Row]]] = deque()
+    writing: deque[tuple[Future[Row], Callable[[], Row], int]] = deque()
+    # Enough that processes have work while a batch is computed.
+    most = max(2 * num_processes, batch_size + num_processes) if processes else num_workers
 
     def note_first() -> None:
-        future, write = writing.popleft()
+        future, write, _ = writing.popleft()
         try:
             row = future.result()
         except BrokenExecutor:  # a process was killed, mostly for want of memory
@@ -103,9 +112,9 @@ def predict_files(
             if result.shrinking > 1:
                 log.info("%s: its picture shows each %d. pixel; results are whole", source, result.shrinking)
             write = partial(_write, result, writer, flat_name(name), image_id, out / picture)
-            writing.append((_submit(write, processes, threads), write))
+            writing.append((_submit(write, processes, threads), write, height * width))
             # Results and canvases of large images are large: bound the queue.
-            if len(writing) > (2 if processes else 1) * num_workers:
+            while len(writing) > 1 and (len(writing) > most or sum(size for *_, size in writing) > _WAITING_PIXELS):
                 note_first()
             file_name = source.relative_to(folder).as_posix()
             size = {"height": height, "width": width}
@@ -181,6 +190,12 @@ def _remove_drafts(folder: Path) -> None:
         draft.unlink()
 
 
+def processes_beside(threads: int) -> int:
+    """How many processes should write while as many threads read: painting takes longer than reading."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(threads, min(MOST_PROCESSES, cores - threads))
+
+
 def writing_processes(count: int) -> Executor | None:
     """Processes that paint and write for `predict_files`: threads would take turns, and hold up a GPU's.
 
@@ -215,9 +230,33 @@ def _submit(write: Callable[[], Row], processes: Executor | None, threads: Execu
     """Start `write` in a process, or in a thread if there is none (any more)."""
     if processes is not None:
         with suppress(BrokenExecutor):
-            # As bytes: tensors would go through shared memory, of which there may be little.
-            return processes.submit(_unpickle_and_write, pickle.dumps(write))
+            return processes.submit(_unpickle_and_write, _pickled(write))
     return threads.submit(write)
+
+
+class _Pickler(pickle.Pickler):
+    """Pickler of tensors as arrays, of 16 bits where these hold an image's segments.
+
+    PyTorch's own takes several times as long, in the thread that feeds the GPU, or goes through shared memory, of which
+    there may be little.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, Tensor):
+            return NotImplemented
+        values = obj.numpy(force=True)
+        fits = values.dtype == np.int32 and values.size > 0 and values.min() >= 0 and values.max() < 2**15
+        return _tensor, (values.astype(np.int16) if fits else values, obj.dtype)
+
+
+def _tensor(values: NDArray[Any], dtype: torch.dtype) -> Tensor:
+    return torch.as_tensor(values, dtype=dtype)
+
+
+def _pickled(write: Callable[[], Row]) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(write)
+    return file.getvalue()
 
 
 def _unpickle_and_write(write: bytes) -> Row:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import pickle
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -17,10 +20,11 @@ import predict
 from eomt.cli.paths import quote_paths
 from eomt.errors import InputError
 from eomt.inference.find_images import find_images
-from eomt.inference.predict_files import predict_files, writing_processes
+from eomt.inference.predict_files import _pickled, predict_files, processes_beside, writing_processes
 from eomt.inference.segmenter import Segmenter
+from eomt.postprocess.types import Segmentation
 from tests.random_networks import CLASSES, KINDS, OPTIONS, random_image, write_checkpoint
-from tests.running import CONFIGS
+from tests.running import CONFIGS, equal
 
 
 def run(*typed):
@@ -107,6 +111,25 @@ def test_processes_write_the_same_files_also_where_one_is_killed(killed, checkpo
         written.append({path: (tmp_path / name / path).read_bytes() for path in files_below(tmp_path / name)})
     assert len(written[0]) == 6 + 6 + 2
     assert written[0] == written[1]
+
+
+def test_results_travel_as_they_are_and_ids_in_half_the_bytes():
+    scores = torch.tensor([0.5, 1.0])
+    for largest in (3, 2**15 - 1, 2**15, 2**20):
+        ids = torch.randint(largest + 1, (300, 400), dtype=torch.int32)
+        ids[0, 0] = largest
+        sent = Segmentation(ids, torch.tensor([7, 8]), scores)
+        data = _pickled(partial(print, sent))
+        found = pickle.loads(data).args[0]
+        assert equal(list(found), list(sent))
+        assert [value.dtype for value in found] == [value.dtype for value in sent]
+        assert len(data) < ids.numel() * (2 if largest < 2**15 else 4) + 2000
+
+
+def test_processes_are_told_by_the_cores(monkeypatch):
+    for cores, threads, expected in ((16, 4, 12), (16, 8, 8), (64, 8, 12), (2, 4, 4), (8, 4, 4)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: range(cores), raising=False)
+        assert processes_beside(threads) == expected
 
 
 def check_results(kind, out, image_id, name, result):
