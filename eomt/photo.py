@@ -53,14 +53,19 @@ class Photo(NamedTuple):
     """A photo as it was taken from its file.
 
     Attributes:
-        pixels: uint8 [H, W, 3], red, green, blue.
+        picture: an RGB image of Pillow's, or, of more than 8 bits, uint8 [H, W, 3].
         orientation: the EXIF orientation that the file tells, 1 to 8; 1 if it tells none.
         form: "upright" or "stored".
     """
 
-    pixels: NDArray[np.uint8]
+    picture: Image.Image | NDArray[np.uint8]
     orientation: int
     form: Form
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3], red, green, blue, contiguous and writable."""
+        return self.picture if isinstance(self.picture, np.ndarray) else np.array(self.picture)
 
 
 def limit_pixels(count: int) -> None:
@@ -82,7 +87,7 @@ def read_photo(
     forms: Sequence[Form] = ("upright",),
     size: Callable[[], tuple[int, int] | None] | None = None,
 ) -> Photo:
-    """Read a photo from an open file, as `load_image` does; pixels are writable.
+    """Read a photo from an open file, as `load_image` does.
 
     Args:
         file: the open file.
@@ -99,10 +104,10 @@ def read_photo(
         return _taken(image, forms, size)
 
 
-def pil_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of a PIL image of any mode, uint8 [H, W, 3]; see `read_photo`."""
+def pil_photo(image: Image.Image) -> Photo:
+    """The photo in a PIL image of any mode; see `read_photo`. An RGB image is itself its picture."""
     with _faults("the PIL image"):
-        return _taken(image, ("upright",), None).pixels
+        return _taken(image, ("upright",), None)
 
 
 @contextmanager
@@ -172,32 +177,28 @@ def _chosen(
     return forms[0]
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert a loaded PIL image of any mode: uint8 [H, W, 3], red, green, blue, contiguous and writable.
+def _to_rgb(image: Image.Image) -> Image.Image | NDArray[np.uint8]:
+    """Convert a loaded PIL image of any mode, see `Photo.picture`.
 
     Transparent pixels are put on white; 16-bit values are scaled, 65535 to 255.
 
     Raises:
         InputError: if its values fit neither 8 nor 16 bits.
     """
-    if not (image.mode.startswith("I") or image.mode == "F"):
-        return _as_rgb(image)
-    # Pillow's own conversion would clip all that is above 255 to white.
-    values = np.asarray(image)
-    if values.dtype == np.int32:
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
-        values = values.astype(np.uint16)
-    return array_pixels(values, values.shape)
-
-
-def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow's own conversion would clip all that is above 255 to white.
+        values = np.asarray(image)
+        if values.dtype == np.int32:
+            if values.min() < 0 or values.max() > 65535:
+                raise InputError(f"its values go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+            values = values.astype(np.uint16)
+        return array_pixels(values, values.shape)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
         image = white
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def array_pixels(values: NDArray[Any], shape: Sequence[int]) -> NDArray[np.uint8]:
@@ -220,7 +221,8 @@ def array_pixels(values: NDArray[Any], shape: Sequence[int]) -> NDArray[np.uint8
     values = _as_8_bit(values)
     if values.shape[2] == 3:
         return np.ascontiguousarray(values)
-    return _as_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values, _MODES[values.shape[2]]))
+    image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values, _MODES[values.shape[2]])
+    return np.array(_to_rgb(image))
 
 
 def _as_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -45,7 +45,7 @@ from eomt.inference.sources import (
     is_folder,
     is_single,
     listed,
-    load_image,
+    load_picture,
 )
 from eomt.inference.windows import opened
 from eomt.model.eomt import EoMT
@@ -429,8 +429,8 @@ class Segmenter:
 
     def _prepare(self, image: ImageSource) -> _Prepared:
         content = content_of(image)
-        pixels = load_image(image) if content is None else load_image(content)
-        inputs, placement = self.task.geometry.prepare(pixels, self.network.image_size)
+        picture = load_picture(image if content is None else content)
+        inputs, placement = self.task.geometry.prepare(picture, self.network.image_size)
         if self.task.geometry.is_reduced(placement, self.network.image_size):
             name = image if isinstance(image, str | Path) else "an image"
             log.warning(

@@ -15,7 +15,7 @@ from torch import Tensor
 from eomt.errors import InputError, reason
 from eomt.inference.download import download, is_address, shown
 from eomt.inference.find_images import files_below, is_image
-from eomt.photo import HEIF_HINT, IMAGE_SUFFIXES, array_pixels, pil_pixels, read_photo
+from eomt.photo import HEIF_HINT, IMAGE_SUFFIXES, array_pixels, pil_photo, read_photo
 
 
 class Readable(Protocol):
@@ -50,18 +50,24 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
     Raises:
         InputError: if the file is missing, damaged or no image, or values or shape are none of those above.
     """
+    picture = load_picture(source)
+    return picture if isinstance(picture, np.ndarray) else np.array(picture)
+
+
+def load_picture(source: ImageSource) -> Image.Image | NDArray[np.uint8]:
+    """Read an image as `load_image` does, but leave Pillow's where it is one: to resize it takes no copy."""
     if is_address(source):
-        return read_photo(io.BytesIO(download(source)), shown(source)).pixels
+        return read_photo(io.BytesIO(download(source)), shown(source)).picture
     if isinstance(source, str | Path):
         if not str(source):
             raise InputError("an image's path is empty")
         return _from_file(Path(source).expanduser())
     if is_file(source):
-        return read_photo(io.BytesIO(_read(source)), "the image in this file").pixels
+        return read_photo(io.BytesIO(_read(source)), "the image in this file").picture
     if isinstance(source, bytes | bytearray | memoryview):
-        return read_photo(io.BytesIO(source), "the image in these bytes").pixels
+        return read_photo(io.BytesIO(source), "the image in these bytes").picture
     if isinstance(source, Image.Image):
-        return pil_pixels(source)
+        return pil_photo(source).picture
     if isinstance(source, Tensor):
         values = source.detach()
         # NumPy has no bfloat16.
@@ -142,12 +148,12 @@ def _read(file: Readable) -> bytes:
     return content
 
 
-def _from_file(path: Path) -> NDArray[np.uint8]:
+def _from_file(path: Path) -> Image.Image | NDArray[np.uint8]:
     if not path.is_file():
         raise InputError(f"{path} is a folder, not an image" if path.is_dir() else f"{path}: no such file")
     try:
         # Opened here: given a name, Pillow memory-maps uncompressed grey TIFFs and shears those with an orientation.
         with path.open("rb") as file:
-            return read_photo(file, str(path)).pixels
+            return read_photo(file, str(path)).picture
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -26,7 +26,7 @@ MASKS = ("loss.class_weight=0", "loss.num_points=1024", "trainer.max_steps=3")
 EACH = (*GLOBAL[:1], DIVIDED, "trainer.max_steps=4", "callbacks.last.every_n_steps=1")
 SHARDED = (*EACH, "trainer.strategy=fsdp2")
 # Where one rank's image makes more passes through the network than the other's.
-WIDE = ("trainer.strategy=fsdp2", "data.eval_batch_size=1")
+WIDE = ("trainer.strategy=fsdp2", "data.eval_batch_size=1", "trainer.num_sanity_val_steps=1")
 # Long enough that the scores of one validation are not those of another.
 LEARNS = ("trainer.max_epochs=12", "trainer.max_steps=12", "optim.lr=3e-3", "optim.layer_decay=1.0")
 # Fewer images to validate than ranks.
