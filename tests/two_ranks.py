@@ -67,7 +67,7 @@ def main(rank, port, specification):
     from tests.running import configured
 
     torch.set_num_threads(1)
-    # Over gloo Lightning would validate without inference mode, which it takes over NCCL.
+    # Over gloo Lightning would evaluate without inference mode, which it takes over NCCL.
     utilities.dist = SimpleNamespace(get_backend=lambda: "nccl")
 
     scripts = {"train": train.main, "eval": evaluation.main}

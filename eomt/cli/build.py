@@ -214,8 +214,6 @@ def build_trainer(cfg: DictConfig, callbacks: list, loggers: list | bool) -> lig
     _quieten_libraries()
     if settings["strategy"] == "fsdp2":
         settings["strategy"] = ShardedStrategy()
-        # The next step gathers into the memory that a validation has gathered into: it must not be inference mode's.
-        settings["inference_mode"] = False
     # Gradients need no copy, and buffers are alike on all ranks. Not `static_graph`: PyTorch's reducer fails with it
     # where batches are accumulated.
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "broadcast_buffers": False}

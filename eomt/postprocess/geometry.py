@@ -106,9 +106,10 @@ def fit_and_pad(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
         InputError: if an array is not uint8 [h, w, 3], or the image has no pixel.
     """
     scaled, placement = _resize(image, size, fit_size)
-    padded = torch.zeros(1, 3, *size, dtype=torch.uint8)
-    padded[0, :, : placement.scaled_height, : placement.scaled_width] = scaled
-    return padded, placement
+    # Not PyTorch's copy, for which each of the threads that read images would start others.
+    padded = np.zeros((1, 3, *size), dtype=np.uint8)
+    padded[0, :, : placement.scaled_height, : placement.scaled_width] = scaled.transpose(2, 0, 1)
+    return torch.from_numpy(padded), placement
 
 
 def undo_fit(logits: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
@@ -231,7 +232,10 @@ def cut_windows(image: Image.Image | np.ndarray, size: tuple[int, int]) -> tuple
     """
     scaled, placement = _resize(image, size, cover_size)
     height, width = (max(own, side) for own, side in zip(placement[2:], size, strict=True))
-    scaled = F.pad(scaled, (0, width - placement.scaled_width, 0, height - placement.scaled_height))
+    scaled = F.pad(
+        torch.from_numpy(scaled).permute(2, 0, 1),
+        (0, width - placement.scaled_width, 0, height - placement.scaled_height),
+    )
     return torch.stack([scaled[:, rows, columns] for rows, columns in windows_of(placement, size)]), placement
 
 
@@ -332,8 +336,8 @@ def windows_of(placement: Placement, size: tuple[int, int]) -> list[tuple[slice,
     ]
 
 
-def _resize(image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callable) -> tuple[Tensor, Placement]:
-    """Scale an image to `rule(height, width, size)` with PIL: uint8 [3, h, w], and its placement."""
+def _resize(image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callable) -> tuple[np.ndarray, Placement]:
+    """Scale an image to `rule(height, width, size)` with PIL: uint8 [h, w, 3], and its placement."""
     shape = image.shape if isinstance(image, np.ndarray) else (image.height, image.width, 3)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or (isinstance(image, np.ndarray) and image.dtype != np.uint8):
         raise InputError(
@@ -345,4 +349,4 @@ def _resize(image: Image.Image | np.ndarray, size: tuple[int, int], rule: Callab
     placement = Placement(image.height, image.width, height, width)
     image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     scaled = image.resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(scaled)).permute(2, 0, 1), placement
+    return np.array(scaled), placement
