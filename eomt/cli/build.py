@@ -154,17 +154,18 @@ def make_fast(module: EoMTModule, trainer: lightning.Trainer, wanted: bool | str
 
 
 @contextmanager
-def memory_errors(data: lightning.LightningDataModule) -> Iterator[None]:
-    """Turn a GPU's exhausted memory into one line that says what to type."""
+def memory_errors(data: lightning.LightningDataModule, trained: EoMT | None = None) -> Iterator[None]:
+    """Turn a GPU's exhausted memory into one line that says what to type; `trained` is the network, if it is."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        sizes = {key: getattr(data, key) for key in ("batch_size", "eval_batch_size")}
+        sizes = {key: getattr(data, key) for key in ("batch_size", "eval_batch_size")[not trained :]}
         now = " and ".join(f"data.{key}={size}" for key, size in sizes.items())
         ways = [f"data.{key}={size // 2}" for key, size in sizes.items() if size > 1]
-        ways += ["activation_checkpointing=true", "a smaller data.image_size"]
+        ways += ["activation_checkpointing=true"] if trained and not trained.activation_checkpointing else []
+        stays = "; data.global_batch, images a step, stays" if trained else ""
         raise InputError(
-            f"the GPU's memory does not hold {now}: try {' or '.join(ways)}; data.global_batch, images a step, stays"
+            f"the GPU's memory does not hold {now}: try {' or '.join([*ways, 'a smaller data.image_size'])}{stays}"
         ) from error
 
 

@@ -48,7 +48,8 @@ def export(cfg: Mapping[str, Any]) -> None:
     score = _scorer(cfg) if cfg["score"] else None
     check = exporting.export(weights, batch=batch, score=score, **more, **request)
     if check is not None:
-        log.info("compared with PyTorch: %s", check)
+        what = "model.onnx on the CPU, from which model.engine is built, " if cfg["format"] == "tensorrt" else ""
+        log.info("%scompared with PyTorch: %s", what, check)
     log.info("%s: %s", cfg["format"], cfg["out"])
     if cfg["push"] is not None:
         log.info("pushed: %s", push(folder, cfg["push"], cfg["public"], exporting.FILES))

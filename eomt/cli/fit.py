@@ -103,7 +103,7 @@ def fit(cfg: DictConfig, signals: StopSignals) -> None:
         with replacing(f"{cfg.run_folder}/config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
     make_fast(module, trainer, cfg.compile, data.batch_size)
-    with memory_errors(data), _restore_errors(listening, resume):
+    with memory_errors(data, module.network), _restore_errors(listening, resume):
         signals.block(trainer.strategy.launcher)
         trainer.fit(module, data, ckpt_path=resume)
     if resume and trainer.global_step == resumed_at:

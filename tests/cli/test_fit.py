@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from eomt.training.callbacks.curves import read_logs
 from eomt.training.optim import two_stage_warmup
 from eomt.weights.checkpoint import FORMAT, read_checkpoint
 from eomt.weights.load import read_weights
+from tests.random_networks import random_network
 from tests.running import ROOT, SMALL, configured
 from tests.training.callbacks.test_trackers import wandb_records
 from tests.weights.sources import SEVEN
@@ -113,6 +115,18 @@ def test_exhausted_memory_says_what_to_type(options, tmp_path, monkeypatch):
     monkeypatch.setattr("eomt.training.module.EoMTModule.training_step", run_out)
     with pytest.raises(InputError, match=r"not hold data\.batch_size=4 and .*: try data\.batch_size=2 or data\.eval"):
         train.main(configured(tmp_path, *options))
+    data, network = SimpleNamespace(batch_size=4, eval_batch_size=1), random_network()
+    network.activation_checkpointing = True
+    said = []
+    for trained in (network, None):
+        with pytest.raises(InputError) as error, build.memory_errors(data, trained):
+            run_out()
+        said.append(str(error.value).removeprefix("the GPU's memory does not hold "))
+    assert said == [
+        "data.batch_size=4 and data.eval_batch_size=1: try data.batch_size=2 or a smaller data.image_size; "
+        "data.global_batch, images a step, stays",
+        "data.eval_batch_size=1: try a smaller data.image_size",
+    ]
 
 
 def test_values_from_the_environment_are_named_in_checkpoints(tmp_path, monkeypatch):
