@@ -82,7 +82,7 @@ def decode_row(training: TrainingSet, chosen: list[int], root: str, task: str) -
     """Decode the files from memory."""
     stems = [Path(training.reader.name(int(training.indices[k]))).stem for k in chosen]
     stored = stored_files(Path(root), set(stems))
-    decode = {".jpg": lambda content, stem: read_photo(io.BytesIO(content), stem), ".png": DECODE[task]}
+    decode = {".jpg": lambda content, stem: read_photo(io.BytesIO(content), stem).pixels, ".png": DECODE[task]}
 
     def run(position: int, turn: int) -> None:
         for suffix, content in stored[stems[position]]:

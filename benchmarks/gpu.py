@@ -154,6 +154,7 @@ def files(options: argparse.Namespace) -> Iterator[Row]:
 
     count = processes_beside(WORKERS)
     processes = writing_processes(count)  # before the GPU is in use
+    writers = {"processes": processes, "num_processes": count}
     with tempfile.TemporaryDirectory() as folder:
         paths = synthetic_images(Path(folder), 8 if options.small else 512)
         random = our_network(options.size, options.pixels, options.queries)
@@ -166,7 +167,7 @@ def files(options: argparse.Namespace) -> Iterator[Row]:
             yield f"files to panoptic segments, batch {batch}, {WORKERS} workers", len(part) / seconds, "images/s"
         out = Path(folder, "out")
         start = time.perf_counter()
-        done = list(predict_files(segmenter, Path(folder), paths, out, 16, WORKERS, None, processes, count))
+        done = list(predict_files(segmenter, Path(folder), paths, out, 16, WORKERS, **writers))
         yield (
             "the same with pictures and result files (predict.py)",
             len(done) / (time.perf_counter() - start),

@@ -32,10 +32,10 @@ def load(folder: Path) -> tuple[Callable[..., dict[str, np.ndarray]], int | None
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" in available:
+    if hasattr(onnxruntime, "preload_dlls"):  # pip's libraries of CUDA, from version 1.21 on
         onnxruntime.preload_dlls()
-    # Not TensorRT's, which would build an engine at each start.
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    # TensorRT's would build an engine at each start.
+    providers = [name for name in available if name != "TensorrtExecutionProvider"]
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=providers)
     names = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]

@@ -72,8 +72,9 @@ def load_segmenter(cfg: Mapping[str, Any], what: str) -> Segmenter:
 def _predict(cfg: Mapping[str, Any], folder: Path, files: list[Path], processes: Executor | None, count: int) -> None:
     segmenter = load_segmenter(cfg, "1 image" if len(files) == 1 else f"{len(files)} images")
     skipped = 0
-    chosen = cfg["batch_size"], cfg["num_workers"], cfg["threshold"]
-    results = predict_files(segmenter, folder, files, cfg["out"], *chosen, processes, count)
+    options = {key: cfg[key] for key in ("batch_size", "num_workers", "threshold")}
+    options |= {"processes": processes, "num_processes": count}
+    results = predict_files(segmenter, folder, files, cfg["out"], **options)
     with tqdm(results, total=len(files), unit="image", disable=None) as done:
         for _, error in done:
             if error is not None:

@@ -40,7 +40,7 @@ INDEX = "images.json"
 _UNFINISHED = ".images.json"
 LONGEST_JPEG = 65535  # pixels of a side
 MOST_PROCESSES = 12
-_WAITING_PIXELS = 2**28  # of results that wait to be written: half a gigabyte
+_WAITING_PIXELS = 2**27  # of results that wait to be written: with what is sent, 6 bytes each
 
 
 def predict_files(
@@ -193,7 +193,7 @@ def _remove_drafts(folder: Path) -> None:
 def processes_beside(threads: int) -> int:
     """How many processes should write while as many threads read: painting takes longer than reading."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(threads, min(MOST_PROCESSES, cores - threads))
+    return max(threads, min(MOST_PROCESSES, cores - threads)) if threads else 0
 
 
 def writing_processes(count: int) -> Executor | None:

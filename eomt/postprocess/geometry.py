@@ -25,7 +25,8 @@ MAX_WINDOWS = 32
 """Windows of an image: longer ones are seen at a lower resolution, or time and memory would have no bound."""
 
 # Not cuDNN's, which PyTorch would choose first on some GPUs: it takes up to a second to prepare each new size.
-_FOR_MANY_SIZES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_OTHERS = ("ERROR", "CUDNN_ATTENTION")
+_FOR_MANY_SIZES = [backend for name, backend in SDPBackend.__members__.items() if name not in _OTHERS]
 # On a CPU chunks that the cache and the allocator keep take half the time of larger ones.
 _CPU_BYTES = 2**24
 

@@ -45,7 +45,8 @@ def largest_batch(network: EoMT, device: torch.device, global_batch: int, device
         return max(size for size in parts if size <= ON_CPU)
     free, total = torch.cuda.mem_get_info(device)
     # What other programs have left; processes that train together must choose alike.
-    gib = (free if devices == 1 else total) / 2**30
+    own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    gib = (free + own if devices == 1 else total) / 2**30
     estimate = partial(gib_of_step, network, shards=devices if sharded else 1)
     size = max((size for size in parts if estimate(size) <= USABLE * gib), default=1)
     rank_zero_info(

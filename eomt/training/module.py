@@ -28,6 +28,7 @@ from eomt.postprocess.types import Instances, Segmentation
 from eomt.targets import ImageId
 from eomt.tasks import Task, predict_images
 from eomt.training.annealing import Annealing, mask_probability, resolve_windows
+from eomt.training.checkpoint import validates_after
 from eomt.training.nonfinite import NonFiniteSteps, total_norm
 from eomt.training.optim import Recipe, freeze_backbone, total_steps
 from eomt.training.restore import check_state
@@ -149,6 +150,10 @@ class EoMTModule(lightning.LightningModule):
         self._batches: FixedBatches | None = None
         self._step_graph: StepGraph | None = None
         self._background: Background | None = None
+        # The gradient's norm of a step that is not logged.
+        self._norm: Tensor | None = None
+        # What the precision of matrix products is to be again after a validation.
+        self._matmul_precision = torch.get_float32_matmul_precision()
         self._unscored: deque[Future] = deque()
         # Tells from a checkpoint how far masks were annealed: 0 for all blocks is the mask-free network.
         self.register_buffer("mask_probabilities", torch.ones(network.num_masked_blocks))
@@ -287,7 +292,8 @@ class EoMTModule(lightning.LightningModule):
             limited = norm.nan_to_num(nan=torch.inf, posinf=torch.inf)
             torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), gradient_clip_val, limited)
         self._norm = norm
-        if self._logs(self.global_step + 1):
+        every, step = self.trainer.log_every_n_steps, self.global_step + 1  # pyright: ignore[reportAttributeAccessIssue]
+        if every and (step % every == 0 or step == self.total_steps):
             self._log_step()
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
@@ -306,14 +312,10 @@ class EoMTModule(lightning.LightningModule):
         dropped = draw_dropped_masks(self.seed, keys, self.probabilities, self.network.num_queries)
         return dropped.to(self.device, non_blocking=True)
 
-    def _logs(self, step: int) -> bool:
-        """True if a row is written at the end of an optimizer step, a stop aside."""
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] Lightning sets it undeclared
-        return bool(every) and (step % every == 0 or step == self.total_steps)
-
     def _log_step(self) -> None:
         """Log the numbers of the last step: all ranks together, as they are means over all ranks' images."""
         assert self.last_step is not None
+        assert self._norm is not None
         loss, terms, rates, probabilities = self.last_step
         each = torch.cat(list(terms.values()))
         # In one reduction.
@@ -328,10 +330,11 @@ class EoMTModule(lightning.LightningModule):
         values |= {f"lr/{stage}": torch.tensor(rate) for stage, rate in rates.items()}
         values |= {f"mask_probability/{k}": torch.tensor(value) for k, value in enumerate(probabilities)}
         self.log_dict(values)
+        self._norm = None
 
     def on_train_batch_end(self, *_: Any) -> None:
-        # Lightning writes a row at a stop, too.
-        if self.trainer.should_stop and not self._logs(self.global_step):
+        # Lightning writes a row at a stop, too, and a callback may monitor a number of training at a validation.
+        if self._norm is not None and (self.trainer.should_stop or validates_after(self.trainer)):
             self._log_step()
 
     def on_train_end(self) -> None:

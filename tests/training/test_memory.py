@@ -7,6 +7,12 @@ from eomt.training.memory import largest_batch
 from tests.random_networks import published
 
 
+@pytest.fixture(autouse=True)
+def nothing_taken(monkeypatch):
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+
+
 @pytest.mark.parametrize(
     ("gib", "backbone", "devices", "expected"),
     [

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
@@ -77,6 +78,30 @@ def test_a_stop_between_two_rows_leaves_a_row_of_its_own_step(tmp_path):
         rows = {int(row["step"]) + 1: float(row["train/loss"]) for row in csv.DictReader(file)}
     expected = dict(reversed(losses))  # those of a step's last batch: the next one's first ends at the same step
     assert rows == pytest.approx({step: expected[step] for step in (3, 5)})
+
+
+def test_numbers_of_training_can_be_monitored_between_two_rows(tmp_path):
+    seen = []
+
+    class Watch(EarlyStopping):
+        def on_validation_end(self, trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+            seen.append((float(trainer.callback_metrics["train/loss"]), float(pl_module.last_step.loss)))
+
+    watch = Watch("train/loss", patience=9, check_on_train_epoch_end=False)
+    test_nonfinite.run(tmp_path, [watch], steps=6, log_every_n_steps=50, limit_val_batches=1)
+    assert len(seen) == 2
+    assert [logged for logged, _ in seen] == pytest.approx([loss for _, loss in seen])
+
+
+def test_a_stop_before_the_first_step_is_no_fault(tmp_path):
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = True
+
+    saves = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
+    test_nonfinite.run(tmp_path, [saves], steps=4, log_every_n_steps=3)
+    test_nonfinite.run(tmp_path, [Stop()], steps=9, log_every_n_steps=3, ckpt_path=tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("bf16-mixed", "highest"), ("32-true", "medium")])
