@@ -1,4 +1,4 @@
-"""What a run says of the images that it has read."""
+"""A run's notes on the images that it has read."""
 
 from __future__ import annotations
 

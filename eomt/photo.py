@@ -29,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *["HEIF"] * _HEIF)
 HEIF_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", *HEIF_SUFFIXES * _HEIF)
 HEIF_HINT = "" if _HEIF else "; pip install pillow-heif reads HEIC photos"
-"""What a message adds where HEIC photos are not read."""
+"""Hint of messages where HEIC photos are not read."""
 
 MAX_PIXELS = 178_956_970
 """The most pixels of an image unless `limit_pixels` changes it: Pillow's bound."""

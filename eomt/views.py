@@ -29,7 +29,7 @@ from eomt.postprocess.types import Instances, Segmentation
 from eomt.tasks import Metric, Task
 
 Part = Tensor | Instances | Segmentation
-"""What a merger takes of a tile: a semantic task's scores float [C, h, w], otherwise the tile's result."""
+"""A tile's contribution to a merger: a semantic task's scores float [C, h, w], otherwise the tile's result."""
 
 
 class _Around:

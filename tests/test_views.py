@@ -82,7 +82,7 @@ def test_a_network_that_mirrors_with_the_image_gives_the_same_with_flip(kind):
 
 
 class Waits(Future):
-    """What a background runs not before it is asked for."""
+    """A background that runs nothing before it is asked for."""
 
     def __init__(self, function):
         super().__init__()

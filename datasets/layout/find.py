@@ -1,4 +1,4 @@
-"""What a folder of data is: the task and the keys that read it, by the layouts that are known.
+"""Detection of what a folder of data is: the task and the keys that read it, by the layouts that are known.
 
 It imports nothing heavy, for the command line asks before all else; the layouts do, once there is a folder to look at.
 """

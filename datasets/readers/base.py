@@ -22,7 +22,7 @@ NOTES = {
     "no_segment": "images without a segment, or of crowds alone: left out of training unless data.keep_empty=true",
     "reduced": f"images too long for {MAX_WINDOWS} windows, validated at a lower resolution: cut them into pieces",
 }
-"""What a run says of single images, by its kind; readers name kinds in `ImageTargets.notes`."""
+"""Texts of a run's notes on single images, by their kind; readers name kinds in `ImageTargets.notes`."""
 
 SKIP_BAD = "data.skip_bad=true leaves out what is bad"
 

@@ -1,4 +1,4 @@
-"""What is wrong in a file of ground truth."""
+"""Faults in files of ground truth."""
 
 from __future__ import annotations
 

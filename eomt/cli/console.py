@@ -34,7 +34,7 @@ class Console(logging.StreamHandler):
 
 
 NOTES: list[str] = []
-"""What `note` has said, until the command's log has it."""
+"""Lines that `note` has said, until the command's log has them."""
 
 
 def note(text: str) -> None:

@@ -92,7 +92,7 @@ def is_unread() -> bool:
 
 
 def _mendable(error: Exception, command: str) -> BaseException | None:
-    """What a user can mend of an error of the system or of a library; None if that is nothing."""
+    """An error of the system or of a library as one that a user can mend; None if it is none."""
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
         key = "out" if command in ("predict", "export") else "hydra.run.dir"
         # Opening a file names it, writing into it does not.

@@ -145,7 +145,7 @@ def _seen(trained: Any, scored: Mapping[str, Any]) -> str | None:
 
 
 def _files(reader: Mapping[str, Any]) -> list[Any]:
-    """What names a reader's files below its root; `split` does where a name is left to it."""
+    """Names of a reader's files below its root; `split` does where a name is left to it."""
     given = [reader[key] for key in _PLACES if key in reader] or [None]
     return [reader.get("split") if name is None else name for name in given]
 

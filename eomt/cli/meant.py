@@ -1,4 +1,4 @@
-"""What was meant by a key that there is not, or by a word that is not key=value."""
+"""Suggestions for a key that does not exist, or a word that is not key=value."""
 
 from __future__ import annotations
 

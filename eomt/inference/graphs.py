@@ -202,7 +202,7 @@ _GIVEN_UP: list[torch.cuda.CUDAGraph] = []
 
 
 def capture_fault(error: RuntimeError) -> str:
-    """What made a capture fail: the error within it, rather than that of its end."""
+    """Reason for a failed capture: the error within it, rather than that of its end."""
     return reason(error.__context__ or error)[:200]
 
 

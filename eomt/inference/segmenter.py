@@ -324,7 +324,7 @@ class Segmenter:
         on_error: Callable[[ImageSource, InputError], None] | None,
         predict: Callable[[list[Logits], Placement], Any],
     ) -> Iterator[tuple[Any, ImageSource, bytes | None]]:
-        """What `predict` makes of each image's outputs, the image, and its bytes where they can be had only once."""
+        """Yield the result of `predict` for each image's outputs, the image, and its bytes where it has them once."""
         placed: deque[tuple[ImageSource, bytes | None, int, Placement]] = deque()
 
         def inputs() -> Iterator[tuple[Tensor, Placement]]:

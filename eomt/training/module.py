@@ -223,7 +223,7 @@ class EoMTModule(lightning.LightningModule):
     # Training
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        counts = batch.targets.counts
+        counts, self._norm = batch.targets.counts, None
         self._say_too_many_segments(batch.names, counts)
         keys = training_keys(self.trainer, batch_idx, len(counts))
         outputs = (self._step_graph or self.network)(batch.images, self._dropped_masks(keys) if self.windows else None)

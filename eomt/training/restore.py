@@ -1,4 +1,4 @@
-"""What a checkpoint must hold for a run to resume from it."""
+"""Checks that a checkpoint holds what a run needs to resume from it."""
 
 from __future__ import annotations
 

@@ -94,6 +94,22 @@ def test_numbers_of_training_can_be_monitored_between_two_rows(tmp_path):
     assert [logged for logged, _ in seen] == pytest.approx([loss for _, loss in seen])
 
 
+def test_no_numbers_of_a_step_that_is_not_done_are_logged(tmp_path):
+    """A stop at the first of two batches of the second step, where no row was due before."""
+    logged = []
+
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.should_stop = batch_idx == 2
+
+        def on_train_end(self, trainer, *_):
+            logged.extend(trainer.callback_metrics)
+
+    model = test_nonfinite.run(tmp_path, [Stop()], steps=9, log_every_n_steps=3)
+    assert model.global_step == 1
+    assert "train/loss" not in logged
+
+
 def test_a_stop_before_the_first_step_is_no_fault(tmp_path):
     class Stop(lightning.Callback):
         def on_train_batch_end(self, trainer, *_):

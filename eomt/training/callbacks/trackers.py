@@ -29,7 +29,7 @@ _LAST_CLASS = 255
 
 
 class Trackers(Callback):
-    """What a run is and how it goes, logged every `trainer.log_every_n_steps` optimizer steps.
+    """Logger of what a run is and how it goes, every `trainer.log_every_n_steps` optimizer steps.
 
     All loggers get images/s and the share of the time that the loop waited for data, both since the last time and
     without validations; peaks of memory; the loss terms of each output; the learning rate of each group of parameters.
